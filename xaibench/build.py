@@ -1,0 +1,150 @@
+"""From a specification, `{_target_: package.Class, parameter: value}`, to an object and to its canonical description.
+
+Our own, because `hydra.utils.instantiate` is changing its interface, and because a benchmark must refuse a parameter
+that nobody reads: `+method.stpes=5` would otherwise silently run with the default.
+"""
+
+import importlib
+import inspect
+import math
+import os
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .errors import UserError, XaibenchError, nearest
+
+TARGET = "_target_"
+
+
+def build(spec: Mapping[str, Any], where: str) -> Any:
+    """Import the target, build nested specifications, and call it with the checked and coerced parameters.
+
+    where: the config path to name in messages, such as "method". Raises UserError for an unknown target or
+    parameter, a value of the wrong type, or whatever the constructor itself refuses with ValueError.
+    """
+    target, parameters = bind(spec, where)
+    parameters = {k: build(v, f"{where}.{k}") if is_spec(v) else v for k, v in parameters.items()}
+    try:
+        return target(**parameters)
+    except XaibenchError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def describe(spec: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The canonical description of a specification: target and every parameter, defaults included, as plain data."""
+    _, parameters = bind(spec, where)
+    described = {k: describe(v, f"{where}.{k}") if is_spec(v) else _plain(v) for k, v in parameters.items()}
+    return {TARGET: spec[TARGET], **described}
+
+
+def bind(spec: Mapping[str, Any], where: str) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The target and its full parameters: names checked against its signature, values coerced by its annotations."""
+    if not is_spec(spec):
+        raise UserError(f"{where}: expected a configuration with _target_, the importable path of a class")
+    target = locate(spec[TARGET], f"{where}.{TARGET}")
+    signature = inspect.signature(target)
+    hints = _hints(target)
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    names = [n for n, p in signature.parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    bound: dict[str, Any] = {}
+    for name, value in spec.items():
+        if name == TARGET:
+            continue
+        if name not in names and not open_ended:
+            raise UserError(f"{where}.{name} is not a parameter of {where} ({spec[TARGET]}): {nearest(name, names)}")
+        bound[name] = coerce(value, hints.get(name, Any), f"{where}.{name}")
+    for name in names:
+        default = signature.parameters[name].default
+        if name in bound:
+            continue
+        if default is inspect.Parameter.empty:
+            raise UserError(f"{where}.{name} is missing: {spec[TARGET]} needs it, set {where}.{name}=...")
+        bound[name] = default
+    return target, bound
+
+
+def locate(path: str, where: str) -> Callable[..., Any]:
+    """Import `package.module.Name`; the working directory counts as importable."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    module_name, _, name = str(path).rpartition(".")
+    if not module_name:
+        raise UserError(f"{where}={path}: expected an importable path such as package.module.Class")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # A module that exists but misses a dependency of its own is a different mistake.
+        if error.name and not module_name.startswith(error.name):
+            raise UserError(f"{where}={path}: importing it failed, no module named '{error.name}'") from error
+        raise UserError(f"{where}={path}: there is no module '{error.name or module_name}'") from error
+    except Exception as error:
+        raise UserError(f"{where}={path}: importing it failed, {type(error).__name__}: {error}") from error
+    if not callable(found := getattr(module, name, None)):
+        callables = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise UserError(f"{where}={path}: {module_name} has no class '{name}': {nearest(name, callables)}")
+    return found
+
+
+def is_spec(value: Any) -> bool:
+    """Whether a value is a nested specification."""
+    return isinstance(value, Mapping) and TARGET in value
+
+
+def coerce(value: Any, hint: Any, where: str) -> Any:
+    """A config value as its annotation says: 10 -> 10.0 for float, lists -> tuples; refuses what does not fit."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        for option in (a for a in arguments if a is not type(None)):
+            try:
+                return coerce(value, option, where)
+            except UserError as error:
+                failure = error
+        raise failure
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise UserError(f"{where}={value}: {nearest(value, arguments)}")
+        return value
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{where}={value}: expected a finite number")
+    if hint in (int, float, str, bool):
+        return _scalar(value, hint, where)
+    if origin in (list, tuple) or hint in (list, tuple):
+        if not isinstance(value, list | tuple):
+            raise UserError(f"{where}={value}: expected a list, such as [1,2]")
+        item = arguments[0] if arguments else Any
+        return tuple(coerce(v, item, f"{where}[{i}]") for i, v in enumerate(value))
+    return value
+
+
+def _scalar(value: Any, hint: type, where: str) -> Any:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is float and is_number:
+        return float(value)
+    if hint is int and is_number and value == int(value):
+        return int(value)
+    if hint is str and (is_number or isinstance(value, str)):
+        return str(value)
+    if hint is bool and isinstance(value, bool):
+        return value
+    expected = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}[hint]
+    raise UserError(f"{where}={value}: expected {expected}")
+
+
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except (NameError, TypeError):
+        return {}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,101 @@
+"""What a data set is to xaibench, and how a batch of it reaches methods and metrics."""
+
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+
+from ..models.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sample: a PIL image or a tensor [C,H,W] in [0, 1]; its label; the mask [H,W] of what the label is about."""
+
+    image: Image.Image | torch.Tensor
+    label: int
+    mask: torch.Tensor | None = None
+
+
+class Dataset(ABC):
+    """One split of a data set. A sample's id is its index in the data set's own order.
+
+    Constructor arguments are the yaml's parameters; `split` is always one of them, so that another split of the
+    same data (for what is fitted or retrained) is the same yaml with another `split`.
+
+    class_names: one per label.
+    fingerprint: what identifies the content, such as a digest of the file listing or of the generator's version.
+    has_masks: whether every example carries a ground-truth mask.
+    """
+
+    class_names: tuple[str, ...] = ()
+    fingerprint: str = ""
+    has_masks: bool = False
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """The number of samples of this split."""
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Example:
+        """The sample with this id."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples as methods and metrics get them.
+
+    samples: their ids. inputs [B,C,H,W]: preprocessed, on the device. labels [B], targets [B]: int64.
+    masks [B,H,W]: bool, in input geometry, or None. crc: CRC32 of each input's bytes.
+    """
+
+    samples: tuple[int, ...]
+    inputs: torch.Tensor
+    labels: torch.Tensor
+    targets: torch.Tensor
+    masks: torch.Tensor | None
+    crc: tuple[int, ...]
+
+
+class Samples:
+    """Chosen samples of a data set as preprocessed batches, decoded in threads. Iterating gives batches of 64.
+
+    A method's `fit` receives one of these (made from `fit.split`, `fit.limit`, `fit.seed`); targets are the labels.
+    """
+
+    def __init__(
+        self, dataset: Dataset, preprocessing: Preprocessing, ids: Sequence[int], device: torch.device | str = "cpu"
+    ) -> None:
+        self.dataset, self.preprocessing, self.ids, self.device = dataset, preprocessing, tuple(ids), device
+
+    @abstractmethod
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.batches(64)
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """Batches of at most `size` samples, in order."""
+        for start in range(0, len(self.ids), size):
+            yield self.load(self.ids[start : start + size])
+
+    def load(self, ids: Sequence[int]) -> Batch:
+        """The named samples as one batch."""
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            rows = list(pool.map(self._row, ids))
+        inputs = torch.stack([row[0] for row in rows])
+        labels = torch.tensor([row[1] for row in rows])
+        masks = torch.stack([row[2] for row in rows]).to(self.device) if self.dataset.has_masks else None
+        crc = tuple(zlib.crc32(image.numpy().tobytes()) for image in inputs)
+        labels = labels.to(self.device)
+        return Batch(tuple(int(i) for i in ids), inputs.to(self.device), labels, labels, masks, crc)
+
+    def _row(self, index: int) -> tuple[torch.Tensor, int, torch.Tensor | None]:
+        example = self.dataset[index]
+        mask = None if example.mask is None else self.preprocessing.mask(example.mask)
+        return self.preprocessing.image(example.image), int(example.label), mask

@@ -1,0 +1,36 @@
+"""The exceptions that users see. Each message is one or two lines: the value, what was expected, the nearest."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class XaibenchError(Exception):
+    """Something a person has to act on; shown without a traceback."""
+
+    exit_code = 1
+
+
+class UserError(XaibenchError):
+    """A mistake in what the user asked for: exit code 2."""
+
+    exit_code = 2
+
+
+class Refusal(UserError):
+    """A pairing that cannot work, such as guided backpropagation on a network without ReLU modules."""
+
+
+class CacheError(XaibenchError):
+    """The cache could not be written: a full disk, for example. What was finished before stays valid."""
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """The words 'did you mean X?', or the choices there are; '' if there are none."""
+    choices = [str(choice) for choice in choices]
+    close = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    if not choices:
+        return ""
+    shown = ", ".join(choices[:12]) + (", ..." if len(choices) > 12 else "")
+    return f"choose from: {shown}"

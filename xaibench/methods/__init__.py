@@ -1,0 +1,1 @@
+"""Attribution methods, one file per method or small family: a classifier, inputs and targets -> maps."""

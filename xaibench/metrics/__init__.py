@@ -1,0 +1,1 @@
+"""Metrics, one file each: maps, a classifier and data -> per-sample columns."""

@@ -1,0 +1,86 @@
+"""What a metric is to xaibench: per-sample columns, and how they become the numbers of a leaderboard."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+
+from ..datasets.base import Batch
+from ..models.classifier import Classifier
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """One number of the leaderboard, as a declaration: it is aggregated later, from files, without this metric.
+
+    name: its name. direction: `higher` or `lower` is better, or `target` (closest to `target` is best).
+    column: the per-sample column it averages. per: a second column; then the value is mean(column) / mean(per),
+        and the bootstrap resamples both together (degradation's b and t1).
+    kind: `mean` (bootstrap interval), `proportion` (Wilson), `repeats` (few repeats: t interval), `median`.
+    low, high: the range that the definition allows, or None. unit: such as `probability x fraction removed`.
+    tolerance: the absolute change below which `check` never calls a regression.
+    """
+
+    name: str
+    direction: str
+    column: str
+    per: str | None = None
+    kind: str = "mean"
+    low: float | None = None
+    high: float | None = None
+    unit: str = ""
+    target: float | None = None
+    tolerance: float = 0.005
+
+
+class Metric(ABC):
+    """Base class with the defaults; any class with these attributes will do. Constructor arguments are the parameters.
+
+    version: bumped when the numbers change; part of every key.
+    statistics: what the leaderboard shows. The first one is the headline.
+    needs_mask: whether the data set must have ground-truth masks.
+    collapse: None takes the method's own; otherwise one of `metrics.ranking.COLLAPSES`.
+    sign: how the collapsed map is read: `signed`, `absolute` or `positive`.
+    """
+
+    version: int = 1
+    statistics: tuple[Statistic, ...] = ()
+    needs_mask: bool = False
+    collapse: str | None = None
+    sign: str = "signed"
+
+    def check(self, classifier: Classifier) -> None:
+        """Raise `Refusal`, before any work, if this network cannot be scored."""
+
+    def cost(self, classifier: Classifier) -> tuple[int, int]:
+        """Nominal (forward, backward) passes per sample, from the definition."""
+        return (0, 0)
+
+    def respond(self, classifier: Classifier, batch: Batch, generators: list[torch.Generator]) -> dict[str, torch.Tensor]:
+        """What the model answers whatever the method: named [B,...] tensors, cached once per model and data set."""
+        return {}
+
+    def responses_spec(self) -> dict[str, Any]:
+        """The parameters that `respond` depends on: part of the key of its artefact."""
+        return {}
+
+    def axes(self, classifier: Classifier) -> dict[str, torch.Tensor]:
+        """The x axis of every curve that `evaluate` returns, by column name."""
+        return {}
+
+    @abstractmethod
+    def evaluate(
+        self,
+        classifier: Classifier,
+        batch: Batch,
+        maps: torch.Tensor,
+        responses: Mapping[str, torch.Tensor],
+        generators: list[torch.Generator],
+    ) -> dict[str, torch.Tensor]:
+        """Columns: name -> [B] (a raw value per sample) or [B,X] (a curve, with its axis in `axes`).
+
+        maps [B,H,W] are collapsed, signed as `sign` says, and finite. One sample is scored without looking at the
+        others. NaN marks a value that is undefined for this sample: it is excluded, counted and named.
+        """

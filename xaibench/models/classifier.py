@@ -1,0 +1,101 @@
+"""The wrapper that every method and metric speaks to: a network returning logits, and what is known about it."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import Refusal, UserError, nearest
+from .preprocessing import Preprocessing
+
+OUTPUTS = ("logit", "probability", "raw")
+
+
+@dataclass
+class Classifier:
+    """A network that returns logits [B,K], in evaluation mode, with everything a method or metric may ask.
+
+    name: what leaderboards call it.
+    module: the network; its parameters do not require gradients.
+    input_size: (C,H,W) of one input.
+    preprocessing: from pixel values to inputs; `mean` and `std` give black and white their normalised values.
+    class_names: one per output, or empty.
+    layers: alias -> module path, such as {"last_conv": "features"}.
+    definition: canonical description of the architecture (class and arguments), part of every key.
+    weights_digest, weights_state: identity of the parameters; state `trained` or a randomisation (see DESIGN).
+    output: what is explained: the `logit`, the softmax `probability`, or `raw` for a single-output network.
+    batch_size: most inputs per call of the network. It bounds memory and never changes a number.
+    """
+
+    name: str
+    module: nn.Module
+    input_size: tuple[int, int, int]
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    class_names: tuple[str, ...] = ()
+    layers: Mapping[str, str] = field(default_factory=dict)
+    definition: Mapping[str, Any] = field(default_factory=dict)
+    weights_digest: str = ""
+    weights_state: str = "trained"
+    output: str = "logit"
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        if self.output not in OUTPUTS:
+            raise UserError(f"output={self.output}: {nearest(self.output, OUTPUTS)}")
+        self.module.eval()
+        self.module.requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.module.parameters()).dtype
+
+    def layer(self, name: str) -> nn.Module:
+        """The module behind an alias or a module path; refuses unknown names with the nearest one."""
+        path = self.layers.get(name, name)
+        modules = dict(self.module.named_modules())
+        if path not in modules or path == "":
+            known = [*self.layers, *(key for key in modules if key)]
+            raise Refusal(f"layer '{name}' is not in {self.name}: {nearest(name, known)}")
+        return modules[path]
+
+    def chunks(self, count: int) -> Iterator[slice]:
+        """Slices of at most `batch_size` that cover range(count): the inner batches of one long call."""
+        for start in range(0, count, self.batch_size):
+            yield slice(start, min(start + self.batch_size, count))
+
+    def select(self, logits: torch.Tensor, targets: torch.Tensor, output: str | None = None) -> torch.Tensor:
+        """Logits [B,K] and targets [B] -> the explained output of each sample [B]; differentiable."""
+        output = output or self.output
+        values = logits.softmax(-1) if output == "probability" else logits
+        return values.gather(1, targets.view(-1, 1)).squeeze(1)
+
+    @torch.no_grad()
+    def logits(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Logits [B,K] without gradients, in inner batches."""
+        return torch.cat([self.module(inputs[part]) for part in self.chunks(len(inputs))])
+
+    @torch.no_grad()
+    def scores(self, inputs: torch.Tensor, targets: torch.Tensor, output: str | None = None) -> torch.Tensor:
+        """The explained output (or `output`) of each input [B], without gradients, in inner batches."""
+        return torch.cat(
+            [self.select(self.module(inputs[part]), targets[part], output) for part in self.chunks(len(inputs))]
+        )
+
+    def gradient(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Gradient of the explained output with respect to each input, same shape as inputs, in inner batches.
+
+        Samples do not interact in evaluation mode, so the gradient of the sum is each sample's own gradient.
+        """
+        gradients = []
+        for part in self.chunks(len(inputs)):
+            x = inputs[part].detach().requires_grad_(True)
+            with torch.enable_grad():
+                total = self.select(self.module(x), targets[part]).sum()
+            gradients.append(torch.autograd.grad(total, x)[0])
+        return torch.cat(gradients)

@@ -1,0 +1,76 @@
+"""From a data set's image to what the network sees, and the same geometry for masks."""
+
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from ..errors import UserError
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Resize the short side, crop the centre, scale to [0, 1], normalise.
+
+    resize: length of the short side in pixels, or None to keep the size.
+    crop: side of the centre crop, or None.
+    mean, std: per channel, in units of [0, 1]; empty tuples leave the values as they are.
+    """
+
+    resize: int | None = None
+    crop: int | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std):
+            raise UserError(f"model.mean has {len(self.mean)} values and model.std {len(self.std)}: one per channel each")
+        if any(s <= 0 for s in self.std):
+            raise UserError(f"model.std={list(self.std)}: every value must be positive")
+        for name in ("resize", "crop"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UserError(f"model.{name}={value}: expected a positive number of pixels or null")
+
+    def image(self, image: Image.Image | torch.Tensor) -> torch.Tensor:
+        """A PIL image, or a tensor [C,H,W] in [0, 1], -> normalised float32 [C,h,w]."""
+        if isinstance(image, Image.Image) and len(self.mean) == 3 and image.mode != "RGB":
+            image = image.convert("RGB")
+        # PIL is resized as PIL (antialiased, 8 bit), which is what torchvision's own weights were measured with.
+        if self.resize is not None:
+            image = F.resize(image, [self.resize], interpolation=InterpolationMode.BILINEAR, antialias=True)
+        if self.crop is not None:
+            image = F.center_crop(image, [self.crop, self.crop])
+        if isinstance(image, Image.Image):
+            image = F.pil_to_tensor(image)
+        return self.normalise(F.to_dtype(image, torch.float32, scale=True))
+
+    def mask(self, mask: torch.Tensor) -> torch.Tensor:
+        """A boolean mask [H,W] through the same geometry, nearest neighbour -> bool [h,w]."""
+        mask = mask[None].to(torch.uint8)
+        if self.resize is not None:
+            mask = F.resize(mask, [self.resize], interpolation=InterpolationMode.NEAREST_EXACT)
+        if self.crop is not None:
+            mask = F.center_crop(mask, [self.crop, self.crop])
+        return mask[0].bool()
+
+    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixel values [..., C,H,W] in [0, 1] -> normalised values."""
+        if not self.mean:
+            return pixels
+        return (pixels - self._channels(self.mean, pixels)) / self._channels(self.std, pixels)
+
+    def denormalise(self, inputs: torch.Tensor) -> torch.Tensor:
+        """The inverse of `normalise`."""
+        if not self.mean:
+            return inputs
+        return inputs * self._channels(self.std, inputs) + self._channels(self.mean, inputs)
+
+    def _channels(self, values: tuple[float, ...], like: torch.Tensor) -> torch.Tensor:
+        if len(values) != like.shape[-3]:
+            raise UserError(
+                f"the image has {like.shape[-3]} channels but model.mean has {len(values)} values: expected one per channel"
+            )
+        return torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, 1, 1)

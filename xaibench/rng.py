@@ -1,0 +1,26 @@
+"""The one place that makes random generators.
+
+Randomness belongs to the sample: a generator is seeded by (run seed, purpose, sample id), so what a sample draws
+does not depend on the batch it is in, on the order of the samples, or on a crash in between.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+
+
+def seed_of(*parts: object) -> int:
+    """A 63-bit seed from sha256 over the parts: the same on every platform and in every Python."""
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def generator(*parts: object) -> torch.Generator:
+    """A CPU generator seeded by the parts, such as ("shapes", seed, index)."""
+    return torch.Generator().manual_seed(seed_of(*parts))
+
+
+def sample_generators(seed: int, purpose: str, samples: Sequence[int]) -> list[torch.Generator]:
+    """One CPU generator per sample, for `attribute` and `evaluate`; draw whole images, one draw per copy."""
+    return [generator(seed, purpose, int(sample)) for sample in samples]
