@@ -18,5 +18,5 @@ def shared() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _two_threads_and_seed():
+def _seed():
     torch.manual_seed(0)

@@ -1,8 +1,8 @@
 """What a metric is to xaibench: per-sample columns, and how they become the numbers of a leaderboard."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -58,7 +58,9 @@ class Metric(ABC):
         """Nominal (forward, backward) passes per sample, from the definition."""
         return (0, 0)
 
-    def respond(self, classifier: Classifier, batch: Batch, generators: list[torch.Generator]) -> dict[str, torch.Tensor]:
+    def respond(
+        self, classifier: Classifier, batch: Batch, generators: list[torch.Generator]
+    ) -> dict[str, torch.Tensor]:
         """What the model answers whatever the method: named [B,...] tensors, cached once per model and data set."""
         return {}
 

@@ -26,7 +26,9 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std):
-            raise UserError(f"model.mean has {len(self.mean)} values and model.std {len(self.std)}: one per channel each")
+            raise UserError(
+                f"model.mean has {len(self.mean)} values and model.std {len(self.std)}: one per channel each"
+            )
         if any(s <= 0 for s in self.std):
             raise UserError(f"model.std={list(self.std)}: every value must be positive")
         for name in ("resize", "crop"):
