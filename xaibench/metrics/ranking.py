@@ -1,11 +1,16 @@
 """The one place that turns maps into orders of features: collapse, sign, tiles, ties."""
 
+from typing import Literal, get_args
+
 import torch
+from torch.nn import functional
 
 from ..errors import UserError, nearest
 
-COLLAPSES = ("sum", "sum_abs", "max_abs", "mean")
-SIGNS = ("signed", "absolute", "positive")
+Collapse = Literal["sum", "sum_abs", "max_abs", "mean"]
+Sign = Literal["signed", "absolute", "positive"]
+COLLAPSES: tuple[str, ...] = get_args(Collapse)
+SIGNS: tuple[str, ...] = get_args(Sign)
 
 
 def collapse(maps: torch.Tensor, how: str, sign: str = "signed") -> torch.Tensor:
@@ -37,7 +42,7 @@ def descending_order(values: torch.Tensor, generators: list[torch.Generator]) ->
     constant map ranks like a random one.
     """
     shuffles = torch.stack([torch.randperm(values.shape[1], generator=g) for g in generators]).to(values.device)
-    shuffled = values.gather(1, shuffles)
+    shuffled = values.gather(1, shuffles) + 0.0  # -0.0 becomes 0.0: a radix sort would tell them apart
     return shuffles.gather(1, shuffled.argsort(dim=1, descending=True, stable=True))
 
 
@@ -45,3 +50,30 @@ def ranks(order: torch.Tensor) -> torch.Tensor:
     """The place of each feature in an order [B,N]: 0 for the first. The inverse permutation."""
     places = torch.arange(order.shape[1], device=order.device).expand_as(order)
     return torch.empty_like(order).scatter_(1, order, places)
+
+
+def tile_grid(height: int, width: int, tile: int) -> tuple[int, int]:
+    """How many tiles of side `tile` cover an image, down and across; those at the far edges may be partial."""
+    return -(-height // tile), -(-width // tile)
+
+
+def tile_means(maps: torch.Tensor, tile: int) -> torch.Tensor:
+    """Maps [B,H,W] -> the mean of each tile [B,h,w], partial edge tiles over the pixels that they have.
+
+    Full tiles order by their mean as by their sum; the mean makes partial tiles comparable with them. It is taken in
+    double precision, where a constant map's partial and full tiles are exactly equal, so that they stay ties.
+    """
+    return functional.avg_pool2d(maps[:, None].double(), tile, ceil_mode=True)[:, 0].to(maps.dtype)
+
+
+def places(maps: torch.Tensor, generators: list[torch.Generator], tile: int = 1) -> torch.Tensor:
+    """The place of each pixel's tile in its sample's order, most relevant first: maps [B,H,W] -> int32 [B,H,W].
+
+    Place 0 is the most relevant tile; all pixels of a tile share one place; equal tiles come in the sample's own
+    random order. Least relevant first is the same order from its end.
+    """
+    means = tile_means(maps, tile)
+    order = descending_order(means.flatten(1), generators)
+    of_tile = ranks(order).to(torch.int32).view_as(means)
+    of_pixel = of_tile.repeat_interleave(tile, dim=1).repeat_interleave(tile, dim=2)
+    return of_pixel[:, : maps.shape[1], : maps.shape[2]].contiguous()
