@@ -1,0 +1,363 @@
+"""The only module that knows Hydra and OmegaConf: compose, validate, explain mistakes, hand on a frozen Job."""
+
+import inspect
+import json
+import logging
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from .build import TARGET, build, describe, locate
+from .cache import write_atomically
+from .errors import UserError, XaibenchError, nearest
+from .listing import CONF, GROUPS
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Which samples a method estimates from: `split`, at most `limit` of them (None: all), chosen by `seed`."""
+
+    split: str = "train"
+    limit: int | None = 1000
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Runner:
+    """How to run; nothing here may change a number."""
+
+    batch_size: int | None = None
+    device: str = "auto"
+    reuse: Literal["missing", "force", "only-cache", "never"] = "missing"
+    plan: bool = False
+    worker: int = 0
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Folders of the HDF5 cache and of the results."""
+
+    cache: str = "cache"
+    results: str = "results"
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which samples count: classified `correct`ly only; with at least `min_probability` for the target."""
+
+    correct: bool = False
+    min_probability: float = 0.0
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The first `limit` samples, after the filter, of a permutation seeded by `seed` (None: all of them)."""
+
+    limit: int | None = None
+    seed: int = 0
+    filter: Filter = Filter()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One cell of a benchmark as plain data and labels; the runner builds the objects.
+
+    model, dataset, method, metric: labels for people. *_spec: specifications for `build`. *_variant: what was
+    overridden, as `key=value` text, '' if nothing was. config: the whole resolved configuration, for provenance.
+    """
+
+    model: str
+    dataset: str
+    method: str
+    metric: str
+    method_variant: str
+    metric_variant: str
+    model_spec: dict[str, Any]
+    dataset_spec: dict[str, Any]
+    method_spec: dict[str, Any]
+    metric_spec: dict[str, Any]
+    selection: Selection
+    fit: Fit
+    runner: Runner
+    seed: int
+    target: str
+    output: str
+    cache: Path
+    results: Path
+    config: dict[str, Any]
+
+
+# ---- from a composed configuration to a Job ------------------------------------------------------------------------
+
+TOP_LEVEL = (*GROUPS, "seed", "target", "output", "fit", "runner", "paths")
+SELECTION = ("limit", "seed", "filter")
+# Where the data lies and how it is fetched does not make it another data set.
+_NOT_IN_LABEL = ("root", "download", "classes")
+
+
+def make_job(config: DictConfig) -> Job:
+    """The Job of a composed configuration. Raises UserError for unknown keys and impossible values."""
+    try:
+        plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(_first_line(error)) from error
+    plain.pop("hydra", None)
+    for key in plain:
+        if key not in TOP_LEVEL:
+            raise UserError(f"'{key}' is not a setting of xaibench: {nearest(key, TOP_LEVEL)}")
+    choices, defaults = _choices(), {}
+    for group in GROUPS:
+        if not isinstance(plain[group], dict) or TARGET not in plain[group]:
+            raise UserError(f"{group}={plain[group]}: expected the name of a {group} configuration with _target_")
+        defaults[group] = _yaml_of(group, choices[group])
+
+    model_spec, dataset_spec = dict(plain["model"]), dict(plain["dataset"])
+    selection = {key: dataset_spec.pop(key) for key in SELECTION if key in dataset_spec}
+    # A yaml may name itself; `model=torchvision` takes the name of its architecture.
+    model = str(model_spec.pop("name", None) or choices["model"])
+    dataset = str(dataset_spec.pop("name", None) or choices["dataset"])
+    changed = _changes(dataset_spec, defaults["dataset"])
+    dataset += "".join(f",{key}={value}" for key, value in changed.items() if key not in _NOT_IN_LABEL)
+
+    seed = _of(int, plain["seed"], "seed")
+    target, output = _target(plain["target"]), str(plain["output"])
+    job = Job(
+        model=model,
+        dataset=dataset,
+        method=choices["method"],
+        metric=choices["metric"],
+        method_variant=_variant(
+            _changes(plain["method"], defaults["method"])
+            | ({"seed": seed} if seed else {})
+            | ({"target": target} if target != "label" else {})
+            | ({"output": output} if output != "logit" else {})
+        ),
+        metric_variant=_variant(_changes(plain["metric"], defaults["metric"])),
+        model_spec=model_spec,
+        dataset_spec=dataset_spec,
+        method_spec=plain["method"],
+        metric_spec=plain["metric"],
+        selection=_options(Selection, {**selection, "filter": selection.get("filter") or {}}, "dataset"),
+        fit=_options(Fit, plain["fit"], "fit"),
+        runner=_options(Runner, plain["runner"], "runner"),
+        seed=seed,
+        target=target,
+        output=output,
+        cache=Path(_options(Paths, plain["paths"], "paths").cache).expanduser().absolute(),
+        results=Path(_options(Paths, plain["paths"], "paths").results).expanduser().absolute(),
+        config=plain,
+    )
+    positive = {"dataset.limit": job.selection.limit, "fit.limit": job.fit.limit}
+    positive["runner.batch_size"] = job.runner.batch_size
+    for name, value in positive.items():
+        if value is not None and value <= 0:
+            raise UserError(f"{name}={value}: expected a positive number, or null")
+    if not 0 <= job.selection.filter.min_probability <= 1:
+        raise UserError(f"dataset.filter.min_probability={job.selection.filter.min_probability}: expected 0 to 1")
+    # Parameters are checked here, before anything is loaded.
+    describe(job.method_spec, "method")
+    describe(job.metric_spec, "metric")
+    describe(job.dataset_spec, "dataset")
+    return job
+
+
+def _options(kind: type, values: Mapping[str, Any] | None, where: str) -> Any:
+    spec = {TARGET: f"{kind.__module__}.{kind.__qualname__}", **(values or {})}
+    if kind is Selection:
+        spec["filter"] = {TARGET: f"{__name__}.Filter", **spec["filter"]}
+    return build(spec, where)
+
+
+def _of(kind: type, value: Any, where: str) -> Any:
+    if kind is int and (isinstance(value, bool) or not isinstance(value, int)):
+        raise UserError(f"{where}={value}: expected a whole number")
+    return value
+
+
+def _target(value: Any) -> str:
+    if value in ("label", "predicted") or re.fullmatch(r"fixed:\d+", str(value)):
+        return str(value)
+    raise UserError(f"target={value}: expected label, predicted, or fixed:<class index> such as fixed:3")
+
+
+def _choices() -> dict[str, str]:
+    choices = HydraConfig.get().runtime.choices
+    return {group: str(choices[group]) for group in GROUPS}
+
+
+def _yaml_of(group: str, name: str) -> dict[str, Any]:
+    """The yaml as it stands on disk, from wherever Hydra found it: what a variant is measured against."""
+    for source in HydraConfig.get().runtime.config_sources:
+        if source.schema == "file" and (path := Path(source.path, group, f"{name}.yaml")).is_file():
+            return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    return {}
+
+
+def _changes(values: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    for key, value in values.items():
+        default = defaults.get(key)
+        if isinstance(value, Mapping) and isinstance(default, Mapping):
+            changes |= _changes(value, default, f"{prefix}{key}.")
+        elif value != default and not (isinstance(default, str) and "${" in default):
+            changes[prefix + key] = value
+    return changes
+
+
+def _variant(changes: Mapping[str, Any]) -> str:
+    words = {key: value if isinstance(value, str) else json.dumps(value) for key, value in changes.items()}
+    return ",".join(f"{key}={word}" for key, word in sorted(words.items()))
+
+
+# ---- running Hydra ---------------------------------------------------------------------------------------------------
+
+
+def run_hydra(arguments: list[str], debug: bool) -> int:
+    """`xaibench run ARGUMENTS`: compose and run one job, or with -m a sweep -> exit code.
+
+    Composition errors are explained and raised as UserError. A single job's errors are raised; a sweep's cells
+    never raise: each writes its status, and the statuses decide.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of Hydra's own printing and exiting
+    SweepEnd.failed = None
+    sys.argv = ["xaibench", *arguments]
+    entry = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(execute)
+    try:
+        entry()
+    except XaibenchError:
+        raise
+    except (HydraException, OmegaConfBaseException) as error:
+        if debug:
+            traceback.print_exc()
+        raise explain(error, arguments) from error
+    return 1 if SweepEnd.failed else 0
+
+
+def compose_job(overrides: list[str]) -> Job:
+    """One Job from overrides, outside Hydra's own command line (`xaibench train`)."""
+    directory = [a.split("=", 1)[1] for a in overrides if a.startswith("--config-dir=")]
+    overrides = [a for a in overrides if not a.startswith("--")]
+    search = [f"hydra.searchpath=[{','.join('file://' + str(Path(d).absolute()) for d in directory)}]"]
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            config = hydra.compose("config", overrides + search * bool(directory), return_hydra_config=True)
+            HydraConfig.instance().set_config(config)
+            return make_job(config)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error, overrides) from error
+
+
+def execute(config: DictConfig) -> None:
+    """One cell: what Hydra calls. Importable by name, so that joblib's and submitit's workers find it."""
+    from . import runner
+
+    if HydraConfig.get().mode is not RunMode.MULTIRUN:
+        runner.run(make_job(config))
+        return
+    _be_quiet_about_threads()
+    number = HydraConfig.get().job.num
+    cell = " ".join(HydraConfig.get().overrides.task)
+    try:
+        job = make_job(config)
+        outcome = runner.run(job)
+        status = {"status": "ok", "files": [str(outcome.rows)] if outcome else []}
+    except XaibenchError as error:
+        status = {"status": "failed", "error": str(error)}
+    except Exception as error:
+        status = {"status": "failed", "error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+    folder = Path(HydraConfig.get().sweep.dir).absolute()
+    write_atomically(folder / f"{number}.json", json.dumps({"cell": cell, **status}, indent=1) + "\n")
+    if status["status"] == "failed":
+        log.error("cell %d failed (%s): %s", number, cell, status["error"])
+
+
+def _be_quiet_about_threads() -> None:
+    """A sweep's worker process starts without our logging."""
+    from .show import talk_on_stderr
+
+    talk_on_stderr()
+
+
+class SweepEnd(Callback):
+    """After a sweep: what failed, with the command that reruns one cell, and the leaderboard of what ran."""
+
+    failed: list[dict[str, Any]] | None = None
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        from . import show
+
+        folder = Path(config.hydra.sweep.dir).absolute()
+        cells = [json.loads(p.read_text()) for p in sorted(folder.glob("*.json"), key=lambda p: int(p.stem))]
+        SweepEnd.failed = [cell for cell in cells if cell["status"] == "failed"]
+        files = [Path(file) for cell in cells for file in cell.get("files", [])]
+        show.sweep(Path(config.paths.results).expanduser().absolute(), files, cells)
+
+
+# ---- explaining mistakes ---------------------------------------------------------------------------------------------
+
+
+def explain(error: Exception, arguments: Iterable[str]) -> UserError:
+    """A composition error of Hydra's in one or two lines, with the nearest valid choice."""
+    text = str(error)
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        return UserError(f"{group}={name}: there is no such {group}; {nearest(name, error.options)}")
+    if isinstance(error, MissingConfigException):
+        return UserError(_first_line(error))
+    if "Ambiguous value for argument" in text:
+        argument = re.search(r"'(.*?)'", text)
+        return UserError(f"{argument[1] if argument else text}: several values need a sweep; add -m (xaibench run -m ...)")
+    if match := re.search(r"Could not (?:override|append|delete) '([^']+)'", text):
+        return UserError(_unknown_key(match[1].lstrip("+~"), arguments))
+    if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:
+        return UserError(f"{_first_line(error)} ({_first_line(error.__cause__)})")
+    return UserError(_first_line(error))
+
+
+def _unknown_key(key: str, arguments: Iterable[str]) -> str:
+    """The message for an override of something that is not there: the nearest key of the same parent."""
+    parent, _, name = key.partition("@")[0].rpartition(".")
+    if not parent:
+        return f"'{key}' is not a setting of xaibench: {nearest(key, [*TOP_LEVEL, 'experiment'])}"
+    groups = [a.split(",")[0] for a in arguments if re.match(r"(model|dataset|method|metric|experiment)=", a)]
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            node = OmegaConf.select(hydra.compose("config", groups), parent)
+    except (HydraException, OmegaConfBaseException):
+        node = None
+    if not isinstance(node, DictConfig):
+        return f"'{key}' is not a setting of xaibench; see `xaibench run --cfg job`"
+    keys = list(node)
+    if TARGET in node:
+        keys = sorted({*keys, *_parameters(node[TARGET])} - {TARGET})
+    return f"'{key}': {parent} has no '{name}': {nearest(name, keys)}"
+
+
+def _parameters(target: str) -> list[str]:
+    """The parameter names of a target; empty if it cannot be imported."""
+    try:
+        return list(inspect.signature(locate(target, TARGET)).parameters)
+    except (UserError, ValueError):
+        return []
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

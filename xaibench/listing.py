@@ -1,0 +1,67 @@
+"""What there is to run, read from the yaml files alone: neither torch nor Hydra is imported, so it is instant.
+
+The first comment line of a yaml is its summary; `# source:` and `# needs:` lines follow.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import UserError, nearest
+
+PACKAGE = Path(__file__).parent
+# A wheel carries conf/ inside the package; in a checkout it stands beside it.
+CONF = PACKAGE / "conf" if (PACKAGE / "conf" / "config.yaml").is_file() else PACKAGE.parent / "conf"
+GROUPS = ("model", "dataset", "method", "metric")
+LISTED = (*GROUPS, "experiment")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One choice of a group: its name, one line about it, where it comes from, what it needs, and whose file it is.
+
+    shadowed: the user's file has the name of one of ours, and Hydra takes ours.
+    """
+
+    name: str
+    summary: str
+    source: str
+    needs: str
+    path: Path
+    shadowed: bool = False
+
+
+def group_of(words: str) -> str:
+    """`methods` or `method` -> `method`. Raises UserError with the nearest name."""
+    group = words.removesuffix("s")
+    if group not in LISTED:
+        raise UserError(f"list {words}: {nearest(words, [name + 's' for name in LISTED])}")
+    return group
+
+
+def items(group: str, config_dirs: tuple[Path, ...] = ()) -> list[Item]:
+    """Every choice of a group, ours first, then those of the user's folders."""
+    found: dict[str, Item] = {}
+    listed = []
+    for folder in (CONF, *config_dirs):
+        for path in sorted((folder / group).glob("*.yaml")):
+            item = _item(path, shadowed=path.stem in found)
+            found.setdefault(path.stem, item)
+            listed.append(item)
+    return listed
+
+
+def _item(path: Path, shadowed: bool) -> Item:
+    summary, facts = "", {"source": "", "needs": ""}
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("# @package"):
+                continue
+            if not line.startswith("#"):
+                break
+            text = line.lstrip("# ").strip()
+            key, _, value = text.partition(":")
+            if key in facts:
+                facts[key] = value.strip()
+            elif not summary:
+                summary = text
+    return Item(path.stem, summary, facts["source"], facts["needs"], path, shadowed)

@@ -1,0 +1,57 @@
+"""From per-sample columns to a value with an interval: pure functions on numpy arrays."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+RESAMPLES = 2000
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A statistic with its 95 % interval and the number of samples it rests on (NaN where it is undefined)."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def estimate(column: np.ndarray, per: np.ndarray | None, kind: str) -> Estimate:
+    """The statistic of finite columns [n] (`per` the denominator's, for a ratio of means) and its interval.
+
+    kind: `mean` and `median` take the percentile bootstrap, numerator and denominator resampled together;
+    `proportion` Wilson's interval; `repeats` Student's t. Seeded: the same columns give the same interval.
+    """
+    n = len(column)
+    if n == 0:
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    if kind == "proportion":
+        interval = stats.binomtest(round(float(column.sum())), n).proportion_ci(CONFIDENCE, method="wilson")
+        return Estimate(float(column.mean()), float(interval.low), float(interval.high), n)
+    if kind == "repeats":
+        value, half = float(column.mean()), math.nan
+        if n > 1:
+            half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1) * column.std(ddof=1) / math.sqrt(n))
+        return Estimate(value, value - half, value + half, n)
+    value = float(_statistic(column[None], None if per is None else per[None], kind)[0])
+    if n == 1:
+        return Estimate(value, math.nan, math.nan, n)
+    # The same draws for every method of a cell: intervals of methods on the same samples are comparable.
+    draws = np.random.default_rng(0).integers(0, n, size=(RESAMPLES, n))
+    resampled = _statistic(column[draws], None if per is None else per[draws], kind)
+    low, high = np.percentile(resampled, [50 - 50 * CONFIDENCE, 50 + 50 * CONFIDENCE])
+    return Estimate(value, float(low), float(high), n)
+
+
+def _statistic(column: np.ndarray, per: np.ndarray | None, kind: str) -> np.ndarray:
+    """Rows [r,n] -> [r]."""
+    if kind == "median":
+        return np.median(column, axis=1)
+    if per is None:
+        return column.mean(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return column.mean(axis=1) / per.mean(axis=1)
