@@ -1,6 +1,7 @@
 """Insertion and deletion: the target's probability while the most relevant pixels are shown, or taken away, first."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -57,6 +58,8 @@ class InsertionDeletion(Metric):
         self.steps, self.sigma, self.output = steps, sigma, output
         self.deletion_fill, self.insertion_fill = deletion_fill, insertion_fill
         self.collapse, self.sign = collapse, sign
+        if output == "logit":
+            self.statistics = tuple(replace(s, low=None, high=None) for s in self.statistics)
 
     def check(self, classifier: Classifier) -> None:
         if self.output == "probability" and classifier.output == "raw":

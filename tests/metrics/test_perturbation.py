@@ -1,0 +1,93 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from xaibench.metrics.perturbation import counts_of, curve
+from xaibench.metrics.ranking import places
+from xaibench.rng import sample_generators
+
+
+def inputs_fills_places(classifier, batch, tile=1):
+    maps = torch.randn(len(batch.inputs), *classifier.input_size[1:])
+    fills = torch.randn_like(batch.inputs)
+    return batch.inputs, fills, places(maps, sample_generators(0, "test", batch.samples), tile)
+
+
+@pytest.mark.parametrize("features, steps", [(64, 64), (784, 100), (16, 100), (50176, 64), (10, 4), (7, 3), (1, 5)])
+def test_counts_are_the_rounded_grid_without_repeats(features, steps):
+    expected = np.unique(np.round(np.linspace(0, 1, steps + 1) * features).astype(int))
+    assert counts_of(features, steps) == expected.tolist()
+
+
+def test_counts_without_steps_take_every_feature():
+    assert counts_of(5, None) == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("output", ["probability", "logit"])
+def test_curve_equals_a_loop_over_single_pixels(convnet, batch_for, output):
+    classifier = convnet((3, 5, 7), batch_size=4)
+    batch = batch_for(classifier, 3)
+    inputs, fills, order = inputs_fills_places(classifier, batch)
+    counts = [0, 1, 8, 34, 35]
+    got = curve(classifier, inputs, fills, order, counts, batch.targets, output)
+    for b, target in enumerate(batch.targets):
+        for x, count in enumerate(counts):
+            image = inputs[b].clone()
+            for row in range(5):
+                for column in range(7):
+                    if order[b, row, column] < count:
+                        for channel in range(3):
+                            image[channel, row, column] = fills[b, channel, row, column]
+            logits = classifier.module(image[None])[0]
+            expected = logits.softmax(0)[target] if output == "probability" else logits[target]
+            assert got[b, x].item() == pytest.approx(expected.item(), abs=1e-12)
+
+
+def test_ends_are_the_start_and_the_end(convnet, batch_for):
+    classifier = convnet()
+    batch = batch_for(classifier, 2)
+    inputs, fills, order = inputs_fills_places(classifier, batch, tile=4)
+    got = curve(classifier, inputs, fills, order, [0, 9], batch.targets)
+    expected = [classifier.scores(images, batch.targets, "probability") for images in (inputs, fills)]
+    torch.testing.assert_close(got, torch.stack(expected, 1), rtol=0, atol=1e-12)
+
+
+def test_swapping_start_and_end_walks_the_reversed_order_backwards(convnet, batch_for):
+    classifier = convnet()
+    batch = batch_for(classifier, 2)
+    inputs, fills, order = inputs_fills_places(classifier, batch)
+    counts = counts_of(144, 12)
+    backwards = curve(classifier, inputs, fills, 143 - order, counts, batch.targets).flip(1)
+    torch.testing.assert_close(
+        curve(classifier, fills, inputs, order, counts, batch.targets), backwards, rtol=0, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 1000])
+def test_model_calls_are_what_the_batch_size_allows(convnet, batch_for, calls, batch_size):
+    classifier = convnet(batch_size=batch_size)
+    batch = batch_for(classifier, 5)
+    sizes = calls(classifier)
+    curve(classifier, *inputs_fills_places(classifier, batch), range(0, 144, 9), batch.targets)
+    assert sum(sizes) == 5 * 16
+    assert len(sizes) == math.ceil(5 * 16 / batch_size)
+    assert max(sizes) <= batch_size
+
+
+def test_no_points_are_no_calls(convnet, batch_for, calls):
+    classifier = convnet()
+    batch = batch_for(classifier, 2)
+    sizes = calls(classifier)
+    assert curve(classifier, *inputs_fills_places(classifier, batch), [], batch.targets).shape == (2, 0)
+    assert sizes == []
+
+
+def test_the_inputs_are_left_as_they_were(convnet, batch_for):
+    classifier = convnet()
+    batch = batch_for(classifier, 2)
+    inputs, fills, order = inputs_fills_places(classifier, batch)
+    before = inputs.clone(), fills.clone()
+    curve(classifier, inputs, fills, order, [0, 70, 144], batch.targets)
+    assert torch.equal(inputs, before[0]) and torch.equal(fills, before[1])
