@@ -14,10 +14,12 @@ class Method(ABC):
     version: bumped when the numbers change; part of every key.
     collapse: how a ranking metric turns channels into one value per pixel unless it is told otherwise:
         `sum` (signed), `sum_abs`, `max_abs`, `mean`.
+    needs_mask: whether the data set must have ground-truth masks.
     """
 
     version: int = 1
     collapse: str = "sum"
+    needs_mask: bool = False
 
     def check(self, classifier: Classifier) -> None:
         """Raise `Refusal`, before any work, if this network cannot be served; the message says why."""

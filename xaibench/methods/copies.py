@@ -1,0 +1,37 @@
+"""Many perturbed copies of each sample through the network, streamed so that memory is bounded by the batch size."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from ..models.classifier import Classifier
+
+
+def over_copies(
+    classifier: Classifier,
+    targets: torch.Tensor,
+    copies: int,
+    make: Callable[[int, slice], torch.Tensor],
+    evaluate: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> Iterator[tuple[int, slice, torch.Tensor]]:
+    """Evaluate `copies` perturbed copies of each of B samples in ceil(B * copies / batch_size) calls of the network.
+
+    targets [B]. `make(copy, part)` gives that copy of the samples in the slice `part`, [n,C,H,W]; it is called once
+    for each copy of each sample, and for one sample in the order of the copies. `evaluate(rows, targets)` is
+    `classifier.gradient` or `classifier.scores`. Yields (copy, part, values of these rows).
+
+    Whoever adds up the values as they come adds them, for each sample, in the order of its copies: the sum is the
+    same to the last bit whatever the batch size and the neighbours, as long as the network's answers are.
+    """
+    batch = len(targets)
+    # Rows are ordered by copy, then by sample, so that a call holds few and long slices of samples.
+    for rows in classifier.chunks(batch * copies):
+        pieces = [
+            (copy, slice(max(rows.start - copy * batch, 0), min(rows.stop - copy * batch, batch)))
+            for copy in range(rows.start // batch, (rows.stop - 1) // batch + 1)
+        ]
+        values = evaluate(
+            torch.cat([make(copy, part) for copy, part in pieces]), torch.cat([targets[part] for _, part in pieces])
+        )
+        for (copy, part), piece in zip(pieces, values.split([part.stop - part.start for _, part in pieces])):
+            yield copy, part, piece

@@ -1,0 +1,61 @@
+"""The gradient of the explained output, its absolute value, and its product with the input."""
+
+from typing import Any
+
+import torch
+
+from ..models.classifier import Classifier
+from .base import Method
+
+
+class Gradient(Method):
+    """Gradient of the explained output with respect to the input: [B,C,H,W], signed, in output per input unit.
+
+    Baehrens et al. 2010, eq. 2; called "sensitivity" or "vanilla gradient".
+    """
+
+    def attribute(
+        self,
+        classifier: Classifier,
+        inputs: torch.Tensor,
+        targets: torch.Tensor,
+        generators: list[torch.Generator],
+        **context: Any,
+    ) -> torch.Tensor:
+        return classifier.gradient(inputs, targets)
+
+
+class Saliency(Method):
+    """Absolute gradient, [B,C,H,W], never negative; ranking metrics take the largest channel.
+
+    Simonyan et al. 2014, section 3: M_ij = max_c |w_ijc|. The channels are kept here and collapsed by the reader.
+    """
+
+    collapse = "max_abs"
+
+    def attribute(
+        self,
+        classifier: Classifier,
+        inputs: torch.Tensor,
+        targets: torch.Tensor,
+        generators: list[torch.Generator],
+        **context: Any,
+    ) -> torch.Tensor:
+        return classifier.gradient(inputs, targets).abs()
+
+
+class InputXGradient(Method):
+    """The normalised input times its gradient, elementwise: [B,C,H,W], signed, in units of the output.
+
+    Shrikumar et al. 2016, section 2. The sum over a map is the output's first-order difference to the zero input.
+    """
+
+    def attribute(
+        self,
+        classifier: Classifier,
+        inputs: torch.Tensor,
+        targets: torch.Tensor,
+        generators: list[torch.Generator],
+        **context: Any,
+    ) -> torch.Tensor:
+        return inputs * classifier.gradient(inputs, targets)
