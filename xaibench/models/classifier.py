@@ -44,16 +44,18 @@ class Classifier:
     def __post_init__(self) -> None:
         if self.output not in OUTPUTS:
             raise UserError(f"output={self.output}: {nearest(self.output, OUTPUTS)}")
+        if self.batch_size < 1:
+            raise UserError(f"batch_size={self.batch_size}: expected at least 1")
         self.module.eval()
         self.module.requires_grad_(False)
 
     @property
     def device(self) -> torch.device:
-        return next(self.module.parameters()).device
+        return next(self.module.parameters(), torch.empty(0)).device
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.module.parameters()).dtype
+        return next(self.module.parameters(), torch.empty(0)).dtype
 
     def layer(self, name: str) -> nn.Module:
         """The module behind an alias or a module path; refuses unknown names with the nearest one."""

@@ -1,6 +1,7 @@
 """From a data set's image to what the network sees, and the same geometry for masks."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from PIL import Image
@@ -10,6 +11,11 @@ from torchvision.transforms.v2 import functional as F
 from ..errors import UserError
 
 
+def scaled(pixels: torch.Tensor) -> torch.Tensor:
+    """Pixels as float32 in [0, 1]: uint8 is divided by 255, floats are taken to be there already."""
+    return F.to_dtype(pixels, torch.float32, scale=True)
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """Resize the short side, crop the centre, scale to [0, 1], normalise.
@@ -17,12 +23,14 @@ class Preprocessing:
     resize: length of the short side in pixels, or None to keep the size.
     crop: side of the centre crop, or None.
     mean, std: per channel, in units of [0, 1]; empty tuples leave the values as they are.
+    interpolation: of the resizing; some of torchvision's weights were measured with bicubic.
     """
 
     resize: int | None = None
     crop: int | None = None
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std):
@@ -38,16 +46,18 @@ class Preprocessing:
 
     def image(self, image: Image.Image | torch.Tensor) -> torch.Tensor:
         """A PIL image, or a tensor [C,H,W] in [0, 1], -> normalised float32 [C,h,w]."""
+        return self.normalise(scaled(self.pixels(image)))
+
+    def pixels(self, image: Image.Image | torch.Tensor) -> torch.Tensor:
+        """The geometry alone: a PIL image -> uint8 [C,h,w]; a tensor [C,H,W] keeps its type."""
         if isinstance(image, Image.Image) and len(self.mean) == 3 and image.mode != "RGB":
             image = image.convert("RGB")
         # PIL is resized as PIL (antialiased, 8 bit), which is what torchvision's own weights were measured with.
         if self.resize is not None:
-            image = F.resize(image, [self.resize], interpolation=InterpolationMode.BILINEAR, antialias=True)
+            image = F.resize(image, [self.resize], InterpolationMode(self.interpolation), antialias=True)
         if self.crop is not None:
             image = F.center_crop(image, [self.crop, self.crop])
-        if isinstance(image, Image.Image):
-            image = F.pil_to_tensor(image)
-        return self.normalise(F.to_dtype(image, torch.float32, scale=True))
+        return F.pil_to_tensor(image) if isinstance(image, Image.Image) else image
 
     def mask(self, mask: torch.Tensor) -> torch.Tensor:
         """A boolean mask [H,W] through the same geometry, nearest neighbour -> bool [h,w]."""
@@ -73,6 +83,7 @@ class Preprocessing:
     def _channels(self, values: tuple[float, ...], like: torch.Tensor) -> torch.Tensor:
         if len(values) != like.shape[-3]:
             raise UserError(
-                f"the image has {like.shape[-3]} channels but model.mean has {len(values)} values: expected one per channel"
+                f"the image has {like.shape[-3]} channels but model.mean has {len(values)} values: "
+                "expected one per channel"
             )
         return torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, 1, 1)

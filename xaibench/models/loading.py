@@ -1,0 +1,185 @@
+"""From a model's configuration to a Classifier: build the network, load its weights safely, say what it is."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..build import TARGET, build, coerce, describe
+from ..errors import Refusal, UserError, nearest
+from . import checkpoint, torchvision_nets
+from .classifier import Classifier
+from .digest import weights_digest
+from .preprocessing import Preprocessing
+
+RESERVED = ("weights", "mean", "std", "resize", "crop", "interpolation", "input_size", "layers", "recipe")
+BUNDLED = Path(__file__).parent / "checkpoints"
+AUTO = "auto"
+
+
+def load_classifier(
+    name: str,
+    spec: Mapping[str, Any],
+    *,
+    output: str = "logit",
+    batch_size: int = 32,
+    device: torch.device | str = "cpu",
+    trained: Callable[[], Path] | None = None,
+) -> Classifier:
+    """The Classifier that a model yaml describes.
+
+    spec: `_target_` and the parameters of the network, with these keys for the loader:
+        weights: null or `random` (random, seed 0); `recipe` (what `xaibench train` made); `bundled:FILE` (shipped with
+            the package); the path of a .safetensors, .pt or .pth file; for torchvision's networks the name of its
+            weights, such as DEFAULT. Absent: whatever the constructor itself makes.
+        mean, std, resize, crop, interpolation: the preprocessing. Absent: none. `auto`: what torchvision measured the
+            named weights with, otherwise ImageNet's values, 256 and 224.
+        input_size: [C,H,W]. Absent, null or `auto`: from mean and crop.
+        layers: alias -> module path. `auto`: `last_conv` of a torchvision network.
+        recipe: how to train it (read by `xaibench train`).
+    trained: returns the safetensors file that the recipe made; called only for `weights: recipe`.
+    Raises UserError for whatever does not fit together.
+    """
+    network = network_spec(spec)
+    definition = describe(network, "model")
+    module = build_module(spec)
+    arch = definition.get("arch") if network[TARGET] == "xaibench.models.torchvision_nets.torchvision_net" else None
+    weights = spec.get("weights")
+    enum_name = weights if arch and _is_enum_name(weights) else None
+
+    class_names: tuple[str, ...] = ()
+    if enum_name:
+        state, class_names = torchvision_nets.pretrained(arch, enum_name)
+    else:
+        state = _read_weights(weights, trained)
+    if state is not None:
+        checkpoint.fit(module, state, f"model.weights={weights}")
+
+    values = torchvision_nets.preprocessing_of(arch, enum_name) if enum_name else torchvision_nets.IMAGENET
+    preprocessing = _preprocessing(spec, values)
+    return Classifier(
+        name=name,
+        module=_on(device, module),
+        input_size=_input_size(spec, preprocessing),
+        preprocessing=preprocessing,
+        class_names=class_names,
+        layers=_layers(spec, module),
+        definition=definition,
+        weights_digest=weights_digest(module.state_dict(), definition),
+        weights_state="random:0" if "weights" in spec and state is None else "trained",
+        output=output,
+        batch_size=batch_size,
+    )
+
+
+def network_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a model yaml that its constructor gets."""
+    return {key: value for key, value in spec.items() if key not in RESERVED}
+
+
+def build_module(spec: Mapping[str, Any], seed: int = 0) -> nn.Module:
+    """The network of a model yaml with random weights from this seed; the global generator is left as it was.
+
+    Every ReLU is made a module of its own that hooks can reach (`torchvision_nets.untangle`), where that is known.
+    Raises UserError if `_target_` gives no torch.nn.Module.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        module = build(network_spec(spec), "model")
+    if not isinstance(module, nn.Module):
+        raise UserError(
+            f"model.{TARGET}={spec[TARGET]}: it gives a {type(module).__name__}, expected a torch.nn.Module"
+        )
+    return torchvision_nets.untangle(module)
+
+
+@torch.no_grad()
+def check_input(classifier: Classifier, image: torch.Tensor, classes: int = 0) -> int:
+    """One forward pass of a preprocessed image [C,H,W] -> the number of outputs K.
+
+    classes: how many classes the labels may name. Raises UserError if the image does not have the model's input
+    size, if the network fails on it, if it returns anything but logits [1,K], or if K < classes (K = 1 is a scalar).
+    """
+    name, shape = classifier.name, list(image.shape)
+    if tuple(shape) != tuple(classifier.input_size):
+        raise UserError(
+            f"the data set's images are {shape} after preprocessing, {name} takes {list(classifier.input_size)}\n"
+            "choose another model or data set, or set model.resize and model.crop"
+        )
+    try:
+        logits = classifier.module(image[None].to(classifier.device, classifier.dtype))
+    except RuntimeError as error:
+        raise UserError(f"{name} cannot take an input of {shape}: {str(error).splitlines()[0]}") from error
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != 1:
+        got = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise UserError(f"{name} returns {got} for one image: expected a tensor of logits [1, classes]")
+    if 1 < logits.shape[1] < classes:
+        raise UserError(f"{name} has {logits.shape[1]} outputs, the data set {classes} classes: expected as many")
+    return logits.shape[1]
+
+
+def _is_enum_name(weights: Any) -> bool:
+    return isinstance(weights, str) and weights not in ("random", "recipe") and not _names_file(weights)
+
+
+def _names_file(weights: str) -> bool:
+    return weights.startswith("bundled:") or "/" in weights or Path(weights).suffix in checkpoint.SUFFIXES
+
+
+def _read_weights(weights: Any, trained: Callable[[], Path] | None) -> checkpoint.State | None:
+    if weights is None or weights == "random":
+        return None
+    if weights == "recipe":
+        if trained is None:
+            raise UserError(
+                "model.weights=recipe: nothing is trained yet, run xaibench train with this model and dataset"
+            )
+        return checkpoint.read(trained(), "model.weights")
+    if isinstance(weights, str) and weights.startswith("bundled:"):
+        return checkpoint.read(BUNDLED / weights.removeprefix("bundled:"), "model.weights")
+    if isinstance(weights, str) and Path(weights).suffix in checkpoint.SUFFIXES:
+        return checkpoint.read(weights, "model.weights")
+    raise UserError(
+        f"model.weights={weights}: expected null, random, recipe, bundled:FILE, or the path of a .safetensors, .pt or "
+        ".pth file (only torchvision's networks have weights by name, such as DEFAULT)"
+    )
+
+
+def _preprocessing(spec: Mapping[str, Any], automatic: Mapping[str, Any]) -> Preprocessing:
+    given = {key: spec[key] for key in ("mean", "std", "resize", "crop", "interpolation") if key in spec}
+    values = {key: automatic[key] if value == AUTO else value for key, value in given.items()}
+    values = {key: () if value is None and key in ("mean", "std") else value for key, value in values.items()}
+    return build({TARGET: f"{Preprocessing.__module__}.Preprocessing", **values}, "model")
+
+
+def _input_size(spec: Mapping[str, Any], preprocessing: Preprocessing) -> tuple[int, int, int]:
+    value = spec.get("input_size")
+    if value is None or value == AUTO:
+        if preprocessing.crop is None:
+            raise UserError("model.input_size is missing: set model.input_size=[channels,height,width]")
+        return (len(preprocessing.mean) or 3, preprocessing.crop, preprocessing.crop)
+    size = coerce(value, tuple[int, ...], "model.input_size")
+    if len(size) != 3 or min(size) < 1:
+        raise UserError(f"model.input_size={list(size)}: expected three positive numbers [channels,height,width]")
+    return size
+
+
+def _layers(spec: Mapping[str, Any], module: nn.Module) -> dict[str, str]:
+    layers = spec.get("layers") or {}
+    if layers == AUTO:
+        last = torchvision_nets.last_conv(module)
+        return {} if last is None else {"last_conv": last}
+    known = [path for path, _ in module.named_modules() if path]
+    for alias, path in layers.items():
+        if path not in known:
+            raise Refusal(f"model.layers.{alias}={path}: the network has no such module: {nearest(path, known)}")
+    return dict(layers)
+
+
+def _on(device: torch.device | str, module: nn.Module) -> nn.Module:
+    try:
+        return module.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device={device}: not available here ({str(error).splitlines()[0]})") from error
