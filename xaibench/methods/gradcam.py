@@ -72,7 +72,6 @@ class GradCAM(Method):
         if not isinstance(features, torch.Tensor) or features.dim() != 4:
             shape = list(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
             raise Refusal(f"gradcam: layer '{self.layer}' returns {shape}, expected feature maps [B,channels,h,w]")
-        (gradients,) = torch.autograd.grad(total, features, allow_unused=True)
-        if gradients is None:
+        if not total.requires_grad:
             raise Refusal(f"gradcam: the output of {classifier.name} does not depend on layer '{self.layer}'")
-        return features.detach(), gradients
+        return features.detach(), torch.autograd.grad(total, features)[0]

@@ -1,0 +1,36 @@
+"""Methods as users get them: from the yamls under conf/method."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from methods.nets import SIZE
+
+from xaibench.build import build
+
+YAMLS = sorted((Path(__file__).parents[2] / "conf" / "method").glob("*.yaml"))
+
+# Enough copies to be cut by every batch size, few enough to be quick.
+SMALL = {"samples": 6, "steps": 6}
+
+
+def settings(name: str) -> dict:
+    """The yaml of a method as plain data."""
+    return yaml.safe_load(next(path for path in YAMLS if path.stem == name).read_text())
+
+
+@pytest.fixture
+def make(tmp_path):
+    """make(name, **overrides): the method that a yaml describes, with few copies unless overrides say otherwise."""
+
+    def make(name, **overrides):
+        spec = settings(name)
+        if name == "precomputed":
+            spec["path"] = str(tmp_path / "maps.npz")
+            maps = np.random.default_rng(0).standard_normal((64, *SIZE))
+            np.savez(spec["path"], maps=maps, sample=np.arange(64)[::-1])
+        spec |= {key: value for key, value in SMALL.items() if key in spec} | overrides
+        return build(spec, "method")
+
+    return make

@@ -1,0 +1,58 @@
+"""Small networks with known parts, and Classifiers around them."""
+
+import torch
+from torch import nn
+
+from xaibench.models.classifier import Classifier
+from xaibench.models.preprocessing import Preprocessing
+
+SIZE = (3, 16, 16)
+
+
+class VGGLike(nn.Module):
+    """Three convolutions, one ReLU module in place, one used twice, max pooling, two linear layers."""
+
+    def __init__(self, classes: int = 5) -> None:
+        super().__init__()
+        shared = nn.ReLU()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 6, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+            nn.Conv2d(6, 8, 3, padding=1),
+            shared,
+            nn.Conv2d(8, 8, 3, padding=1),
+        )
+        self.head = nn.Sequential(
+            shared, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 12), nn.ReLU(), nn.Linear(12, classes)
+        )
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(inputs))
+
+
+class Linear(nn.Module):
+    """Logits W x + b of the flattened input: every attribution has a closed form."""
+
+    def __init__(self, size: tuple[int, int, int] = SIZE, classes: int = 5) -> None:
+        super().__init__()
+        self.layer = nn.Linear(size[0] * size[1] * size[2], classes)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.layer(inputs.flatten(1))
+
+
+def classifier(
+    module: nn.Module, size: tuple[int, int, int] = SIZE, dtype: torch.dtype = torch.float64, **keywords
+) -> Classifier:
+    """A Classifier of three-channel inputs with an asymmetric normalisation."""
+    keywords.setdefault("preprocessing", Preprocessing(mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3)))
+    keywords.setdefault("layers", {"last_conv": "features"})
+    return Classifier(type(module).__name__, module.to(dtype), size, **keywords)
+
+
+def seeded(count: int, size: tuple[int, ...] = SIZE, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """`count` normalised inputs, each with its own brightness and contrast."""
+    draw = torch.Generator().manual_seed(count)
+    spread = 0.5 + torch.rand(count, 1, 1, 1, generator=draw)
+    return (torch.randn(count, *size, generator=draw) * spread + spread - 1).to(dtype)

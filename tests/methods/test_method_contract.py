@@ -1,0 +1,144 @@
+"""What holds for every yaml under conf/method, the stochastic ones included."""
+
+import inspect
+import math
+
+import pytest
+import torch
+from methods.conftest import YAMLS, settings
+from methods.nets import SIZE, VGGLike, classifier, seeded
+
+from xaibench.build import build, locate
+from xaibench.rng import sample_generators
+
+NAMES = [path.stem for path in YAMLS]
+
+
+@pytest.fixture
+def network():
+    return classifier(VGGLike())
+
+
+def maps_of(method, network, inputs, ids):
+    """Maps of the samples `ids` in one call, with everything a method may ask for by name."""
+    return method.attribute(
+        network,
+        inputs[list(ids)],
+        torch.tensor([i % 5 for i in ids]),
+        sample_generators(0, "maps", ids),
+        masks=inputs[list(ids), 0] > 0,
+        samples=tuple(ids),
+    )
+
+
+def state(network):
+    """Everything of a network that a method could leave changed."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return {
+        "tensors": {name: tensor.clone() for name, tensor in network.module.state_dict().items()},
+        "training": [module.training for module in network.module.modules()],
+        "gradients": [(parameter.requires_grad, parameter.grad) for parameter in network.module.parameters()],
+        "hooks": [len(getattr(module, name)) for module in network.module.modules() for name in hooks],
+        "random": torch.get_rng_state(),
+        "grad_mode": torch.is_grad_enabled(),
+    }
+
+
+def same(before, after):
+    tensors = before.pop("tensors"), after.pop("tensors")
+    randomness = before.pop("random"), after.pop("random")
+    return (
+        before == after
+        and torch.equal(*randomness)
+        and all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
+    )
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=NAMES)
+def test_yaml_is_complete(path):
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith("# ") and lines[0].endswith(".")
+    assert lines[1].startswith("# source: ") and lines[2].startswith("# needs: ")
+    spec = settings(path.stem)
+    target = locate(spec["_target_"], "method")
+    assert inspect.getdoc(target) and target.__doc__
+    assert list(spec)[1:] == list(inspect.signature(target).parameters)
+    assert isinstance(target.version, int)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "precomputed"])
+def test_defaults_build(name):
+    build(settings(name), "method")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_maps_are_finite_deterministic_and_leave_no_trace(name, dtype, make):
+    network = classifier(VGGLike(), dtype=dtype, batch_size=4)
+    method, inputs = make(name), seeded(10, dtype=dtype)
+    copy, before = inputs.clone(), state(network)
+    method.check(network)
+    maps = maps_of(method, network, inputs, range(10))
+    assert same(before, state(network))
+    assert torch.equal(inputs, copy)
+    assert maps.dtype == dtype and not maps.requires_grad
+    assert maps.shape in [(10, *SIZE), (10, 1, *SIZE[1:])]
+    assert maps.isfinite().all() and maps.abs().sum() > 0
+    assert torch.equal(maps, maps_of(method, network, inputs, range(10)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sample_does_not_depend_on_batch_or_order(name, make):
+    method, inputs = make(name), seeded(64)
+    module = VGGLike()
+    whole = maps_of(method, classifier(module, batch_size=64), inputs, range(64))
+    scale = whole.abs().max()
+    shuffled = torch.randperm(64, generator=torch.Generator().manual_seed(1)).tolist()
+    for ids, together, batch_size in [
+        (list(range(64)), 1, 1),
+        (list(range(64)), 1, 64),
+        (list(range(64)), 7, 7),
+        (list(range(64)), 64, 7),
+        (shuffled, 64, 64),
+        (shuffled, 7, 5),
+    ]:
+        network = classifier(module, batch_size=batch_size)
+        groups = [ids[start : start + together] for start in range(0, 64, together)]
+        maps = torch.cat([maps_of(method, network, inputs, group) for group in groups])
+        assert (maps - whole[ids]).abs().max() <= 1e-9 * scale, (together, batch_size)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_single_precision_differs_little_between_batches(name, make):
+    method, inputs = make(name), seeded(64, dtype=torch.float32)
+    module = VGGLike()
+    whole = maps_of(method, classifier(module, dtype=torch.float32, batch_size=64), inputs, range(64))
+    network = classifier(module, dtype=torch.float32, batch_size=7)
+    parts = torch.cat([maps_of(method, network, inputs, [sample]) for sample in range(64)])
+    difference = (whole - parts).abs().amax((1, 2, 3)) / whole.abs().amax((1, 2, 3)).clamp(min=1e-30)
+    assert difference.median() <= 1e-5
+
+
+@pytest.mark.parametrize(("samples", "batch_size"), [(10, 4), (1, 4), (5, 32)])
+@pytest.mark.parametrize("name", NAMES)
+def test_network_is_called_as_rarely_as_the_batch_size_allows(name, samples, batch_size, make):
+    network = classifier(VGGLike(), batch_size=batch_size)
+    method, calls = make(name), []
+    network.module.register_forward_pre_hook(lambda module, arguments: calls.append(len(arguments[0])))
+    maps_of(method, network, seeded(samples), range(samples))
+    forwards, backwards = method.cost(network)
+    assert sum(calls) == samples * forwards
+    assert len(calls) == math.ceil(samples * forwards / batch_size)
+    assert max(calls, default=0) <= batch_size
+    assert backwards in (0, forwards)
+
+
+@pytest.mark.parametrize("name", ["gradient", "smoothgrad", "integrated_gradients", "gradcam", "occlusion"])
+def test_the_explained_output_is_the_classifiers(name, make):
+    """A probability is explained like the logit of a network that ends in a softmax."""
+    module, method, inputs = VGGLike(), make(name), seeded(3)
+    asked = classifier(module, output="probability")
+    built_in = classifier(torch.nn.Sequential(module.features, module.head, torch.nn.Softmax(-1)))
+    built_in.layers = {"last_conv": "0"}
+    maps = [maps_of(method, network, inputs, range(3)) for network in (asked, built_in)]
+    assert torch.allclose(*maps, rtol=1e-9, atol=1e-12)
