@@ -16,9 +16,7 @@ import json
 import logging
 import os
 import shutil
-import socket
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +26,7 @@ import h5py
 import numpy as np
 from filelock import FileLock, Timeout
 
-from .errors import CacheError, UserError
+from .files import aside_name, remove_leftovers, write_atomically, write_error, write_synced
 
 SCHEMA = 1
 KINDS = ("maps", "responses", "scores", "fits", "weights")
@@ -50,20 +48,6 @@ def canonical(spec: Any) -> str:
 def digest(spec: Any) -> str:
     """The key of a spec: the first 16 hexadecimal digits of the sha256 of its canonical JSON."""
     return hashlib.sha256(canonical(spec).encode()).hexdigest()[:16]
-
-
-def write_atomically(path: Path, data: bytes | str) -> None:
-    """Write aside, fsync, rename: a reader sees the old file or the new one. Raises CacheError on a full disk."""
-    data = data.encode() if isinstance(data, str) else data
-    aside = path.with_name(_aside_name())
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_synced(aside, data)
-        os.replace(aside, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            aside.unlink()
-        raise _write_error(path, error) from error
 
 
 def pack(arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> bytes:
@@ -114,9 +98,10 @@ class Artefact:
     """
 
     def __init__(self, root: Path, kind: str, names: Sequence[str], spec: Mapping[str, Any]) -> None:
+        self.kind = kind
         self.spec = {"schema": SCHEMA, "kind": kind, **spec}
         self.key = digest(self.spec)
-        self.folder = Path(root, kind, *(_safe(name) for name in names), self.key)
+        self.folder = Path(root, kind, *(safe_name(name) for name in names), self.key)
         self._index: dict[int, str] = {}
         self._known: set[str] = set()
         self._last: tuple[str, dict[str, np.ndarray]] | None = None
@@ -168,15 +153,13 @@ class Artefact:
         except (ValueError, KeyError, TypeError):
             log.warning("%s cannot be read; written anew", path)
         except OSError as error:
-            raise _write_error(self.folder, error) from error
+            raise write_error(self.folder, error) from error
         text = json.dumps({"spec": self.spec, "provenance": dict(provenance)}, indent=1, sort_keys=True)
         write_atomically(path, text + "\n")
 
     def write(self, samples: Sequence[int], arrays: Mapping[str, np.ndarray]) -> Path:
         """One immutable shard with a row per sample; returns its path."""
-        data = pack(
-            {"sample": np.asarray(samples, dtype=np.int64), **arrays}, {"key": self.key, "schema": SCHEMA}
-        )
+        data = pack({"sample": np.asarray(samples, dtype=np.int64), **arrays}, {"key": self.key, "schema": SCHEMA})
         return self._publish(data)
 
     def save_whole(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
@@ -213,6 +196,12 @@ class Artefact:
             return json.loads((self.folder / "manifest.json").read_text())
         except (OSError, ValueError):
             return {}
+
+    def discard(self, samples: Iterable[int]) -> None:
+        """Remove the shards that hold these samples: their inputs are not what they were."""
+        self._refresh()
+        for name in {self._index[sample] for sample in samples if sample in self._index}:
+            self._forget(name)
 
     def remove(self) -> None:
         """Delete the folder."""
@@ -272,24 +261,28 @@ class Artefact:
             reason = "it is gone" if isinstance(error, FileNotFoundError) else error
             lost = sum(1 for shard in self._index.values() if shard == name)
             log.warning("%s: %s; %s computed again", path, reason, f"its {lost} samples are" if lost else "it is")
-            with contextlib.suppress(OSError):
-                path.unlink()
-            self._index = {s: n for s, n in self._index.items() if n != name}
-            self._known.discard(name)
+            self._forget(name)
             return None
         self._last = (name, arrays)
         return arrays
 
+    def _forget(self, name: str) -> None:
+        with contextlib.suppress(OSError):
+            (self.folder / name).unlink()
+        self._index = {sample: shard for sample, shard in self._index.items() if shard != name}
+        self._known.discard(name)
+        self._last = None
+
     def _publish(self, data: bytes) -> Path:
-        aside = self.folder / _aside_name()
+        aside = self.folder / aside_name()
         try:
-            _write_synced(aside, data)
+            write_synced(aside, data)
             path = _link_to_free_name(aside, self.folder)
             _sync_folder(self.folder)
         except OSError as error:
             with contextlib.suppress(OSError):
                 aside.unlink()
-            raise _write_error(self.folder, error) from error
+            raise write_error(self.folder, error) from error
         self._refresh()
         return path
 
@@ -316,29 +309,6 @@ def _link_to_free_name(aside: Path, folder: Path) -> Path:
             number += 1
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete files written aside by processes of this machine that are no longer alive."""
-    for path in folder.glob(f".aside-{socket.gethostname()}-*"):
-        try:
-            os.kill(int(path.name.rsplit("-", 2)[1]), 0)
-        except ProcessLookupError:
-            with contextlib.suppress(OSError):
-                path.unlink()
-        except (ValueError, PermissionError):
-            continue
-
-
-def _aside_name() -> str:
-    return f".aside-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _sync_folder(folder: Path) -> None:
     # Not every file system lets a folder be opened or synced; the rename itself is done.
     with contextlib.suppress(OSError):
@@ -349,13 +319,6 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def _write_error(path: Path, error: OSError) -> CacheError | UserError:
-    said = f"cannot write {path}: {error.strerror}"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-        return UserError(f"{said}. Set paths.cache and paths.results to writable folders")
-    return CacheError(f"{said}. What was finished before is kept; free some room and rerun")
-
-
 def _stated_sha256(path: Path) -> str:
     try:
         with open(path, "rb") as file:
@@ -364,7 +327,7 @@ def _stated_sha256(path: Path) -> str:
         return ""
 
 
-def _safe(name: str) -> str:
+def safe_name(name: str) -> str:
     """A folder name that any file system takes."""
     return "".join(c if c.isalnum() or c in "._-" else "_" for c in str(name)) or "_"
 

@@ -19,11 +19,11 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from .build import TARGET, build, describe, locate
-from .cache import write_atomically
 from .errors import UserError, XaibenchError, nearest
+from .files import write_atomically
 from .listing import CONF, GROUPS
 
 log = logging.getLogger(__name__)
@@ -115,6 +115,8 @@ def make_job(config: DictConfig) -> Job:
     """The Job of a composed configuration. Raises UserError for unknown keys and impossible values."""
     try:
         plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise UserError(f"{error.full_key} is missing: set {error.full_key}=...") from error
     except OmegaConfBaseException as error:
         raise UserError(_first_line(error)) from error
     plain.pop("hydra", None)
@@ -323,7 +325,8 @@ def explain(error: Exception, arguments: Iterable[str]) -> UserError:
         return UserError(_first_line(error))
     if "Ambiguous value for argument" in text:
         argument = re.search(r"'(.*?)'", text)
-        return UserError(f"{argument[1] if argument else text}: several values need a sweep; add -m (xaibench run -m ...)")
+        what = argument[1] if argument else _first_line(error)
+        return UserError(f"{what}: several values need a sweep; add -m (xaibench run -m ...)")
     if match := re.search(r"Could not (?:override|append|delete) '([^']+)'", text):
         return UserError(_unknown_key(match[1].lstrip("+~"), arguments))
     if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:

@@ -1,0 +1,287 @@
+"""The command line: one thin function per subcommand. Nothing heavy is imported before it is needed."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from . import __version__
+from .errors import UserError, XaibenchError, nearest
+
+USAGE = """\
+usage: xaibench <command> ...
+
+Which saliency method tells the truth about a network, and how do we know?
+
+  run          compute maps and score them      xaibench run method=gradcam metric=degradation
+               sweep with -m                    xaibench run -m method=gradient,gradcam,random
+  list         what there is to run             xaibench list methods
+  leaderboard  the results as a table and CSV   xaibench leaderboard --metric degradation
+  check        compare with a baseline          xaibench check --baseline results/baseline.csv
+  train        train a model by its recipe      xaibench train model=lenet dataset=mnist
+  cache        ls, verify or prune the cache    xaibench cache ls
+  doctor       versions, device, data           xaibench doctor
+
+`xaibench <command> --help` says more. Options everywhere: --debug shows the traceback of an error.
+Exit codes: 0 done, 1 a regression or failed cells, 2 a mistake in what was asked, 3 nothing comparable, 130 Ctrl-C.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command and return its exit code; every error is one or two lines on stderr."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        return _dispatch(arguments, debug)
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is kept, run the same command again to go on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe has seen enough. Nothing more can be written, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except XaibenchError as error:
+        if debug:
+            raise
+        print(f"xaibench: {error}", file=sys.stderr)
+        return error.exit_code
+    except Exception as error:
+        if debug:
+            raise
+        print(f"xaibench: {type(error).__name__}: {error}\n(--debug shows where)", file=sys.stderr)
+        return 1
+
+
+def _dispatch(arguments: list[str], debug: bool) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    if arguments[0] == "--version":
+        print(f"xaibench {__version__}")
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    if name == "-sc":
+        return _complete(rest)
+    if name == "run":
+        return _run(rest, debug)
+    if name in COMMANDS:
+        return COMMANDS[name](rest)
+    if "=" in name or name == "-m":
+        raise UserError(f"'{name}' belongs to a command: xaibench run {' '.join(arguments)}")
+    raise UserError(f"there is no command '{name}': {nearest(name, ['run', *COMMANDS])}")
+
+
+def _run(arguments: list[str], debug: bool) -> int:
+    """Compose and run with Hydra's own command line."""
+    from .config import run_hydra
+
+    return run_hydra(arguments, debug)
+
+
+def _train(arguments: list[str]) -> int:
+    """Train a model by its recipe and say where the checkpoint is."""
+    if "-h" in arguments or "--help" in arguments:
+        print("usage: xaibench train model=NAME dataset=NAME [key=value] ... [--config-dir=DIR]")
+        return 0
+    from . import show
+    from .config import compose_job
+
+    job = compose_job(arguments)
+    show.talk_on_stderr()
+    from .runner import find_device
+    from .training import train_and_test
+
+    path, accuracy = train_and_test(job, find_device(job.runner.device))
+    print(f"{path}\ntest accuracy {accuracy:.4f}; used by model.weights=recipe")
+    return 0
+
+
+def _list(arguments: list[str]) -> int:
+    """A table of the choices of one group."""
+    from .listing import LISTED, group_of, items
+
+    parser = _parser("list", "what there is to run")
+    parser.add_argument("what", help=", ".join(f"{group}s" for group in LISTED))
+    parser.add_argument("--config-dir", action="append", default=[], help="a folder with configurations of your own")
+    parser.add_argument("--markdown", action="store_true", help="as a Markdown table")
+    options = parser.parse_args(arguments)
+    listed = items(group_of(options.what), tuple(Path(folder) for folder in options.config_dir))
+    for item in listed:
+        if item.shadowed:
+            print(f"xaibench: {item.path} has the name of one of ours, which is taken; rename it", file=sys.stderr)
+    rows = [("name", "what", "source", "needs"), *((i.name, i.summary, i.source, i.needs) for i in listed)]
+    if options.markdown:
+        lines = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
+        print("\n".join([lines[0], "|---|---|---|---|", *lines[1:]]))
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in rows[0]:
+        table.add_column(name, overflow="fold", no_wrap=name == "name")
+    for row in rows[1:]:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 160, markup=False, highlight=False).print(table)
+    return 0
+
+
+def _leaderboard(arguments: list[str]) -> int:
+    """Write results/leaderboard.csv and cost.csv and show the table."""
+    parser = _parser("leaderboard", "the results as a table, and as results/leaderboard.csv and cost.csv")
+    _add_folders(parser, cache=False)
+    for name in ("model", "dataset", "method", "metric", "statistic"):
+        parser.add_argument(f"--{name}", action="append", default=[], help=f"only this {name}; may be repeated")
+    parser.add_argument("--csv", action="store_true", help="print CSV instead of tables")
+    options = parser.parse_args(arguments)
+    from . import leaderboard, show
+
+    frame = leaderboard.write(Path(options.results))
+    chosen = {n: getattr(options, n) for n in ("model", "dataset", "method", "metric", "statistic")}
+    frame = leaderboard.select(frame, {name: values for name, values in chosen.items() if values})
+    if options.csv:
+        print(leaderboard.to_csv(frame), end="")
+    else:
+        show.leaderboard_table(frame)
+    return 0
+
+
+def _check(arguments: list[str]) -> int:
+    """Compare the results with a baseline."""
+    parser = _parser("check", "compare the leaderboard with a baseline; see the exit codes of xaibench --help")
+    parser.add_argument("--baseline", required=True, metavar="FILE", help="a leaderboard.csv from before")
+    parser.add_argument(
+        "--tolerance",
+        action="append",
+        default=[],
+        metavar="STATISTIC=VALUE",
+        help="the absolute change that is no regression, for one statistic; may be repeated",
+    )
+    _add_folders(parser, cache=False)
+    options = parser.parse_args(arguments)
+    from . import check, leaderboard, show
+
+    results, baseline = Path(options.results), Path(options.baseline)
+    before = leaderboard.read_csv(baseline)
+    cells = leaderboard.read_cells(results)
+    beside = check.scores_beside(baseline)
+    rows = check.compare(
+        before,
+        leaderboard.read_text(leaderboard.to_csv(leaderboard.table(cells))),
+        check.floors(cells) | dict(_tolerance(text) for text in options.tolerance),
+        check.per_sample(leaderboard.read_cells(beside)) if beside else None,
+        check.per_sample(cells),
+    )
+    show.compared(rows)
+    return check.exit_code(rows)
+
+
+def _tolerance(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise UserError(f"--tolerance {text}: expected STATISTIC=NUMBER, such as degradation=0.01") from None
+
+
+def _cache(arguments: list[str]) -> int:
+    """Show, verify or prune the cache."""
+    parser = _parser("cache", "what the cache holds, whether it is sound, and making room")
+    parser.add_argument("what", choices=("ls", "verify", "prune"))
+    parser.add_argument("--older-than", metavar="AGE", help="prune: not changed for this long, such as 30d or 12h")
+    parser.add_argument("--max-size", metavar="SIZE", help="prune: the oldest until the rest fits, such as 20G")
+    _add_folders(parser, cache=True)
+    options = parser.parse_args(arguments)
+    from . import cache
+
+    root = Path(options.cache)
+    if options.what == "verify":
+        checked, wrong = cache.verify(root)
+        print("\n".join([*wrong, f"{checked} files checked, {len(wrong)} problems"]))
+        return 1 if wrong else 0
+    if options.what == "prune" and not (options.older_than or options.max_size):
+        raise UserError("cache prune: say what may go, with --older-than 30d or --max-size 20G")
+    if options.what == "prune":
+        age = options.older_than and _quantity(options.older_than, {"h": 3600, "d": 86400, "w": 604800}, "--older-than")
+        size = options.max_size and _quantity(options.max_size, {"M": 2**20, "G": 2**30, "T": 2**40}, "--max-size")
+        listed = cache.prune(root, age or None, None if size is None else int(size))
+    else:
+        listed = cache.listing(root)
+    for entry in listed:
+        size = f"{entry.size / 2**20:9.1f} MB {entry.samples:7d} samples {entry.shards:5d} shards"
+        print(f"{size}  {entry.kind}/{entry.path}")
+    total = sum(entry.size for entry in listed) / 2**20
+    print(f"{total:9.1f} MB in {len(listed)} artefacts {'removed' if options.what == 'prune' else f'in {root}'}")
+    return 0
+
+
+def _quantity(text: str, units: dict[str, int], option: str) -> float:
+    number, unit = text[:-1], text[-1:]
+    try:
+        if unit not in units or float(number) < 0:
+            raise ValueError
+        return float(number) * units[unit]
+    except ValueError:
+        words = ", ".join(units)
+        raise UserError(f"{option} {text}: expected a number and one of {words}, such as 2{[*units][1]}") from None
+
+
+def _doctor(arguments: list[str]) -> int:
+    """Versions, device, configuration and data as this machine has them."""
+    parser = _parser("doctor", "what this installation sees: versions, device, configurations, data")
+    parser.add_argument("--config-dir", action="append", default=[], help="a folder with configurations of your own")
+    parser.add_argument("--data", action="append", default=[], metavar="DIR", help="look for data here too")
+    _add_folders(parser, cache=True)
+    options = parser.parse_args(arguments)
+    from . import doctor
+
+    folders = ([Path(folder) for folder in found] for found in (options.config_dir, options.data))
+    lines = doctor.report(Path(options.cache), Path(options.results), *folders)
+    print("\n".join(f"{name:<14} {value}" for name, value in lines))
+    return 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "list": _list,
+    "leaderboard": _leaderboard,
+    "check": _check,
+    "train": _train,
+    "cache": _cache,
+    "doctor": _doctor,
+}
+
+
+def _parser(name: str, description: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog=f"xaibench {name}", description=description, allow_abbrev=False)
+
+
+def _add_folders(parser: argparse.ArgumentParser, cache: bool) -> None:
+    parser.add_argument("--results", default="results", metavar="DIR", help="the results folder (default: results)")
+    if cache:
+        parser.add_argument("--cache", default="cache", metavar="DIR", help="the cache folder (default: cache)")
+
+
+def _complete(arguments: list[str]) -> int:
+    """Shell completion: Hydra's for `run`, the names of the commands before it.
+
+    `eval "$(xaibench -sc install=bash)"` installs it; Hydra's script then calls `xaibench -sc query=bash`.
+    """
+    words = os.environ.get("COMP_LINE", "").split(" ")
+    if arguments[:1] == ["query=bash"]:
+        if len(words) <= 2:
+            print("\n".join(c for c in ("run", *COMMANDS) if c.startswith(words[-1] if len(words) == 2 else "")))
+            return 0
+        if words[1] not in ("run", "train"):
+            return 0
+        line = " ".join([words[0], *words[2:]])
+        os.environ["COMP_POINT"] = str(int(os.environ.get("COMP_POINT", len(line))) - len(words[1]) - 1)
+        os.environ["COMP_LINE"] = line
+    from .config import run_hydra
+
+    return run_hydra(["-sc", *arguments], debug=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,195 @@
+"""The leaderboard: a pure function of the score files. One row per model x data set x method x metric x statistic."""
+
+import io
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from . import stats
+from .cache import SCHEMA
+from .errors import UserError, nearest
+from .files import write_atomically
+
+COLUMNS = (
+    "schema", "model", "dataset", "method", "method_variant", "metric", "metric_variant", "statistic", "direction",
+    "target", "value", "ci_low", "ci_high", "n", "excluded", "rank", "forwards", "backwards", "method_key",
+    "metric_key", "sample_key",
+)  # fmt: skip
+COST_COLUMNS = (
+    "schema", "model", "dataset", "method", "method_variant", "metric", "metric_variant", "map_seconds",
+    "score_seconds", "peak_memory_bytes", "device", "threads", "n", "method_key", "metric_key", "sample_key",
+)  # fmt: skip
+IDENTITY = ("model", "dataset", "method", "method_variant", "metric", "metric_variant", "statistic")
+# Above this share of excluded samples a cell is also given on the samples that all methods have.
+MANY_EXCLUDED = 0.05
+COMMON = "@common"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One score file: its card (the JSON) and its per-sample columns, indexed by sample."""
+
+    card: Mapping[str, Any]
+    columns: pd.DataFrame
+
+
+def read_cells(results: Path, files: Iterable[Path] | None = None) -> list[Cell]:
+    """The score files below results/scores, or the given CSV files. Raises UserError for one that cannot be read."""
+    paths = sorted((results / "scores").rglob("*.csv")) if files is None else sorted(set(files))
+    return [read_cell(path) for path in paths]
+
+
+def read_cell(path: Path) -> Cell:
+    """One score file and its card."""
+    try:
+        card = json.loads(path.with_suffix(".json").read_text())
+        rows = pd.read_csv(path, keep_default_na=False, dtype={"value": str, "x": str})
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: it cannot be read with its .json ({error}); delete both and run again") from error
+    if card.get("schema") != SCHEMA:
+        raise UserError(f"{path}: schema {card.get('schema')} is not {SCHEMA}; run again with this version")
+    rows = rows[rows["sample"] >= 0]
+    values = pd.to_numeric(rows["value"].where(rows["status"] == "ok"), errors="coerce")
+    columns = rows.assign(value=values).pivot(index="sample", columns="statistic", values="value")
+    return Cell(card, columns)
+
+
+def table(cells: Sequence[Cell]) -> pd.DataFrame:
+    """The rows of the leaderboard, sorted, with ranks among the cells of equal model, data, metric and samples."""
+    groups: dict[tuple[str, ...], list[Cell]] = defaultdict(list)
+    for cell in cells:
+        keys = cell.card["keys"]
+        groups[keys["model_key"], keys["data_key"], keys["metric_key"], keys["sample_key"]].append(cell)
+    rows = [row for group in groups.values() for row in _group_rows(group)]
+    frame = pd.DataFrame(rows, columns=COLUMNS)
+    return frame.sort_values([*IDENTITY, "sample_key", "method_key"], kind="stable", ignore_index=True)
+
+
+def _group_rows(group: Sequence[Cell]) -> list[dict[str, Any]]:
+    """Rows of the cells that are comparable, one statistic after the other."""
+    rows = []
+    for statistic in group[0].card["statistics"]:
+        finite = [_finite(cell, statistic) for cell in group]
+        ranked = [_row(cell, statistic, kept, "") for cell, kept in zip(group, finite)]
+        rows += _rank(ranked, statistic)
+        if any(len(kept) < (1 - MANY_EXCLUDED) * cell.card["n"] for cell, kept in zip(group, finite)):
+            common = set.intersection(*(set(kept) for kept in finite))
+            ranked = [
+                _row(cell, statistic, [sample for sample in kept if sample in common], COMMON)
+                for cell, kept in zip(group, finite)
+            ]
+            rows += _rank(ranked, statistic)
+    return rows
+
+
+def _finite(cell: Cell, statistic: Mapping[str, Any]) -> list[int]:
+    """The samples for which the statistic's columns are defined."""
+    names = [name for name in (statistic["column"], statistic["per"]) if name]
+    if any(name not in cell.columns for name in names):
+        return []
+    return cell.columns.index[np.isfinite(cell.columns[names].to_numpy()).all(axis=1)].tolist()
+
+
+def _row(cell: Cell, statistic: Mapping[str, Any], samples: list[int], suffix: str) -> dict[str, Any]:
+    card, columns = cell.card, cell.columns
+    column = columns.loc[samples, statistic["column"]].to_numpy() if samples else np.empty(0)
+    per = columns.loc[samples, statistic["per"]].to_numpy() if samples and statistic["per"] else None
+    found = stats.estimate(column, per, statistic["kind"])
+    return {
+        "schema": SCHEMA,
+        **{name: card[name] for name in IDENTITY[:-1]},
+        "statistic": statistic["name"] + suffix,
+        "direction": statistic["direction"],
+        "target": statistic["target"],
+        "value": found.value,
+        "ci_low": found.low,
+        "ci_high": found.high,
+        "n": found.n,
+        "excluded": card["n"] - found.n,
+        "forwards": card["method_cost"][0],
+        "backwards": card["method_cost"][1],
+        "method_key": card["keys"]["map_key"],
+        "metric_key": card["keys"]["metric_key"],
+        "sample_key": card["keys"]["sample_key"],
+    }
+
+
+def _rank(rows: list[dict[str, Any]], statistic: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """1 for the best; equal values share the better rank; an undefined value has none."""
+    value = pd.Series([row["value"] for row in rows], dtype=float)
+    badness = {"higher": -value, "lower": value}.get(statistic["direction"])
+    if badness is None:
+        badness = (value - statistic["target"]).abs()
+    ranks = badness.round(9).rank(method="min")
+    return [{**row, "rank": None if np.isnan(rank) else int(rank)} for row, rank in zip(rows, ranks)]
+
+
+def costs(cells: Sequence[Cell]) -> pd.DataFrame:
+    """What each cell took, beside the same keys."""
+    rows = [
+        {
+            "schema": SCHEMA,
+            **{name: cell.card[name] for name in IDENTITY[:-1]},
+            "map_seconds": cell.card["seconds"]["maps"],
+            "score_seconds": cell.card["seconds"]["scores"],
+            **{name: cell.card[name] for name in ("peak_memory_bytes", "device", "threads", "n")},
+            "method_key": cell.card["keys"]["map_key"],
+            "metric_key": cell.card["keys"]["metric_key"],
+            "sample_key": cell.card["keys"]["sample_key"],
+        }
+        for cell in cells
+    ]
+    frame = pd.DataFrame(rows, columns=COST_COLUMNS)
+    return frame.sort_values([*IDENTITY[:-1], "sample_key", "method_key"], kind="stable", ignore_index=True)
+
+
+def write(results: Path) -> pd.DataFrame:
+    """Write results/leaderboard.csv and results/cost.csv from the score files, and return the leaderboard."""
+    cells = read_cells(results)
+    frame = table(cells)
+    write_atomically(results / "leaderboard.csv", to_csv(frame))
+    write_atomically(results / "cost.csv", to_csv(costs(cells)))
+    return frame
+
+
+def to_csv(frame: pd.DataFrame) -> str:
+    """Byte-stable CSV: fixed order, six significant digits, LF, empty for what is undefined."""
+    return frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """A leaderboard file. Raises UserError if it is absent or not one."""
+    try:
+        return read_text(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: there is no such leaderboard; `xaibench leaderboard` writes one") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: it cannot be read as a leaderboard ({error})") from error
+
+
+def read_text(text: str) -> pd.DataFrame:
+    """A leaderboard from its CSV text. Raises ValueError if it is not one."""
+    strings = {name: str for name in (*IDENTITY, "direction", "method_key", "metric_key", "sample_key")}
+    undefined = dict.fromkeys(("value", "ci_low", "ci_high", "target", "rank"), "")
+    frame = pd.read_csv(io.StringIO(text), dtype=strings, keep_default_na=False, na_values=undefined)
+    missing = [name for name in COLUMNS if name not in frame]
+    if missing:
+        raise ValueError(f"no column {', '.join(missing[:4])}")
+    return frame
+
+
+def select(frame: pd.DataFrame, filters: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+    """The rows with one of the wanted values in each named column. Raises UserError for a value that never occurs."""
+    for column, wanted in filters.items():
+        present = sorted(set(frame[column]))
+        for value in wanted:
+            if value not in present:
+                raise UserError(f"--{column} {value}: no result has it; {nearest(value, present) or 'there are none'}")
+        frame = frame[frame[column].isin(list(wanted))]
+    return frame

@@ -1,0 +1,428 @@
+"""How a run goes: what has to exist for a Job, what of it is missing, do it, resume it, write the rows.
+
+    samples  the first `limit` of a seeded permutation that pass the filter
+    logits   the model's outputs for them                             shared by every method and metric
+    fit      what the method estimates once                           shared by every metric
+    maps     the method's maps of the samples and their targets       shared by every metric
+    replies  what the model answers whatever the method               shared by every method
+    scores   the metric's columns                                     -> results/scores/...
+
+Each is an artefact of the cache. Asking for scores asks for the maps they need, and so on up: what is there is read,
+what is missing is computed and kept.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import inspect
+import logging
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from . import keys, provenance, results, rng, show
+from .build import build
+from .cache import SHARD_SAMPLES, Artefact, digest
+from .config import Job
+from .datasets.base import Batch, Dataset, Samples
+from .errors import Refusal, UserError, XaibenchError
+from .methods.base import Method
+from .metrics.base import Metric
+from .metrics.ranking import collapse
+from .models.loading import check_input, load_classifier
+from .results import NONFINITE_MAP, OK, Outcome
+from .stage import Arrays, Stage
+from .training import split_samples, trained_weights
+
+log = logging.getLogger(__name__)
+
+# A block costs about half a minute at most on two CPU cores, so that a kill loses no more than that.
+BLOCK_FLOPS = 1e12
+
+
+def run(job: Job) -> Outcome | None:
+    """One cell of the benchmark: writes its rows and says where; None for `runner.plan=true`, which only shows.
+
+    Raises UserError (a Refusal, for a pairing that cannot work) before any work, and CacheError on a full disk.
+    """
+    with _cache_folder(job) as root:
+        cell = Cell(job, root)
+        if job.runner.plan:
+            show.plan(cell.title, cell.plan())
+            return None
+        if job.runner.reuse == "force":
+            cell.forget()
+        with show.progress(cell.title, len(cell.samples)) as cell.report:
+            cell.scores.fill_all()
+        cell.maps.finish(cell.seconds["maps"])
+        cell.scores.finish(cell.seconds["scores"])
+        return results.write(cell.record(), cell.scores.rows(cell.samples))
+
+
+@contextlib.contextmanager
+def _cache_folder(job: Job) -> Iterator[Path]:
+    """The cache; for `runner.reuse=never` a temporary one."""
+    if job.runner.reuse != "never":
+        yield job.cache
+        return
+    with tempfile.TemporaryDirectory(prefix="xaibench-") as folder:
+        yield Path(folder)
+
+
+class Cell:
+    """A Job's objects, and the stages through which its numbers come into being."""
+
+    def __init__(self, job: Job, root: Path) -> None:
+        self.job, self.root = job, root
+        self.title = f"{job.model} x {job.dataset} x {job.method} x {job.metric}"
+        self.seconds = {"maps": 0.0, "scores": 0.0}
+        self.report: Callable[[str, int], None] = lambda kind, done: None
+
+        self.device = find_device(job.runner.device)
+        self.dataset: Dataset = build(job.dataset_spec, "dataset")
+        self.method: Method = build(job.method_spec, "method")
+        self.metric: Metric = build(job.metric_spec, "metric")
+        self.classifier = load_classifier(
+            job.model,
+            job.model_spec,
+            output=job.output,
+            device=self.device,
+            trained=lambda: trained_weights(job, root, self.device),
+        )
+        automatic = default_batch_size(self.classifier.input_size, self.device)
+        self.classifier.batch_size = job.runner.batch_size or automatic
+        self.loader = Samples(self.dataset, self.classifier.preprocessing, (), self.device)
+        self._check_pairing()
+
+        self.base = {
+            "model": keys.model(self.classifier),
+            "data": keys.data(self.dataset, job.dataset_spec),
+        }
+        names = (job.model, job.dataset)
+        explained = {**self.base, "explained": keys.explained(job)}
+        everything = self._permutation()
+        self.logits = self._stage("responses", (*names, "logits"), self.base, everything, self._compute_logits)
+        self.samples, self.filtered = self._select(everything)
+        if not self._filters:
+            self.logits.order = self.samples
+
+        self.fit = self._fit_artefact(names)
+        mapped = explained | {"method": keys.method(self.method, job.method_spec), "fit": self.fit and self.fit.key}
+        replied = explained | {"metric": keys.replies(self.metric, job.metric_spec)}
+        self.maps = self._stage("maps", (*names, job.method), mapped, self.samples, self._compute_maps, self.method)
+        self.replies = self._stage("responses", (*names, job.metric), replied, self.samples, self._compute_replies)
+        scored = {
+            "maps": self.maps.artefact.key,
+            "metric": keys.metric(self.metric, job.metric_spec, self.how),
+            "seed": job.seed,
+        }
+        self.scores = self._stage(
+            "scores", (*names, job.metric, job.method), scored, self.samples, self._compute_scores, self.metric
+        )
+
+    @property
+    def how(self) -> str:
+        """The collapse of channels: the metric's, else the method's own."""
+        return self.metric.collapse or self.method.collapse
+
+    # ---- the stages: samples -> columns --------------------------------------------------------------------------
+
+    def _compute_scores(self, samples: Sequence[int]) -> Arrays:
+        maps = self._maps_of(samples)
+        usable = maps["status"] == OK
+        columns: Arrays = {"status": maps["status"], "target": maps["target"]}
+        chosen = [sample for sample, good in zip(samples, usable) if good]
+        if not chosen:
+            return columns
+        batch, replies = self._load(chosen), self._replies_of(chosen)
+        started = time.perf_counter()
+        computed = self.metric.evaluate(
+            self.classifier,
+            batch,
+            collapse(torch.from_numpy(maps["maps"][usable]).to(self.device), self.how, self.metric.sign),
+            replies,
+            rng.sample_generators(self.job.seed, "metric", chosen),
+        )
+        for name, tensor in computed.items():
+            values = tensor.detach().cpu().numpy().astype(np.float64)
+            columns[name] = np.full((len(samples), *values.shape[1:]), np.nan)
+            columns[name][usable] = values
+        self.seconds["scores"] += time.perf_counter() - started
+        return columns
+
+    def _compute_maps(self, samples: Sequence[int]) -> Arrays:
+        batch = self._load(samples)
+        logits, targets = self._logits_of(samples), batch.targets[:, None]
+        context = {"masks": batch.masks, "samples": batch.samples, "fitted": self._fitted()}
+        wanted = inspect.signature(self.method.attribute).parameters
+        started = time.perf_counter()
+        maps = self.method.attribute(
+            self.classifier,
+            batch.inputs,
+            batch.targets,
+            rng.sample_generators(self.job.seed, "method", samples),
+            **{name: value for name, value in context.items() if name in wanted},
+        ).detach()
+        self.seconds["maps"] += time.perf_counter() - started
+        _check_maps(self.job.method, maps, batch.inputs)
+        columns = {
+            "maps": maps.float(),
+            "target": batch.targets,
+            "logit": logits.gather(1, targets)[:, 0].float(),
+            "probability": logits.softmax(-1).gather(1, targets)[:, 0].float(),
+            "status": torch.where(maps.isfinite().all(dim=3).all(dim=2).all(dim=1), OK, NONFINITE_MAP),
+        }
+        crc = np.asarray(batch.crc, dtype=np.uint32)
+        return {"input_crc32": crc, **{name: tensor.cpu().numpy() for name, tensor in columns.items()}}
+
+    def _compute_replies(self, samples: Sequence[int]) -> Arrays:
+        generators = rng.sample_generators(self.job.seed, "response", samples)
+        replies = self.metric.respond(self.classifier, self._load(samples), generators)
+        return {name: tensor.cpu().numpy() for name, tensor in replies.items()}
+
+    def _compute_logits(self, samples: Sequence[int]) -> Arrays:
+        return {"logits": self.classifier.logits(self.loader.load(samples).inputs).cpu().numpy()}
+
+    # ---- what a stage asks of another ----------------------------------------------------------------------------
+
+    def _maps_of(self, samples: Sequence[int]) -> Arrays:
+        """Maps and what they explain; made anew where an image has changed under its name."""
+        maps = self.maps.rows(samples)
+        now = np.asarray(self._load(samples).crc, dtype=np.uint32)
+        changed = [sample for sample, same in zip(samples, maps["input_crc32"] == now) if not same]
+        if not changed:
+            return maps
+        log.warning("%d images have changed since their maps were made (sample %d first)", len(changed), changed[0])
+        self.maps.artefact.discard(changed)
+        return self.maps.rows(samples)
+
+    def _replies_of(self, samples: Sequence[int]) -> dict[str, torch.Tensor]:
+        if type(self.metric).respond is Metric.respond:
+            return {}
+        rows = self.replies.rows(samples)
+        return {name: torch.from_numpy(array).to(self.device) for name, array in rows.items() if name != "sample"}
+
+    def _logits_of(self, samples: Sequence[int]) -> torch.Tensor:
+        return torch.from_numpy(self.logits.rows(samples)["logits"]).to(self.device)
+
+    def _load(self, samples: Sequence[int]) -> Batch:
+        """Decoded samples with their targets; the last block stays in memory for the stages that follow."""
+        return self._decode(tuple(samples))
+
+    @functools.cached_property
+    def _decode(self) -> Callable[[tuple[int, ...]], Batch]:
+        @functools.lru_cache(maxsize=1)
+        def decode(samples: tuple[int, ...]) -> Batch:
+            batch = self.loader.load(samples)
+            if self.job.target == "predicted":
+                return dataclasses.replace(batch, targets=self._logits_of(samples).argmax(-1))
+            if self.job.target.startswith("fixed:"):
+                return dataclasses.replace(batch, targets=torch.full_like(batch.labels, int(self.job.target[6:])))
+            return batch
+
+        return decode
+
+    def _fitted(self) -> dict[str, torch.Tensor] | None:
+        """What the method's `fit` returned: from the cache, or made now by whoever claims it first."""
+        if self.fit is None:
+            return None
+        arrays = self.fit.load_whole("fit")
+        if arrays is None:
+            if self.job.runner.reuse == "only-cache":
+                raise UserError(f"runner.reuse=only-cache: {self.fit.folder} is missing; use runner.reuse=missing")
+            self.fit.create(self._provenance())
+            with self.fit.claim("fit"):
+                arrays = self.fit.load_whole("fit")
+                if arrays is None:
+                    samples = self._fit_samples()
+                    log.info("fitting %s on %d samples of %s", self.job.method, len(samples), self.job.fit.split)
+                    generator = rng.generator(self.job.fit.seed, "fit")
+                    state = self.method.fit(self.classifier, samples, generator)
+                    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in state.items()}
+                    self.fit.save_whole("fit", arrays)
+        return {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
+
+    # ---- setting up ----------------------------------------------------------------------------------------------
+
+    def _check_pairing(self) -> None:
+        """Refuse what cannot work, before any work."""
+        job, classes = self.job, len(self.dataset.class_names)
+        if len(self.dataset) == 0:
+            raise UserError(f"dataset={job.dataset}: this split has no samples")
+        if self.metric.needs_mask and not self.dataset.has_masks:
+            raise Refusal(f"metric={job.metric} needs ground-truth masks, dataset={job.dataset} has none (shapes has)")
+        self.outputs = check_input(self.classifier, self.loader.load([0]).inputs[0], classes)
+        if job.target.startswith("fixed:") and int(job.target[6:]) >= self.outputs:
+            raise UserError(f"target={job.target}: {job.model} has classes 0 to {self.outputs - 1}")
+        self.method.check(self.classifier)
+        self.metric.check(self.classifier)
+
+    @property
+    def _filters(self) -> bool:
+        return self.job.selection.filter.correct or self.job.selection.filter.min_probability > 0
+
+    def _permutation(self) -> list[int]:
+        generator = rng.generator("samples", self.job.selection.seed)
+        return torch.randperm(len(self.dataset), generator=generator).tolist()
+
+    def _select(self, permutation: list[int]) -> tuple[list[int], dict[str, int]]:
+        """The first `limit` samples that pass the filter, and how many were passed over, by reason."""
+        limit = self.job.selection.limit or len(permutation)
+        if not self._filters:
+            return permutation[:limit], {}
+        kept: list[int] = []
+        passed_over = {"not correct": 0, "probability too low": 0}
+        for block in self.logits.blocks():
+            logits, batch = self._logits_of(block), self._load(block)
+            correct = (logits.argmax(-1) == batch.labels).tolist()
+            probability = logits.softmax(-1).gather(1, batch.targets[:, None])[:, 0].tolist()
+            for sample, is_correct, p in zip(block, correct, probability):
+                if len(kept) == limit:
+                    return kept, passed_over
+                if self.job.selection.filter.correct and not is_correct:
+                    passed_over["not correct"] += 1
+                elif p < self.job.selection.filter.min_probability:
+                    passed_over["probability too low"] += 1
+                else:
+                    kept.append(sample)
+        if not kept:
+            raise UserError(f"dataset.filter={dataclasses.asdict(self.job.selection.filter)} leaves no sample")
+        return kept, passed_over
+
+    def _stage(self, kind, names, spec, order, compute, by: Method | Metric | None = None) -> Stage:
+        return Stage(
+            artefact=Artefact(self.root, kind, names, spec),
+            order=order,
+            size=lambda: SHARD_SAMPLES if by is None else self._block_size(by),
+            compute=compute,
+            provenance=self._provenance(),
+            only_cache=self.job.runner.reuse == "only-cache",
+            report=lambda kind, done: self.report(kind, done),
+        )
+
+    def _fit_artefact(self, names: tuple[str, str]) -> Artefact | None:
+        if not hasattr(self.method, "fit"):
+            return None
+        samples = self._fit_samples()
+        data = keys.data(samples.dataset, {**self.job.dataset_spec, "split": self.job.fit.split})
+        spec = keys.fit(self.method, self.job.method_spec, self.job, data, list(samples.ids))
+        return Artefact(self.root, "fits", (*names, self.job.method), {"model": self.base["model"], **spec})
+
+    def _fit_samples(self) -> Samples:
+        fit, loader = self.job.fit, self.loader
+        try:
+            return split_samples(
+                self.job.dataset_spec, fit.split, fit.limit, fit.seed, loader.preprocessing, loader.device
+            )
+        except UserError as error:
+            hint = f"method={self.job.method} is fitted on fit.split={fit.split}; set another, such as fit.split=test"
+            raise UserError(f"{error}\n{hint}") from error
+
+    def _block_size(self, worker: Method | Metric) -> int:
+        """Samples per block: 64, fewer where one of them takes long."""
+        forwards, backwards = worker.cost(self.classifier)
+        flops = self._forward_flops * max(1, forwards + 2 * backwards)
+        return int(min(max(BLOCK_FLOPS // max(flops, 1), 1), SHARD_SAMPLES))
+
+    @functools.cached_property
+    def _forward_flops(self) -> int:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            self.classifier.module(torch.zeros(1, *self.classifier.input_size, device=self.device))
+        return counter.get_total_flops()
+
+    def _provenance(self) -> dict[str, object]:
+        return {"versions": provenance.versions(), "commit": provenance.commit(), "device": str(self.device)}
+
+    # ---- for people ----------------------------------------------------------------------------------------------
+
+    def plan(self) -> list[tuple[str, str, int, int, int]]:
+        """What each stage has: (kind, key, samples there, samples missing, nominal passes still to do)."""
+        rows = []
+        for stage, worker in ((self.maps, self.method), (self.scores, self.metric)):
+            missing = len(stage.artefact.missing(self.samples))
+            passes = missing * sum(worker.cost(self.classifier))
+            rows.append((stage.artefact.kind, stage.artefact.key, len(self.samples) - missing, missing, passes))
+        return rows
+
+    def forget(self) -> None:
+        """Remove the maps and scores of this job, for `runner.reuse=force`."""
+        self.maps.artefact.remove()
+        self.scores.artefact.remove()
+
+    def record(self) -> results.Record:
+        """Everything but the numbers that the result files say."""
+        job = self.job
+        labels = ("model", "dataset", "method", "metric", "method_variant", "metric_variant", "results")
+        return results.Record(
+            **{name: getattr(job, name) for name in labels},
+            samples=tuple(self.samples),
+            filtered=self.filtered,
+            statistics=self.metric.statistics,
+            axes={name: axis.tolist() for name, axis in self.metric.axes(self.classifier).items()},
+            keys={
+                "model_key": digest(self.base["model"]),
+                "data_key": digest(self.base["data"]),
+                "map_key": self.maps.artefact.key,
+                "metric_key": digest(keys.metric(self.metric, job.metric_spec, self.how)),
+            },
+            details={
+                "collapse": self.how,
+                "sign": self.metric.sign,
+                "method_cost": self.method.cost(self.classifier),
+                "metric_cost": self.metric.cost(self.classifier),
+                "seconds": {
+                    stage.artefact.kind: stage.artefact.manifest().get("seconds", 0.0)
+                    for stage in (self.maps, self.scores)
+                },
+                "peak_memory_bytes": peak_memory(self.device),
+                "device": str(self.device),
+                "threads": torch.get_num_threads(),
+                "config": job.config,
+            },
+        )
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of the device's allocator on CUDA, else the peak resident size of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def find_device(name: str) -> torch.device:
+    """`auto`, or a torch device name, as a device with kernels that give the same numbers every time."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"runner.device={name}: not available here ({reason}); use auto or cpu") from error
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    return device
+
+
+def default_batch_size(input_size: tuple[int, int, int], device: torch.device) -> int:
+    """Inputs per call of the network: on a CPU few large images, whose activations still fit its caches."""
+    pixels = input_size[1] * input_size[2]
+    fitting = 2**26 // pixels if device.type == "cuda" else 2**18 // pixels
+    return min(max(fitting, 8), 256 if device.type == "cuda" else 64)
+
+
+def _check_maps(name: str, maps: torch.Tensor, inputs: torch.Tensor) -> None:
+    channels = (1, inputs.shape[1])
+    if maps.ndim != 4 or maps.shape[1] not in channels or maps[:, :1].shape != inputs[:, :1].shape:
+        raise XaibenchError(
+            f"method={name} returned maps of shape {list(maps.shape)} for inputs of shape {list(inputs.shape)}: "
+            "expected [B,C,H,W] or [B,1,H,W]"
+        )
