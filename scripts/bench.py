@@ -1,0 +1,242 @@
+"""What the perturbation metrics cost over the bare forward passes that they need, and whether their memory grows.
+
+    python scripts/bench.py                      # time and memory, every network with every metric
+    python scripts/bench.py --profile            # and where the rest of the time goes
+    python scripts/bench.py --models smallcnn --no-memory --threads 1
+
+Time: `metric.evaluate` at the runner's own batch size, beside bare passes of as many images, from a buffer that is
+there already, at the fastest batch of 8, 16, 32 and 64. The two run in turn and the median ratio of a pair counts, so
+that a busy machine slows both alike. Weights are random: they change no time.
+
+Memory (Linux): for each number of samples a process of its own, and the peak of its resident memory during evaluation
+above what it held after imports and loading the model. Samples come in blocks, as in a run; few steps, since steps
+change the number of passes and not what is held.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torchvision.models import mobilenet_v2
+
+from xaibench.datasets.base import Batch
+from xaibench.fills import filled
+from xaibench.metrics.base import Metric
+from xaibench.metrics.degradation import Degradation
+from xaibench.metrics.insertion_deletion import InsertionDeletion
+from xaibench.metrics.ranking import places
+from xaibench.models.classifier import Classifier
+from xaibench.models.smallcnn import SmallCNN
+from xaibench.rng import sample_generators
+from xaibench.runner import default_batch_size
+
+NETWORKS = {"smallcnn": (SmallCNN, (3, 64, 64)), "mobilenet_v2": (mobilenet_v2, (3, 224, 224))}
+METRICS = {"degradation": Degradation, "insertion_deletion": InsertionDeletion}
+TIME_TARGETS = {"smallcnn": 1.25, "mobilenet_v2": 1.15}
+MEMORY_TARGET = 1.10
+BATCH_SIZES = (8, 16, 32, 64)
+MEMORY_SAMPLES = (50, 500)
+MEMORY_BLOCK = 50
+MEMORY_STEPS = 4
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--metrics", nargs="+", choices=METRICS, default=list(METRICS))
+    parser.add_argument("--samples", type=int, default=8, help="samples per evaluation")
+    parser.add_argument("--pairs", type=int, default=7, help="evaluations, each beside its bare passes")
+    parser.add_argument("--threads", type=int, help="torch's threads (its own choice if not given)")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--profile", action="store_true", help="what the time beside the network is spent on")
+    parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--memory-of", nargs=3, metavar=("MODEL", "METRIC", "SAMPLES"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_grad_enabled(False)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    if arguments.memory_of:
+        model, metric, samples = arguments.memory_of
+        print(peak_growth(model, metric, int(samples)))
+        return
+    cells = [(model, metric) for model in arguments.models for metric in arguments.metrics]
+    console = Console()
+    console.print(f"torch {torch.__version__}, {arguments.device}, {torch.get_num_threads()} threads")
+    times = Table("model", "metric", "batch", "fastest", "metric ms", "bare ms", "ratio", "quartiles", "target")
+    profile = Table("model", "metric", "ranking ms", "fills ms", "building and scoring ms", title="beside the network")
+    for model, metric in cells:
+        times.add_row(model, metric, *measure_time(model, metric, arguments))
+        if arguments.profile:
+            profile.add_row(model, metric, *measure_parts(model, metric, arguments))
+    console.print(times, "(milliseconds per sample)")
+    if arguments.profile:
+        console.print(profile)
+    if not arguments.no_memory:
+        few, many = MEMORY_SAMPLES
+        memory = Table("model", "metric", f"{few} samples MiB", f"{many} samples MiB", "ratio", "target")
+        for model, metric in cells:
+            memory.add_row(model, metric, *measure_memory(model, metric))
+        console.print(memory)
+
+
+def measure_time(model: str, metric_name: str, arguments: argparse.Namespace) -> list[str]:
+    classifier, metric = classifier_of(model, arguments.device), METRICS[metric_name]()
+    evaluate = evaluation(metric, classifier, arguments.samples)
+    rows = count_rows(classifier, evaluate)
+    fastest = fastest_batch(classifier)
+    buffer = torch.randn(fastest, *classifier.input_size, device=classifier.device)
+
+    def bare() -> None:
+        for start in range(0, rows, fastest):
+            classifier.module(buffer[: min(fastest, rows - start)])
+
+    pairs = [(seconds(evaluate), seconds(bare)) for _ in range(arguments.pairs)]
+    low, ratio, high = statistics.quantiles([spent / needed for spent, needed in pairs], n=4)
+    spent, needed = (statistics.median(times) / arguments.samples * 1e3 for times in zip(*pairs))
+    target = TIME_TARGETS[model]
+    return [
+        str(classifier.batch_size),
+        str(fastest),
+        f"{spent:.1f}",
+        f"{needed:.1f}",
+        verdict(ratio, target),
+        f"{low:.3f} to {high:.3f}",
+        f"{target:.2f}",
+    ]
+
+
+def measure_parts(model: str, metric_name: str, arguments: argparse.Namespace) -> list[str]:
+    """The parts of an evaluation that are not the network: ranking and fills alone, the rest with a stub for it."""
+    classifier, metric = classifier_of(model, arguments.device), METRICS[metric_name]()
+    classifier.module = Stub().to(classifier.device)
+    batch = batch_of(classifier, arguments.samples)
+    maps = torch.randn(arguments.samples, *classifier.input_size[1:], device=classifier.device)
+    words = {getattr(metric, name) for name in ("fill", "deletion_fill", "insertion_fill") if hasattr(metric, name)}
+
+    def rank() -> None:
+        places(maps, sample_generators(0, "metric", batch.samples), getattr(metric, "tile", 1))
+
+    def fill() -> None:
+        for word in words:
+            filled(batch.inputs, word, classifier.preprocessing)
+
+    evaluate = evaluation(metric, classifier, arguments.samples)
+    ranking, filling, everything = (
+        statistics.median(seconds(part) for _ in range(arguments.pairs)) / arguments.samples * 1e3
+        for part in (rank, fill, evaluate)
+    )
+    return [f"{ranking:.2f}", f"{filling:.2f}", f"{everything - ranking - filling:.2f}"]
+
+
+def measure_memory(model: str, metric: str) -> list[str]:
+    growths = [
+        int(
+            subprocess.run(
+                [sys.executable, __file__, "--memory-of", model, metric, str(samples)],
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stdout
+        )
+        for samples in MEMORY_SAMPLES
+    ]
+    few, many = growths
+    return [f"{few / 2**20:.0f}", f"{many / 2**20:.0f}", verdict(many / few, MEMORY_TARGET), f"{MEMORY_TARGET:.2f}"]
+
+
+def peak_growth(model: str, metric_name: str, samples: int) -> int:
+    """Bytes by which evaluating samples, block by block, raises this process's peak above what it holds now."""
+    classifier, metric = classifier_of(model), METRICS[metric_name](steps=MEMORY_STEPS)
+    held = memory("VmRSS")
+    # Otherwise the peak would be that of the imports, or of the parent process.
+    Path("/proc/self/clear_refs").write_text("5")
+    for _ in range(0, samples, MEMORY_BLOCK):
+        evaluation(metric, classifier, MEMORY_BLOCK)()
+    return memory("VmHWM") - held
+
+
+def memory(field: str) -> int:
+    """A figure of this process in bytes: VmRSS is what it holds, VmHWM the most that it has held."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def classifier_of(model: str, device: str = "cpu") -> Classifier:
+    build, input_size = NETWORKS[model]
+    batch_size = default_batch_size(input_size, torch.device(device))
+    return Classifier(model, build().to(device), input_size, batch_size=batch_size)
+
+
+def batch_of(classifier: Classifier, samples: int) -> Batch:
+    inputs = torch.randn(samples, *classifier.input_size, device=classifier.device)
+    targets = torch.zeros(samples, dtype=torch.int64, device=classifier.device)
+    return Batch(tuple(range(samples)), inputs, targets, targets, None, (0,) * samples)
+
+
+def evaluation(metric: Metric, classifier: Classifier, samples: int) -> Callable[[], None]:
+    """One evaluation of random maps, with the method-independent responses there already, as in a run."""
+    batch = batch_of(classifier, samples)
+    maps = torch.randn(samples, *classifier.input_size[1:], device=classifier.device)
+    responses = metric.respond(classifier, batch, [])
+
+    def evaluate() -> None:
+        generators = sample_generators(0, "metric", batch.samples)
+        metric.evaluate(classifier, batch, maps, responses, generators)
+
+    return evaluate
+
+
+def count_rows(classifier: Classifier, evaluate: Callable[[], None]) -> int:
+    """How many images the network sees in one evaluation."""
+    sizes: list[int] = []
+    hook = classifier.module.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    evaluate()
+    hook.remove()
+    return sum(sizes)
+
+
+def fastest_batch(classifier: Classifier, rounds: int = 5) -> int:
+    """The batch size at which bare passes take the least time per image, by the median of interleaved rounds."""
+    buffer = torch.randn(max(BATCH_SIZES), *classifier.input_size, device=classifier.device)
+    times: dict[int, list[float]] = {size: [] for size in BATCH_SIZES}
+    for round_ in range(rounds + 1):
+        for size in BATCH_SIZES:
+            spent = seconds(lambda: [classifier.module(part) for part in buffer.split(size)])  # noqa: B023
+            if round_:  # the first warms up
+                times[size].append(spent)
+    return min(BATCH_SIZES, key=lambda size: statistics.median(times[size]))
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def verdict(ratio: float, target: float) -> str:
+    return f"[{'green' if ratio <= target else 'red'}]{ratio:.3f}[/]"
+
+
+class Stub(nn.Module):
+    """A network that answers at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(1, 10))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.logits.expand(len(inputs), -1)
+
+
+if __name__ == "__main__":
+    main()
