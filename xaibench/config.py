@@ -268,33 +268,28 @@ def compose_job(overrides: list[str]) -> Job:
 
 def execute(config: DictConfig) -> None:
     """One cell: what Hydra calls. Importable by name, so that joblib's and submitit's workers find it."""
-    from . import runner
+    from . import runner, show
 
+    show.talk_on_stderr()  # a worker process of a sweep starts without it
     if HydraConfig.get().mode is not RunMode.MULTIRUN:
-        runner.run(make_job(config))
-        return
-    _be_quiet_about_threads()
-    number = HydraConfig.get().job.num
-    cell = " ".join(HydraConfig.get().overrides.task)
-    try:
         job = make_job(config)
-        outcome = runner.run(job)
-        status = {"status": "ok", "files": [str(outcome.rows)] if outcome else []}
+        if outcome := runner.run(job):
+            show.finished(job.results, [outcome.rows])
+        return
+    cell = " ".join(HydraConfig.get().overrides.task)
+    status: dict[str, Any] = {"cell": cell, "status": "ok", "files": []}
+    try:
+        outcome = runner.run(make_job(config))
+        status["files"] = [str(outcome.rows)] if outcome else []
     except XaibenchError as error:
-        status = {"status": "failed", "error": str(error)}
+        status |= {"status": "failed", "error": str(error)}
     except Exception as error:
-        status = {"status": "failed", "error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
-    folder = Path(HydraConfig.get().sweep.dir).absolute()
-    write_atomically(folder / f"{number}.json", json.dumps({"cell": cell, **status}, indent=1) + "\n")
+        status |= {"status": "failed", "error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+    # The number of the cell names its status file: SweepEnd reads them all, from whatever process they come.
+    path = Path(HydraConfig.get().sweep.dir).absolute() / f"{HydraConfig.get().job.num}.json"
+    write_atomically(path, json.dumps(status, indent=1) + "\n")
     if status["status"] == "failed":
-        log.error("cell %d failed (%s): %s", number, cell, status["error"])
-
-
-def _be_quiet_about_threads() -> None:
-    """A sweep's worker process starts without our logging."""
-    from .show import talk_on_stderr
-
-    talk_on_stderr()
+        log.error("failed: %s: %s", cell, status["error"])
 
 
 class SweepEnd(Callback):
@@ -309,7 +304,8 @@ class SweepEnd(Callback):
         cells = [json.loads(p.read_text()) for p in sorted(folder.glob("*.json"), key=lambda p: int(p.stem))]
         SweepEnd.failed = [cell for cell in cells if cell["status"] == "failed"]
         files = [Path(file) for cell in cells for file in cell.get("files", [])]
-        show.sweep(Path(config.paths.results).expanduser().absolute(), files, cells)
+        show.finished(Path(config.paths.results).expanduser().absolute(), files, headline_only=True)
+        show.failures(cells)
 
 
 # ---- explaining mistakes ---------------------------------------------------------------------------------------------

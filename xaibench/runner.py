@@ -60,8 +60,8 @@ def run(job: Job) -> Outcome | None:
             cell.forget()
         with show.progress(cell.title, len(cell.samples)) as cell.report:
             cell.scores.fill_all()
-        cell.maps.finish(cell.seconds["maps"])
-        cell.scores.finish(cell.seconds["scores"])
+        for stage in (cell.logits, cell.replies, cell.maps, cell.scores):
+            stage.finish(cell.seconds.get(stage.artefact.kind, 0.0))
         return results.write(cell.record(), cell.scores.rows(cell.samples))
 
 

@@ -124,15 +124,20 @@ def leaderboard_table(frame: pd.DataFrame, headline_only: bool = False) -> None:
         stdout.print(table)
 
 
-def sweep(results: Path, files: Sequence[Path], cells: Sequence[dict[str, Any]]) -> None:
-    """The end of a sweep: its leaderboard, then what failed and how to run that again."""
+def finished(results: Path, files: Sequence[Path], headline_only: bool = False) -> None:
+    """The table of the cells just run; the leaderboard on disk is brought up to date."""
     if files:
-        leaderboard_table(leaderboard.table(leaderboard.read_cells(results, files)), headline_only=True)
+        leaderboard_table(leaderboard.table(leaderboard.read_cells(results, files)), headline_only)
         leaderboard.write(results)
+
+
+def failures(cells: Sequence[dict[str, Any]]) -> None:
+    """The end of a sweep: how many cells there were, and how to run each failed one again."""
     failed = [cell for cell in cells if cell["status"] == "failed"]
     stderr.print(f"{len(cells) - len(failed)} of {len(cells)} cells done, {len(failed)} failed", highlight=False)
     for cell in failed:
-        stderr.print(f"failed: {escape(cell['error'])}\n  again: xaibench run {escape(cell['cell'])}", highlight=False)
+        said = f"failed: {cell['error']}\n  again: xaibench run {cell['cell']}"
+        stderr.print(said, highlight=False, markup=False)
 
 
 def compared(rows: Sequence[Compared]) -> None:

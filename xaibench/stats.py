@@ -40,11 +40,22 @@ def estimate(column: np.ndarray, per: np.ndarray | None, kind: str) -> Estimate:
     value = float(_statistic(column[None], None if per is None else per[None], kind)[0])
     if n == 1:
         return Estimate(value, math.nan, math.nan, n)
-    # The same draws for every method of a cell: intervals of methods on the same samples are comparable.
-    draws = np.random.default_rng(0).integers(0, n, size=(RESAMPLES, n))
-    resampled = _statistic(column[draws], None if per is None else per[draws], kind)
-    low, high = np.percentile(resampled, [50 - 50 * CONFIDENCE, 50 + 50 * CONFIDENCE])
+    low, high = np.percentile(_resampled(column, per, kind), [50 - 50 * CONFIDENCE, 50 + 50 * CONFIDENCE])
     return Estimate(value, float(low), float(high), n)
+
+
+def _resampled(column: np.ndarray, per: np.ndarray | None, kind: str) -> np.ndarray:
+    """The statistic of RESAMPLES draws with replacement, in parts that bound the memory.
+
+    The draws depend on n alone, so that the intervals of methods on the same samples are comparable.
+    """
+    n = len(column)
+    random, part = np.random.default_rng(0), max(1, 2**22 // n)
+    found = []
+    for start in range(0, RESAMPLES, part):
+        draws = random.integers(0, n, size=(min(part, RESAMPLES - start), n))
+        found.append(_statistic(column[draws], None if per is None else per[draws], kind))
+    return np.concatenate(found)
 
 
 def _statistic(column: np.ndarray, per: np.ndarray | None, kind: str) -> np.ndarray:
