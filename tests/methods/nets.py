@@ -7,6 +7,12 @@ from xaibench.models.classifier import Classifier
 from xaibench.models.preprocessing import Preprocessing
 
 SIZE = (3, 16, 16)
+LAYERS = {
+    "last_conv": "features",
+    "bottleneck_early": "features.0",
+    "bottleneck": "features.3",
+    "bottleneck_late": "features.5",
+}
 
 
 class VGGLike(nn.Module):
@@ -47,7 +53,7 @@ def classifier(
 ) -> Classifier:
     """A Classifier of three-channel inputs with an asymmetric normalisation."""
     keywords.setdefault("preprocessing", Preprocessing(mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3)))
-    keywords.setdefault("layers", {"last_conv": "features"})
+    keywords.setdefault("layers", LAYERS)
     return Classifier(type(module).__name__, module.to(dtype), size, **keywords)
 
 
