@@ -172,3 +172,19 @@ def test_a_network_without_classes_is_refused(linear):
 def test_bad_parameters_are_named(parameter):
     with pytest.raises(ValueError, match=next(iter(parameter))):
         InsertionDeletion(**parameter)
+
+
+def test_only_the_order_of_a_map_counts(convnet, batch_for, scored):
+    classifier = convnet()
+    batch = batch_for(classifier, 2)
+    maps = torch.randn(2, 12, 12)
+    plain = scored(InsertionDeletion(), classifier, batch, maps)
+    stretched = scored(InsertionDeletion(), classifier, batch, 5 * maps.exp() - 2)
+    torch.testing.assert_close(plain, stretched, rtol=0, atol=0)
+
+
+def test_two_features_are_two_places(linear, batch_for, scored):
+    classifier = linear((1, 1, 2))
+    batch = batch_for(classifier, 3)
+    columns = scored(InsertionDeletion(), classifier, batch, torch.randn(3, 1, 2))
+    assert columns["deletion_curve"].shape == (3, 3)
