@@ -9,11 +9,12 @@ floating point resolves s but not lambda. Information is in nats here and in bit
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from ..errors import Refusal
@@ -232,6 +233,19 @@ class InverseBottleneck(Bottleneck):
         return 1 - noise
 
 
+def layer_noise(
+    kind: type[Bottleneck],
+    features: torch.Tensor,
+    fitted: Mapping[str, torch.Tensor],
+    layer: str,
+    min_std: float,
+    min_active: float,
+) -> Bottleneck:
+    """A bottleneck at a layer's features [B,C,H,W], with the moments that `estimate` found."""
+    mean, std, active = (fitted[f"{layer}.{name}"].to(features)[None] for name in ("mean", "std", "active"))
+    return kind(features, mean, std.clamp_min(min_std), (active > min_active).to(features))
+
+
 def find_mask(
     bottleneck: Bottleneck,
     losses: Callable[[torch.Tensor, int], torch.Tensor],
@@ -262,3 +276,10 @@ def find_mask(
         smoothed.backward(noise.grad)
         adam.step()
     return alpha.detach()
+
+
+def seeded(construct: Callable[[], nn.Module], generator: torch.Generator) -> nn.Module:
+    """A new network whose initial weights depend on the generator only; the global one is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+        return construct()

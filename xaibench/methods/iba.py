@@ -17,6 +17,7 @@ from .bottleneck import (
     bits_per_pixel,
     estimate,
     find_mask,
+    layer_noise,
     noise_share,
     prediction_losses,
     require_layer,
@@ -113,7 +114,7 @@ class IBA(Fitted):
     ) -> torch.Tensor:
         solutions = self.solve(classifier, inputs, targets, generators, fitted)
         size = inputs.shape[2:]
-        return torch.cat([bits_per_pixel(s.information, size, self.channels).float() for s in solutions])
+        return torch.cat([bits_per_pixel(s.information, size, self.channels) for s in solutions])
 
     def solve(
         self,
@@ -146,9 +147,7 @@ class IBA(Fitted):
 
     def bottleneck(self, features: torch.Tensor, fitted: dict[str, torch.Tensor]) -> Bottleneck:
         """The noise that goes with the layer's statistics."""
-        mean, std, active = (fitted[f"{self.layer}.{name}"].to(features)[None] for name in ("mean", "std", "active"))
-        active = (active > self.min_active).to(features)
-        return self.kind(features, mean, std.clamp_min(self.min_std), active)
+        return layer_noise(self.kind, features, fitted, self.layer, self.min_std, self.min_active)
 
     def _goal(self, classifier: Classifier, cut: Cut, features: Features, targets: torch.Tensor) -> torch.Tensor:
         """What the output is compared with, one value per image."""

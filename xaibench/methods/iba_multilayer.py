@@ -68,7 +68,7 @@ class IBAMultilayer(Fitted):
         fitted: dict[str, torch.Tensor],
         **context: Any,
     ) -> torch.Tensor:
-        product = torch.ones(len(inputs), 1, *inputs.shape[2:], device=inputs.device)
+        product = torch.ones_like(inputs[:, :1])
         for part, threshold in zip(self.parts, self.thresholds):
             product = product * agreement(part.attribute(classifier, inputs, targets, generators, fitted), threshold)
         return product

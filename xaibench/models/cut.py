@@ -45,6 +45,7 @@ class Cut:
 
     def __init__(self, classifier: Classifier, layer: str, probe: torch.Tensor) -> None:
         self.network, self.path = classifier.module, classifier.layers.get(layer, layer)
+        self.batch_size = classifier.batch_size
         self.at_input = layer == INPUT and layer not in dict(self.network.named_modules()) | dict(classifier.layers)
         self.layer = self.network if self.at_input else classifier.layer(layer)
         self.parts = None if self.at_input else _parts(self.network, self.path)
@@ -78,15 +79,16 @@ class Cut:
     @torch.no_grad()
     def _agrees(self, probe: torch.Tensor) -> bool:
         """Whether the two parts give what the whole network gives, also for several copies of an input."""
+        copies = min(2, self.batch_size)
         try:
             features = self.before(probe)
             if any(not isinstance(t, torch.Tensor) or len(t) != len(probe) for t in features.context):
                 return False
-            parts = self.behind(_repeat(features.values, 2), features, copies=2)
+            parts = self.behind(_repeat(features.values, copies), features, copies)
         except Exception:
             # Whatever a trace breaks in somebody's network, the whole network is still there to be run.
             return False
-        whole = self.network(_repeat(probe, 2))
+        whole = self.network(_repeat(probe, copies))
         return whole.shape == parts.shape and torch.allclose(
             parts, whole, rtol=1e-3, atol=1e-3 * float(whole.abs().max())
         )
@@ -131,26 +133,35 @@ def _run(network: nn.Module, modules: dict[str, nn.Module], inputs: torch.Tensor
 
 
 @torch.no_grad()
-def feature_shape(classifier: Classifier, layer: str) -> tuple[int, int, int]:
-    """Shape (c,h,w) of a layer's output, from one pass of a blank input.
+def output_shape(classifier: Classifier, layer: str) -> tuple[int, ...]:
+    """Shape of a layer's output per sample, from one pass of a blank input; layers are named as in `activations`.
 
-    Raises Refusal for an unknown layer, one that does not run exactly once per pass, and one without feature maps.
+    Raises Refusal for an unknown layer, and for one that does not run exactly once per pass.
     """
-    if layer == INPUT and layer not in classifier.layers:
-        return classifier.input_size
+    blank = torch.zeros(1, *classifier.input_size, device=classifier.device, dtype=classifier.dtype)
+    if layer in (INPUT, LOGITS) and layer not in classifier.layers:
+        return tuple(activations(classifier, [layer], blank)[layer].shape[1:])
     outputs = []
     handle = classifier.layer(layer).register_forward_hook(lambda module, arguments, output: outputs.append(output))
     try:
-        classifier.module(torch.zeros(1, *classifier.input_size, device=classifier.device, dtype=classifier.dtype))
+        classifier.module(blank)
     finally:
         handle.remove()
     if len(outputs) != 1:
         raise Refusal(
-            f"layer '{layer}' of {classifier.name} runs {len(outputs)} times in one pass: name one that runs once"
+            f"layer '{layer}' of {classifier.name} runs {len(outputs)} times per pass: name one that runs once"
         )
-    if not isinstance(outputs[0], torch.Tensor) or outputs[0].dim() != 4:
-        raise Refusal(f"layer '{layer}' of {classifier.name} has no feature maps [B,C,H,W]: name a convolutional layer")
+    if not isinstance(outputs[0], torch.Tensor):
+        raise Refusal(f"layer '{layer}' of {classifier.name} returns no tensor: name one inside it or after it")
     return tuple(outputs[0].shape[1:])
+
+
+def feature_shape(classifier: Classifier, layer: str) -> tuple[int, int, int]:
+    """Shape (c,h,w) of a layer's feature maps; raises Refusal as `output_shape` does, and if it has none."""
+    shape = output_shape(classifier, layer)
+    if len(shape) != 3:
+        raise Refusal(f"layer '{layer}' of {classifier.name} has no feature maps [B,C,H,W]: name a convolutional layer")
+    return shape
 
 
 def _repeat(tensor: torch.Tensor, copies: int) -> torch.Tensor:

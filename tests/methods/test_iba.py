@@ -1,0 +1,313 @@
+"""IBA and its variants on networks whose answer is known."""
+
+import math
+
+import pytest
+import torch
+from methods.nets import SIZE, VGGLike, classifier, seeded
+from torch import nn
+
+from xaibench.datasets.base import Dataset, Example, Samples
+from xaibench.errors import Refusal
+from xaibench.methods.iba import IBA
+from xaibench.methods.iba_inverse import IBAInverse
+from xaibench.methods.iba_multilayer import IBAMultilayer, agreement
+from xaibench.models.classifier import Classifier
+from xaibench.models.cut import activations
+from xaibench.models.preprocessing import Preprocessing
+from xaibench.rng import sample_generators
+
+LAYER = "features.3"
+
+
+class Noise(Dataset):
+    """Uniform images with five labels."""
+
+    def __init__(self, count: int = 40, size: tuple[int, int, int] = SIZE) -> None:
+        self.images = torch.rand(count, *size, generator=torch.Generator().manual_seed(0))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Example:
+        return Example(self.images[index], index % 5)
+
+
+def samples(count: int = 40) -> Samples:
+    return Samples(Noise(count), Preprocessing(mean=(0.5,) * 3, std=(0.25,) * 3), range(count))
+
+
+def fitted(method, network) -> dict[str, torch.Tensor]:
+    return method.fit(network, samples(), torch.Generator().manual_seed(0))
+
+
+def maps_of(method, network, inputs, ids, seed=0, **keywords):
+    targets = torch.tensor([i % 5 for i in ids]) if keywords.get("targets") is None else keywords["targets"]
+    found = keywords.get("fitted") or fitted(method, network)
+    return method.attribute(network, inputs[list(ids)], targets, sample_generators(seed, "iba", ids), fitted=found)
+
+
+def test_fit_is_the_moments_of_the_layer():
+    network = classifier(VGGLike())
+    found = fitted(IBA(LAYER), network)
+    values = activations(network, [LAYER], torch.cat([batch.inputs for batch in samples()]).double())[LAYER]
+    torch.testing.assert_close(found[f"{LAYER}.mean"], values.mean(0))
+    torch.testing.assert_close(found[f"{LAYER}.std"], values.std(0))
+    torch.testing.assert_close(found[f"{LAYER}.active"], (values != 0).double().mean(0))
+
+
+@pytest.mark.parametrize("method", [IBA, IBAInverse, IBAMultilayer])
+def test_maps_do_not_depend_on_batch_order_or_neighbours(method):
+    method = method(
+        ["features.0", LAYER] if method is IBAMultilayer else LAYER,
+        **({"thresholds": [None, 1.0]} if method is IBAMultilayer else {}),
+    )
+    module, inputs = VGGLike(), seeded(9)
+    network = classifier(module, batch_size=64)
+    found = fitted(method, network)
+    whole = maps_of(method, network, inputs, range(9), fitted=found)
+    for ids, together, batch_size in [([*range(9)], 1, 64), ([*range(9)], 9, 7), ([3, 8, 1, 0, 7, 2, 5, 4, 6], 4, 25)]:
+        network = classifier(module, batch_size=batch_size)
+        groups = [ids[start : start + together] for start in range(0, 9, together)]
+        maps = torch.cat([maps_of(method, network, inputs, group, fitted=found) for group in groups])
+        assert (maps - whole[ids]).abs().max() <= 1e-9 * whole.abs().max()
+
+
+def test_a_broken_neighbour_changes_nothing():
+    network, inputs = classifier(VGGLike(), batch_size=64), seeded(3)
+    method = IBA(LAYER)
+    expected = maps_of(method, network, inputs, range(3))[[0, 2]]
+    inputs[1] = math.nan
+    torch.testing.assert_close(maps_of(method, network, inputs, range(3))[[0, 2]], expected, rtol=1e-12, atol=0)
+
+
+def test_every_call_starts_anew_and_leaves_the_network_as_it_was():
+    network, inputs = classifier(VGGLike()), seeded(2)
+    method = IBA(LAYER)
+    found, before = fitted(method, network), inputs.clone()
+    with torch.no_grad():
+        first = maps_of(method, network, inputs, [0], fitted=found)
+    maps_of(method, network, inputs, [1], fitted=found)
+    assert torch.equal(first, maps_of(method, network, inputs, [0], fitted=found))
+    assert torch.equal(inputs, before) and not first.requires_grad
+    assert not any(module._forward_hooks for module in network.module.modules())
+    assert all(parameter.grad is None for parameter in network.module.parameters())
+    assert not torch.equal(first, maps_of(method, network, inputs, [0], seed=1, fitted=found))
+
+
+def test_information_falls_with_beta_down_to_nothing_and_is_that_of_the_final_mask():
+    network, inputs = classifier(VGGLike()), seeded(2)
+    found = fitted(IBA(LAYER), network)
+    totals = []
+    for beta in (0.0, 0.001, 0.01, 0.1, 1000.0):
+        method = IBA(LAYER, beta=beta, steps=30)
+        solutions = method.solve(network, inputs, torch.tensor([0, 1]), sample_generators(0, "iba", [0, 1]), found)
+        solution = next(iter(solutions))
+        maps = maps_of(method, network, inputs, range(2), fitted=found)
+        torch.testing.assert_close(maps.sum(), solution.information.sum() / math.log(2))
+        assert (maps >= 0).all()
+        totals.append(float(maps.sum()))
+    assert totals == sorted(totals, reverse=True)
+    # One Adam step of 1 moves alpha from 5 to about -25 in 30 steps: nothing is left.
+    assert totals[-1] < 1e-3 * totals[0]
+
+
+def test_what_is_left_suffices_for_the_prediction():
+    """At the theses' beta the negative evidence is gone, so the target is more probable than without the mask."""
+    torch.manual_seed(0)
+    network, inputs = classifier(VGGLike()), seeded(4)
+    method = IBA(LAYER, beta=0.1, steps=40)
+    targets = network.logits(inputs).argmax(1)
+    generators = sample_generators(0, "iba", range(4))
+    solution = next(iter(method.solve(network, inputs, targets, generators[:3], fitted(method, network))))
+    with torch.no_grad():
+        z = solution.bottleneck.sample(solution.noise, 50, generators)
+        noisy = solution.cut.behind(z, solution.features, 50).softmax(-1)
+    kept = network.select(noisy, targets[:3].repeat_interleave(50), "raw").view(3, 50).mean(1)
+    assert (kept > network.scores(inputs[:3], targets[:3], "probability") - 0.01).all()
+
+
+class Quadrants(nn.Module):
+    """Class k is the brightness of quadrant k."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(3, 4, 1)
+        self.pool = nn.AdaptiveAvgPool2d(2)
+        nn.init.constant_(self.features.weight, 1.0)
+
+    def forward(self, x):
+        return 4 * self.pool(self.features(x)).mean(1).flatten(1)
+
+
+def test_the_bits_lie_where_the_class_is():
+    torch.manual_seed(0)
+    network = Classifier("quadrants", Quadrants(), SIZE)
+    inputs = torch.randn(4, *SIZE) * 0.3
+    for k in range(4):
+        inputs[k, :, 8 * (k // 2) :, 8 * (k % 2) :][:, :8, :8] += 2
+    method = IBA("features", beta=10)
+    found = {
+        "features.mean": torch.zeros(4, 16, 16),
+        "features.std": torch.full((4, 16, 16), 1.5),
+        "features.active": torch.ones(4, 16, 16),
+    }
+    maps = maps_of(method, network, inputs, range(4), targets=torch.arange(4), fitted=found)
+    inside = nn.AdaptiveAvgPool2d(2)(maps).flatten(1)
+    assert (inside.argmax(1) == torch.arange(4)).all()
+    assert (inside.diagonal() > 0.5 * inside.sum(1)).all()
+
+
+@pytest.mark.parametrize(
+    ("gate", "kind", "beta", "kept"),
+    [
+        ("or", IBA, 0.1, 1),
+        ("or", IBA, 0.3, 1),
+        ("or", IBAInverse, 0.1, 2),
+        ("or", IBAInverse, 0.3, 2),
+        ("or", IBAInverse, 1.0, 0),
+        ("and", IBA, 0.1, 2),
+        ("and", IBA, 1.0, 2),
+        ("and", IBAInverse, 0.1, 2),
+        ("and", IBAInverse, 3.0, 0),
+    ],
+)
+def test_redundant_and_conjunctive_features(gate, kind, beta, kept):
+    """Of two features that are each enough, IBA keeps one and the inverse both; of two needed ones, IBA both."""
+
+    class Gate(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(10.0))
+
+        def forward(self, x):
+            values = x.flatten(1)
+            logit = self.scale * ((values.amax(1) if gate == "or" else values.amin(1)) - 0.5)
+            return torch.stack([-logit / 2, logit / 2], dim=1)
+
+    network = Classifier(gate, Gate(), (1, 1, 2), batch_size=256)
+    method = kind("input", beta=beta, steps=200, learning_rate=0.1, copies=100, smoothing=0.0, initial=1.0)
+    found = {"input.mean": torch.full((1, 1, 2), 0.5), "input.std": torch.full((1, 1, 2), 0.5)}
+    found["input.active"] = torch.ones(1, 1, 2)
+    solutions = method.solve(
+        network, torch.ones(1, 1, 1, 2), torch.tensor([1]), sample_generators(0, "iba", [0]), found
+    )
+    masks = 1 - next(iter(solutions)).noise
+    assert int((masks > 0.5).sum()) == kept, masks
+
+
+class Scalar(nn.Module):
+    """y = offset + the mean of the left half minus that of the right half."""
+
+    def __init__(self, offset: float = 0.0) -> None:
+        super().__init__()
+        self.features, self.offset = nn.Conv2d(1, 1, 1), nn.Parameter(torch.tensor(offset))
+        nn.init.ones_(self.features.weight)
+        nn.init.zeros_(self.features.bias)
+
+    def forward(self, x):
+        x = self.features(x)
+        return (4 * (x[..., :4].mean((1, 2, 3)) - x[..., 4:].mean((1, 2, 3))) + self.offset)[:, None]
+
+
+def halves(loss, offset=0.0, kind=IBA, **keywords) -> tuple[float, float]:
+    """Bits on the left and on the right of an image that is bright on both sides."""
+    network = Classifier("scalar", Scalar(offset), (1, 8, 8))
+    method = kind("features", loss=loss, steps=30, learning_rate=0.5, smoothing=0.0, **keywords)
+    method.check(network)
+    found = {"features.mean": torch.zeros(1, 8, 8), "features.std": torch.ones(1, 8, 8)}
+    found["features.active"] = torch.ones(1, 8, 8)
+    target = torch.tensor([0])
+    maps = method.attribute(network, torch.ones(1, 1, 8, 8), target, sample_generators(0, "iba", [0]), fitted=found)
+    return float(maps[..., :4].sum()), float(maps[..., 4:].sum())
+
+
+def test_regression_losses():
+    """The left half raises the output and the right half lowers it; together they give the offset."""
+    left, right = halves("maximisation", beta=0.1, offset=1.0)
+    assert left > 3 * right
+    left, right = halves("squared_error", beta=0.1, value=-4.0)
+    assert right > 3 * left
+    left, right = halves("squared_error", beta=0.1, value=4.0)
+    assert left > 3 * right
+    torch.testing.assert_close(
+        halves("deviation", beta=0.1), halves("deviation", beta=0.1, offset=7.0), rtol=1e-3, atol=0
+    )
+    # The other way round: what has to go for a smaller y^2.
+    left, right = halves("maximisation", kind=IBAInverse, beta=0.1, offset=3.0)
+    assert left > 3 * right
+
+
+def test_multilayer_maps_shrink_with_every_layer():
+    network, inputs = classifier(VGGLike()), seeded(3)
+    found = fitted(IBAMultilayer(["features.0", LAYER, "features.5"], [None] * 3), network)
+    first = maps_of(IBA("features.0"), network, inputs, range(3), fitted=found)
+    one = IBAMultilayer(["features.0"], [None])
+    torch.testing.assert_close(maps_of(one, network, inputs, range(3), fitted=found), first)
+    two = maps_of(IBAMultilayer(["features.0", LAYER], [None, 1.0]), network, inputs, range(3), fitted=found)
+    three = maps_of(
+        IBAMultilayer(["features.0", LAYER, "features.5"], [None, 1.0, 1.0]), network, inputs, range(3), fitted=found
+    )
+    support = [float((maps > 0).double().mean()) for maps in (first, two, three)]
+    assert support[0] > support[1] > support[2] > 0
+    assert ((two == 0) | (two == first)).all() and ((three == 0) | (three == two)).all()
+    binary = maps_of(IBAMultilayer(["features.0", LAYER], [1.0, 1.0]), network, inputs, range(3), fitted=found)
+    assert set(binary.unique().tolist()) == {0.0, 1.0}
+
+
+def test_agreement_is_the_released_threshold_at_224_pixels():
+    maps = torch.rand(2, 1, 224, 224, generator=torch.Generator().manual_seed(0)) ** 4
+    normalised = maps / maps.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    assert torch.equal(agreement(maps, 0.006 * 224), (normalised >= 0.006).float())
+    assert (agreement(torch.zeros(1, 1, 8, 8), 1.0) == 0).all()
+    assert agreement(maps, None) is maps
+
+
+def test_cost_counts_the_passes_of_the_part_behind_the_layer():
+    network = classifier(VGGLike())
+    assert IBA(LAYER).cost(network) == (101, 100)
+    assert IBA(LAYER, loss="deviation").cost(network) == (102, 100)
+    assert IBAMultilayer(["features.0", LAYER], [None, 1.0], steps=2, copies=3).cost(network) == (14, 12)
+    rows = {"features.0": 0, "head": 0}
+    for name in rows:
+        network.module.get_submodule(name).register_forward_hook(
+            lambda module, arguments, output, name=name: rows.update({name: rows[name] + len(arguments[0])})
+        )
+    found = fitted(IBA(LAYER), network)
+    rows.update(dict.fromkeys(rows, 0))
+    maps_of(IBA(LAYER), network, seeded(6), range(6), fitted=found)
+    # Besides the 6 images, checking the cut costs one row and twice two, once per call, whatever the size.
+    assert rows == {"features.0": 6 + 3, "head": 600 + 4}
+
+
+def test_what_cannot_be_served_is_refused():
+    network = classifier(VGGLike(), layers={})
+    with pytest.raises(Refusal, match=r"set method\.layer=<module path>"):
+        IBA().check(network)
+    with pytest.raises(Refusal, match=r"set method\.layers=<module path>"):
+        IBAMultilayer().check(network)
+    with pytest.raises(Refusal, match="did you mean"):
+        IBA("featurs.3").check(network)
+    with pytest.raises(Refusal, match="runs 2 times"):
+        IBA("features.4").check(network)
+    with pytest.raises(Refusal, match="scalar output"):
+        IBA(LAYER, loss="deviation").check(network)
+    with pytest.raises(Refusal, match="one output"):
+        IBA("features").check(Classifier("scalar", Scalar(), (1, 8, 8)))
+    IBA().check(classifier(VGGLike(), layers={"bottleneck": LAYER}))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind"),
+    [
+        ({"min_std": 0.0}, IBA),
+        ({"min_active": 1.0}, IBA),
+        ({"beta": -1.0}, IBAInverse),
+        ({"layers": []}, IBAMultilayer),
+        ({"thresholds": [-1.0, None, None]}, IBAMultilayer),
+        ({"steps": 0}, IBAMultilayer),
+    ],
+)
+def test_bad_parameters_are_refused(wrong, kind):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        kind(**wrong)
