@@ -1,6 +1,9 @@
 """Shared fixtures. Tests that need the offline data skip, with the reason, where it is absent."""
 
 import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,3 +23,53 @@ def shared() -> Path:
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def xaibench(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable:
+    """Run the command line in this process, in an empty directory: xaibench("run", ...) -> (code, stdout, stderr)."""
+    from xaibench import show
+    from xaibench.cli import main
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        # rich keeps the stream it was made with; this test's capture has another.
+        monkeypatch.setattr(show.stdout, "file", sys.stdout)
+        monkeypatch.setattr(show.stderr, "file", sys.stderr)
+        try:
+            code = main(list(arguments))
+        except SystemExit as end:  # argparse
+            code = end.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def spawn(here: Path) -> Iterator[Callable[..., subprocess.Popen]]:
+    """Start a real Python process in the empty directory, on one thread, with its output kept in log.txt there."""
+    started = []
+
+    def start(code: str, *arguments: str, **environment: str) -> subprocess.Popen:
+        with open(here / "log.txt", "ab") as log:
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, "-c", code, *arguments],
+                    env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+                    stdout=log,
+                    stderr=log,
+                )
+            )
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()

@@ -56,7 +56,8 @@ def bind(spec: Mapping[str, Any], where: str) -> tuple[Callable[..., Any], dict[
         if name == TARGET:
             continue
         if name not in names and not open_ended:
-            raise UserError(f"{where}.{name} is not a parameter of {where} ({spec[TARGET]}): {nearest(name, names)}")
+            near = nearest(name, names) or "it has none"
+            raise UserError(f"{where}.{name} is not a parameter of {spec[TARGET]}: {near}")
         bound[name] = coerce(value, hints.get(name, Any), f"{where}.{name}")
     for name in names:
         default = signature.parameters[name].default

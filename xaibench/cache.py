@@ -63,15 +63,13 @@ def pack(arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> byt
             chunk = None if not rows.size else ((1, *rows.shape[1:]) if rows.ndim > 1 else rows.shape)
             file.create_dataset(name, data=array, chunks=chunk, fletcher32=chunk is not None)
     data = bytearray(buffer.getvalue())
-    head = _MARK + hashlib.sha256(memoryview(data)[_USER_BLOCK:]).hexdigest().encode() + b"\n"
-    data[: len(head)] = head
+    data[:_USER_BLOCK] = _user_block(data)
     return bytes(data)
 
 
 def unpack(data: bytes, key: str) -> dict[str, np.ndarray]:
     """The arrays of a packed file. Raises CorruptShard if a byte has changed or it belongs to another key."""
-    head = _MARK + hashlib.sha256(memoryview(data)[_USER_BLOCK:]).hexdigest().encode() + b"\n"
-    if not data.startswith(head):
+    if data[:_USER_BLOCK] != _user_block(data):
         raise CorruptShard("it fails its checksum" if data.startswith(_MARK) else "it is cut short or not a shard")
     try:
         with h5py.File(io.BytesIO(data), "r") as file:
@@ -80,6 +78,12 @@ def unpack(data: bytes, key: str) -> dict[str, np.ndarray]:
             return {name: file[name][()] for name in file}
     except (OSError, KeyError, RuntimeError) as error:
         raise CorruptShard(f"it cannot be read ({error})") from error
+
+
+def _user_block(data: bytes | bytearray) -> bytes:
+    """What the first bytes of a packed file must be: the sha256 of all that follows them."""
+    sha256 = hashlib.sha256(memoryview(data)[_USER_BLOCK:]).hexdigest()
+    return (_MARK + sha256.encode() + b"\n").ljust(_USER_BLOCK, b"\0")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -238,16 +238,17 @@ def run_hydra(arguments: list[str], debug: bool) -> int:
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of Hydra's own printing and exiting
     SweepEnd.failed = None
+    _raised.clear()
     sys.argv = ["xaibench", *arguments]
     entry = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(execute)
     try:
         entry()
-    except XaibenchError:
-        raise
     except (HydraException, OmegaConfBaseException) as error:
         if debug:
             traceback.print_exc()
         raise explain(error, arguments) from error
+    if _raised:
+        raise _raised[0]
     return 1 if SweepEnd.failed else 0
 
 
@@ -272,9 +273,12 @@ def execute(config: DictConfig) -> None:
 
     show.talk_on_stderr()  # a worker process of a sweep starts without it
     if HydraConfig.get().mode is not RunMode.MULTIRUN:
-        job = make_job(config)
-        if outcome := runner.run(job):
-            show.finished(job.results, [outcome.rows])
+        try:
+            job = make_job(config)
+            if outcome := runner.run(job):
+                show.finished(job.results, [outcome.rows])
+        except Exception as error:
+            _raised.append(error)
         return
     cell = " ".join(HydraConfig.get().overrides.task)
     status: dict[str, Any] = {"cell": cell, "status": "ok", "files": []}
@@ -290,6 +294,10 @@ def execute(config: DictConfig) -> None:
     write_atomically(path, json.dumps(status, indent=1) + "\n")
     if status["status"] == "failed":
         log.error("failed: %s: %s", cell, status["error"])
+
+
+# What a single job raised: handed over here, since Hydra would print its own account of it first.
+_raised: list[Exception] = []
 
 
 class SweepEnd(Callback):
@@ -323,10 +331,14 @@ def explain(error: Exception, arguments: Iterable[str]) -> UserError:
         argument = re.search(r"'(.*?)'", text)
         what = argument[1] if argument else _first_line(error)
         return UserError(f"{what}: several values need a sweep; add -m (xaibench run -m ...)")
+    if match := re.search(r"An item is already at '([^']+)'", text):
+        return UserError(f"+{match[1]}: it exists already; write {match[1]}=... without the +")
     if match := re.search(r"Could not (?:override|append|delete) '([^']+)'", text):
         return UserError(_unknown_key(match[1].lstrip("+~"), arguments))
     if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:
         return UserError(f"{_first_line(error)} ({_first_line(error.__cause__)})")
+    if isinstance(error, OverrideParseException):
+        return UserError(f"{error.override}: this cannot be read as key=value ({_first_line(error)})")
     return UserError(_first_line(error))
 
 
@@ -346,7 +358,7 @@ def _unknown_key(key: str, arguments: Iterable[str]) -> str:
     keys = list(node)
     if TARGET in node:
         keys = sorted({*keys, *_parameters(node[TARGET])} - {TARGET})
-    return f"'{key}': {parent} has no '{name}': {nearest(name, keys)}"
+    return f"'{key}': {parent} has no '{name}': {nearest(name, keys) or 'it has no parameters'}"
 
 
 def _parameters(target: str) -> list[str]:

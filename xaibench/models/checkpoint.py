@@ -49,6 +49,17 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str
     write_atomically(path, safetensors.torch.save(plain, dict(metadata or {})))
 
 
+def read_own(path: Path, metadata: Mapping[str, str]) -> State | None:
+    """The tensors of a file that `write` made with this very metadata; None if it is absent, damaged, or another."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            if file.metadata() != dict(metadata):
+                return None
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (safetensors.SafetensorError, OSError):
+        return None
+
+
 def fit(module: nn.Module, state: State, where: str) -> None:
     """Load a state dict into the network. Raises UserError naming the first differences and how many there are."""
     own = module.state_dict()

@@ -13,7 +13,8 @@ from ..errors import UserError
 
 def scaled(pixels: torch.Tensor) -> torch.Tensor:
     """Pixels as float32 in [0, 1]: uint8 is divided by 255, floats are taken to be there already."""
-    return F.to_dtype(pixels, torch.float32, scale=True)
+    # Divided, as in the presets of torchvision's weights; its to_dtype multiplies, and differs in the last bit.
+    return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from torch import nn
 
 
 class SmallCNN(nn.Module):
-    """VGG-like: five 3x3 convolutions with ReLU, max pooling after the first three, a mean over places, two linear layers.
+    """VGG-like: five 3x3 convolutions with ReLU, three max poolings, a mean over places, two linear layers.
 
     Inputs [B,3,H,W], H and W at least 8 -> logits [B,num_classes]. At 64x64 a forward pass takes 12.1 million
     multiply-adds, and the last convolution's map has 8x8 places. Every ReLU is a module of its own, not in place, and

@@ -1,0 +1,244 @@
+"""Training by recipe: deterministic given the seed, and resumed after an interruption as if there had been none."""
+
+import json
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..datasets.base import Samples
+from ..errors import UserError
+from ..rng import generator, seed_of
+from . import checkpoint as files
+from .classifier import Classifier
+from .preprocessing import scaled
+
+MEMORY = 2 << 30  # bytes of pixels that are decoded once and kept
+SHIFT = 4  # pixels, as He et al. 2016 for CIFAR
+
+Progress = Callable[[int, int, float, float], None]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained with cross-entropy.
+
+    epochs, batch_size, lr, weight_decay: as usual; every epoch sees every sample once, in a new order.
+    optimizer, momentum: momentum is Adam's beta1.
+    schedule: `constant`; `step`, a tenth of lr after half and a hundredth after three quarters of the training (He et
+        al. 2016); `one_cycle`, up to lr and down again in cosines (Smith and Topin 2018, PyTorch's OneCycleLR).
+    augment: `crop_flip` shifts by up to 4 pixels, black at the border, and mirrors half of the images.
+    seed: of the order, the augmentation and the network's own randomness; the initial weights are the caller's.
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "step", "one_cycle"] = "constant"
+    augment: Literal["none", "crop_flip"] = "none"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "lr"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"model.recipe.{name}={getattr(self, name)}: expected a positive number")
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of this step, counted from 0, of so many."""
+        if self.schedule == "step":
+            return self.lr * 0.1 ** ((step >= steps / 2) + (step >= steps * 3 / 4))
+        if self.schedule == "one_cycle":
+            top, last = 0.3 * steps - 1, steps - 1
+            if step < top:
+                return _cosine(self.lr / 25, self.lr, step / top)
+            return _cosine(self.lr, self.lr / 25e4, (step - top) / (last - top))
+        return self.lr
+
+    def make_optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+        """The optimiser of the network's parameters."""
+        if self.optimizer == "adam":
+            betas = (self.momentum, 0.999)
+            return torch.optim.Adam(module.parameters(), lr=self.lr, betas=betas, weight_decay=self.weight_decay)
+        return torch.optim.SGD(module.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+
+
+def train(
+    module: nn.Module,
+    recipe: Recipe,
+    samples: Samples,
+    *,
+    seed: int | None = None,
+    checkpoint: Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, list[float]]:
+    """Train the network in place -> {"loss": one per epoch, "accuracy": one per epoch}, over the epoch's own batches.
+
+    seed: instead of the recipe's. checkpoint: a file for the state (weights, optimiser, history), replaced after every
+    epoch. If it holds the state of this very training, that is taken up, and the weights end up bit for bit what they
+    are without the interruption (on one machine, with one thread count); any other content is ignored and replaced.
+    progress: called after every epoch with (epochs done, epochs, loss, accuracy).
+    The network ends up in evaluation mode without gradients. The pixels are decoded once and kept in memory as long
+    as they take at most 2 GiB, otherwise decoded anew for every batch.
+    Raises UserError if the loss stops being finite.
+    """
+    seed = recipe.seed if seed is None else seed
+    device = next(module.parameters()).device
+    module.requires_grad_(True)
+    optimizer = recipe.make_optimizer(module)
+    identity = {
+        "recipe": json.dumps(asdict(recipe) | {"seed": seed}, sort_keys=True),
+        "data": f"{seed_of(samples.dataset.fingerprint, samples.preprocessing, samples.ids)}",
+    }
+    history = _take_up(checkpoint, identity, module, optimizer)
+    images = _Images(samples)
+    # Kernels that add in a varying order would make two trainings differ.
+    with (
+        torch.enable_grad(),
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False),
+    ):
+        for epoch in range(len(history["loss"]), recipe.epochs):
+            torch.manual_seed(seed_of(seed, "recipe", epoch, "network"))
+            loss, accuracy = _train_epoch(module, recipe, images, optimizer, epoch, generator(seed, "recipe", epoch))
+            if not math.isfinite(loss):
+                raise UserError(
+                    f"the training diverged in epoch {epoch + 1}: try a smaller model.recipe.lr={recipe.lr}"
+                )
+            history["loss"].append(loss)
+            history["accuracy"].append(accuracy)
+            if checkpoint is not None:
+                files.write(checkpoint, _state(module, optimizer, history), identity)
+            if progress is not None:
+                progress(epoch + 1, recipe.epochs, loss, accuracy)
+    module.eval().requires_grad_(False)
+    return history
+
+
+def accuracy(classifier: Classifier, samples: Samples) -> float:
+    """The share of samples whose largest logit is their label's."""
+    right = sum((classifier.logits(batch.inputs).argmax(1) == batch.labels).sum().item() for batch in samples)
+    return right / len(samples)
+
+
+def _train_epoch(
+    module: nn.Module,
+    recipe: Recipe,
+    images: "_Images",
+    optimizer: torch.optim.Optimizer,
+    epoch: int,
+    random: torch.Generator,
+) -> tuple[float, float]:
+    module.train()
+    device = next(module.parameters()).device
+    batches = torch.randperm(len(images), generator=random).split(recipe.batch_size)
+    total, right = torch.zeros((), dtype=torch.float64, device=device), torch.zeros((), device=device)
+    for number, positions in enumerate(batches):
+        optimizer.param_groups[0]["lr"] = recipe.rate(epoch * len(batches) + number, recipe.epochs * len(batches))
+        pixels, labels = images.load(positions)
+        if recipe.augment == "crop_flip":
+            pixels = _crop_flip(pixels, random)
+        inputs, labels = images.samples.preprocessing.normalise(scaled(pixels.to(device))), labels.to(device)
+        logits = module(inputs)
+        loss = F.cross_entropy(logits, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total += loss.detach().double() * len(positions)
+        right += (logits.detach().argmax(1) == labels).sum()
+    return total.item() / len(images), right.item() / len(images)
+
+
+class _Images:
+    """The samples' pixels [C,H,W] after resizing and cropping, and their labels."""
+
+    def __init__(self, samples: Samples) -> None:
+        if not len(samples):
+            raise UserError("there is nothing to train on: the data set's split is empty")
+        self.samples = samples
+        first, _ = self._decode(0)
+        self._shape, self._dtype = first.shape, first.dtype
+        fits = first.nbytes * len(samples) <= MEMORY
+        self._kept = self._decode_all(range(len(samples))) if fits else None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def load(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pixels [B,C,H,W] and labels [B] of the samples at these positions."""
+        if self._kept is None:
+            return self._decode_all(positions.tolist())
+        return self._kept[0][positions], self._kept[1][positions]
+
+    def _decode_all(self, positions: range | list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        pixels = torch.empty(len(positions), *self._shape, dtype=self._dtype)
+        labels = torch.empty(len(positions), dtype=torch.int64)
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            for place, (image, label) in enumerate(pool.map(self._decode, positions)):
+                if image.shape != self._shape:
+                    raise UserError(
+                        f"the images differ in size ({list(self._shape)} and {list(image.shape)}): "
+                        "set model.resize and model.crop"
+                    )
+                pixels[place], labels[place] = image, label
+        return pixels, labels
+
+    def _decode(self, position: int) -> tuple[torch.Tensor, int]:
+        example = self.samples.dataset[self.samples.ids[position]]
+        return self.samples.preprocessing.pixels(example.image), int(example.label)
+
+
+def _crop_flip(pixels: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+    count, _, height, width = pixels.shape
+    padded = F.pad(pixels, (SHIFT,) * 4)
+    top, left = torch.randint(0, 2 * SHIFT + 1, (2, count, 1), generator=random)
+    rows, columns = top + torch.arange(height), left + torch.arange(width)
+    mirrored = torch.rand(count, generator=random) < 0.5
+    columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+    batch = torch.arange(count)[:, None, None]
+    return padded[batch, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+
+
+def _cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * share))
+
+
+def _state(
+    module: nn.Module, optimizer: torch.optim.Optimizer, history: dict[str, list[float]]
+) -> dict[str, torch.Tensor]:
+    tensors = {f"module/{name}": tensor for name, tensor in module.state_dict().items()}
+    for index, values in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{index}/{key}": v for key, v in values.items() if isinstance(v, torch.Tensor)}
+    return tensors | {f"history/{key}": torch.tensor(v, dtype=torch.float64) for key, v in history.items()}
+
+
+def _take_up(
+    path: Path | None, identity: dict[str, str], module: nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[str, list[float]]:
+    """Load the state of this very training, if the file holds it, and give its history; otherwise an empty one."""
+    tensors = None if path is None else files.read_own(path, identity)
+    history: dict[str, list[float]] = {"loss": [], "accuracy": []}
+    if tensors is None:
+        return history
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    weights: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition("/")
+        if kind == "module":
+            weights[rest] = tensor
+        elif kind == "history":
+            history[rest] = tensor.tolist()
+        else:
+            index, _, key = rest.partition("/")
+            state.setdefault(int(index), {})[key] = tensor
+    files.fit(module, weights, str(path))
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return history
