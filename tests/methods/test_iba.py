@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from methods.nets import SIZE, VGGLike, classifier, seeded
 from torch import nn
 
+from tests.methods.nets import SIZE, VGGLike, classifier, seeded
 from xaibench.datasets.base import Dataset, Example, Samples
 from xaibench.errors import Refusal
 from xaibench.methods.iba import IBA

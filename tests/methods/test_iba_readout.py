@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from methods.nets import VGGLike, classifier, seeded
-from methods.test_iba import LAYER, samples
 
+from tests.methods.nets import VGGLike, classifier, seeded
+from tests.methods.test_iba import LAYER, samples
 from xaibench.errors import Refusal
 from xaibench.methods.bottleneck import information, noise_share
 from xaibench.methods.iba_readout import READOUT, IBAReadout

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from methods.conftest import settings as yaml_of
-from methods.nets import SIZE, VGGLike, classifier, seeded
-from methods.test_iba import LAYER, fitted
 from scipy.integrate import quad
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
+from tests.methods.conftest import settings as yaml_of
+from tests.methods.nets import SIZE, VGGLike, classifier, seeded
+from tests.methods.test_iba import LAYER, fitted
 from xaibench.build import build
 from xaibench.errors import Refusal
 from xaibench.methods.bottleneck import Bottleneck, Optimisation, find_mask, information
