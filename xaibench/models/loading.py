@@ -179,6 +179,9 @@ def _layers(spec: Mapping[str, Any], module: nn.Module) -> dict[str, str]:
 
 
 def _on(device: torch.device | str, module: nn.Module) -> nn.Module:
+    # On CPUs convolutions with channels-last weights take a third to a half of the time (depthwise ones above all).
+    if torch.device(device).type == "cpu":
+        module = module.to(memory_format=torch.channels_last)
     try:
         return module.to(device)
     except (RuntimeError, AssertionError) as error:
