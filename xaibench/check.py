@@ -1,7 +1,7 @@
 """The gate: two leaderboards row by row. What got worse, what is new, missing or not comparable.
 
 A row's tolerance is the larger of an absolute floor (the statistic's own) and three times the spread of reruns under
-other seeds, where the results hold such reruns. It is never the interval over samples: that says how far other
+other seeds, where the baseline holds such reruns. It is never the interval over samples: that says how far other
 samples would move the value, while here both sides see the same ones.
 """
 
@@ -52,7 +52,7 @@ def compare(
     Rows are matched by identity and samples. A row whose metric or samples are others is not comparable, whatever
     its value; rows that only the new side has are listed as new.
     """
-    spread = _spreads(pd.concat([before, after], ignore_index=True))
+    spread = _spreads(before)
     new = _by_key(after)
     compared, met = [], set()
     for key, then in _by_key(before).items():

@@ -80,6 +80,8 @@ def _group_rows(group: Sequence[Cell]) -> list[dict[str, Any]]:
         rows += _rank(ranked, statistic)
         if any(len(kept) < (1 - MANY_EXCLUDED) * cell.card["n"] for cell, kept in zip(group, finite)):
             common = set.intersection(*(set(kept) for kept in finite))
+            if not common:
+                continue
             ranked = [
                 _row(cell, statistic, [sample for sample in kept if sample in common], COMMON)
                 for cell, kept in zip(group, finite)

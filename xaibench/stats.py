@@ -8,6 +8,7 @@ from scipy import stats
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
+PART = 2**22  # drawn values at a time, to bound the memory
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def _resampled(column: np.ndarray, per: np.ndarray | None, kind: str) -> np.ndar
     The draws depend on n alone, so that the intervals of methods on the same samples are comparable.
     """
     n = len(column)
-    random, part = np.random.default_rng(0), max(1, 2**22 // n)
+    random, part = np.random.default_rng(0), max(1, PART // n)
     found = []
     for start in range(0, RESAMPLES, part):
         draws = random.integers(0, n, size=(min(part, RESAMPLES - start), n))

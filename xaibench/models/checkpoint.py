@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,8 @@ def _read_safetensors(path: Path, where: str) -> State:
 
 def _read_pickle(path: Path, where: str) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # about old pickles; what matters is in the error
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch names what the file wanted to import; anything but tensors is refused before it can run.
         if wanted := re.search(r"GLOBAL (\S+)", str(error)):
@@ -104,7 +106,9 @@ def _read_pickle(path: Path, where: str) -> Any:
                 f"{where}={path}: refused, it holds {wanted[1]} besides tensors, and loading that could run code\n"
                 "save the network's state dict alone: torch.save(model.state_dict(), FILE), or as safetensors"
             ) from error
-        raise UserError(f"{where}={path}: refused, it is not a plain file of tensors ({_first_line(error)})") from error
+        raise UserError(
+            f"{where}={path}: refused, it is not a file of tensors that can be read without running code"
+        ) from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         raise UserError(f"{where}={path}: not a readable checkpoint ({_first_line(error)})") from error
 

@@ -1,0 +1,190 @@
+"""Estimates and intervals against scipy and closed forms; the leaderboard's ranks; the gate's verdicts."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats as scipy_stats
+
+from xaibench import check, leaderboard, stats
+from xaibench.leaderboard import Cell
+
+RNG = np.random.default_rng(5)
+COLUMN = RNG.gamma(2.0, size=80)
+PER = RNG.uniform(0.5, 1.5, size=80)
+
+
+def test_a_mean_has_scipys_bootstrap_interval():
+    found = stats.estimate(COLUMN, None, "mean")
+    assert found.value == pytest.approx(COLUMN.mean())
+    theirs = scipy_stats.bootstrap((COLUMN,), np.mean, n_resamples=20000, method="percentile", rng=1)
+    width = theirs.confidence_interval.high - theirs.confidence_interval.low
+    assert found.low == pytest.approx(theirs.confidence_interval.low, abs=0.05 * width)
+    assert found.high == pytest.approx(theirs.confidence_interval.high, abs=0.05 * width)
+
+
+def test_a_ratio_of_means_resamples_both_together():
+    found = stats.estimate(COLUMN, PER, "mean")
+    assert found.value == pytest.approx(COLUMN.mean() / PER.mean())
+    theirs = scipy_stats.bootstrap(
+        (COLUMN, PER), lambda x, y, axis: x.mean(axis) / y.mean(axis), paired=True, n_resamples=20000,
+        method="percentile", rng=1,
+    )  # fmt: skip
+    width = theirs.confidence_interval.high - theirs.confidence_interval.low
+    assert found.low == pytest.approx(theirs.confidence_interval.low, abs=0.05 * width)
+    # A column that is its own denominator has no spread at all; resampled apart it would.
+    assert stats.estimate(PER, PER, "mean").high == pytest.approx(1.0)
+
+
+def test_a_median_is_the_median():
+    assert stats.estimate(COLUMN, None, "median").value == np.median(COLUMN)
+
+
+def test_a_proportion_has_wilsons_interval():
+    hits = np.array([1.0] * 7 + [0.0] * 3)
+    found = stats.estimate(hits, None, "proportion")
+    z, p, n = 1.959963984540054, 0.7, 10
+    centre, half = (p + z**2 / (2 * n)), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    assert (found.value, found.n) == (0.7, 10)
+    assert found.low == pytest.approx((centre - half) / (1 + z**2 / n))
+    assert found.high == pytest.approx((centre + half) / (1 + z**2 / n))
+
+
+def test_repeats_have_students_interval():
+    found = stats.estimate(np.array([1.0, 2.0, 4.0]), None, "repeats")
+    low, high = scipy_stats.t.interval(0.95, 2, loc=7 / 3, scale=scipy_stats.sem([1, 2, 4]))
+    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
+
+
+def test_memory_bounds_do_not_change_the_draws(monkeypatch):
+    whole = stats.estimate(COLUMN, PER, "mean")
+    monkeypatch.setattr(stats, "PART", 800)
+    assert stats.estimate(COLUMN, PER, "mean") == whole
+
+
+def test_nothing_gives_nothing():
+    assert stats.estimate(np.empty(0), None, "mean").n == 0
+    assert np.isnan(stats.estimate(np.empty(0), None, "mean").value)
+
+
+def cell(
+    method, values, *, direction="higher", variant="", metric_key="m", sample_key="s", target=None, tolerance=0.005
+):
+    card = {
+        "model": "net", "dataset": "data", "method": method, "method_variant": variant, "metric": "score",
+        "metric_variant": "", "n": len(values), "method_cost": [1, 2],
+        "keys": {
+            "model_key": "a", "data_key": "b", "map_key": method, "metric_key": metric_key, "sample_key": sample_key,
+        },
+        "statistics": [{
+            "name": "mean", "direction": direction, "column": "value", "per": None, "kind": "mean", "target": target,
+            "tolerance": tolerance,
+        }],
+    }  # fmt: skip
+    return Cell(card, pd.DataFrame({"value": values}, index=pd.RangeIndex(len(values), name="sample"), dtype=float))
+
+
+@pytest.mark.parametrize(
+    ("direction", "target", "ranks"),
+    [("higher", None, {"a": 1, "b": 2, "c": 2, "d": 4}), ("lower", None, {"a": 4, "b": 2, "c": 2, "d": 1}),
+     ("target", 0.3, {"a": 4, "b": 1, "c": 1, "d": 3})],
+)  # fmt: skip
+def test_ranks_follow_the_direction_and_share_ties(direction, target, ranks):
+    means = {"a": 0.9, "b": 0.4, "c": 0.4, "d": 0.1}
+    board = leaderboard.table([cell(m, [v, v], direction=direction, target=target) for m, v in means.items()])
+    assert dict(zip(board["method"], board["rank"])) == ranks
+
+
+def test_only_comparable_cells_are_ranked_together():
+    board = leaderboard.table([cell("a", [1, 1]), cell("b", [0, 0], sample_key="t"), cell("c", [0, 0], metric_key="n")])
+    assert board["rank"].tolist() == [1, 1, 1]
+
+
+def test_undefined_cells_have_no_rank():
+    board = leaderboard.table([cell("a", [1, 1]), cell("b", [np.nan, np.nan])]).set_index("method")
+    assert board.loc["a", "rank"] == 1
+    assert pd.isna(board.loc["b", "rank"])
+    assert (board.loc["b", "n"], board.loc["b", "excluded"]) == (0, 2)
+
+
+def test_the_csv_is_byte_stable_whatever_the_order_of_the_cells():
+    cells = [cell(m, COLUMN[:9] * k) for k, m in enumerate("badc", 1)]
+    text = leaderboard.to_csv(leaderboard.table(cells))
+    assert text == leaderboard.to_csv(leaderboard.table(cells[::-1]))
+    assert leaderboard.to_csv(leaderboard.read_text(text)) == text
+
+
+BASE = {"a": 0.5, "b": 0.4}
+
+
+def verdict(before: dict, after: dict, **how) -> tuple[dict[str, str], int]:
+    """Marks by method, and the exit code, of two leaderboards with these means."""
+    boards = [leaderboard.table([cell(m, [v, v], **how) for m, v in means.items()]) for means in (before, after)]
+    rows = check.compare(*boards)
+    return {row.identity[2]: row.mark for row in rows}, check.exit_code(rows)
+
+
+@pytest.mark.parametrize(
+    ("after", "marks", "code"),
+    [
+        ({"a": 0.5, "b": 0.4}, {"a": "=", "b": "="}, 0),
+        ({"a": 0.504, "b": 0.396}, {"a": "=", "b": "="}, 0),
+        ({"a": 0.494, "b": 0.4}, {"a": "-", "b": "="}, 1),
+        ({"a": 0.6, "b": 0.4}, {"a": "+", "b": "="}, 0),
+        ({"a": 0.5, "b": 0.4, "c": 0.1}, {"a": "=", "b": "=", "c": "*"}, 0),
+        ({"a": 0.5}, {"a": "=", "b": "!"}, 1),
+        ({"a": 0.5, "b": np.nan}, {"a": "=", "b": "-"}, 1),
+        ({}, {"a": "!", "b": "!"}, 3),
+        ({"c": 1.0}, {"a": "!", "b": "!", "c": "*"}, 3),
+    ],
+)
+def test_the_gate(after, marks, code):
+    assert verdict(BASE, after) == (marks, code)
+
+
+def test_the_gate_follows_the_direction():
+    assert verdict(BASE, {"a": 0.6, "b": 0.3}, direction="lower")[0] == {"a": "-", "b": "+"}
+    assert verdict(BASE, {"a": 0.2, "b": 0.3}, direction="target", target=0.3)[0] == {"a": "+", "b": "+"}
+
+
+@pytest.mark.parametrize(
+    ("change", "why"), [({"metric_key": "n"}, "the metric changed"), ({"sample_key": "t"}, "other samples")]
+)
+def test_other_metrics_and_other_samples_are_not_compared(change, why):
+    before, after = leaderboard.table([cell("a", [1, 1])]), leaderboard.table([cell("a", [1, 1], **change)])
+    rows = check.compare(before, after)
+    assert [(row.mark, row.why) for row in rows] == [("x", why)]
+    assert check.exit_code(rows) == 3
+
+
+def test_an_empty_baseline_compares_nothing():
+    assert check.exit_code(check.compare(leaderboard.table([]), leaderboard.table([cell("a", [1])]))) == 3
+
+
+def test_the_tolerance_is_three_spreads_of_reruns_never_the_interval_over_samples():
+    wide = [0.0, 1.0] * 20  # an interval over samples of about 0.35 to 0.65
+    reruns = [cell("a", [v + d for v in wide], variant=f"seed={s}") for s, d in ((1, 0.01), (2, -0.01), (3, 0.02))]
+    spread = np.std([0.5, 0.51, 0.49, 0.52], ddof=1)
+    before = leaderboard.table([cell("a", wide), *reruns])
+    for drop, mark in ((2.9 * spread, "="), (3.1 * spread, "-")):
+        after = leaderboard.table([cell("a", [v - drop for v in wide]), *reruns])
+        rows = {row.identity[3]: row for row in check.compare(before, after)}
+        assert rows[""].tolerance == pytest.approx(3 * spread)
+        assert rows[""].mark == mark
+    alone = check.compare(
+        leaderboard.table([cell("a", wide)]), leaderboard.table([cell("a", [v - 0.01 for v in wide])])
+    )
+    assert [row.mark for row in alone] == ["-"]
+
+
+def test_losing_samples_is_a_regression():
+    before, after = (leaderboard.table([cell("a", values)]) for values in ([1.0, 1.0], [1.0, np.nan]))
+    row = check.compare(before, after)[0]
+    assert (row.mark, row.why) == ("-", "excludes 1 samples, was 0")
+
+
+def test_changed_samples_are_counted_where_both_sides_have_them():
+    old, new = cell("a", [1.0, 2.0, 3.0]), cell("a", [2.0, 1.0, 3.0])
+    (row,) = check.compare(
+        leaderboard.table([old]), leaderboard.table([new]), None, check.per_sample([old]), check.per_sample([new])
+    )
+    assert (row.mark, row.changed) == ("=", 2)
