@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from methods.nets import SIZE
 
+from tests.methods.nets import SIZE
 from xaibench.build import build
 
 YAMLS = sorted((Path(__file__).parents[2] / "conf" / "method").glob("*.yaml"))

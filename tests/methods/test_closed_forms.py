@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from methods.nets import SIZE, Linear, VGGLike, classifier, seeded
 from torch import nn
 
+from tests.methods.nets import SIZE, Linear, VGGLike, classifier, seeded
 from xaibench.errors import Refusal, UserError
 from xaibench.fills import FILLS, filled
 from xaibench.methods.integrated_gradients import points

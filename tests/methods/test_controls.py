@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from methods.nets import Linear, classifier, seeded
 from scipy import ndimage
 
+from tests.methods.nets import Linear, classifier, seeded
 from xaibench.errors import Refusal
 from xaibench.methods import controls
 from xaibench.rng import sample_generators

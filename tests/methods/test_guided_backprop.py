@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from methods.nets import VGGLike, classifier, seeded
 from torch import nn
 
+from tests.methods.nets import VGGLike, classifier, seeded
 from xaibench.errors import Refusal
 from xaibench.methods.guided_backprop import GuidedBackprop
 

@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from methods.conftest import YAMLS, settings
-from methods.nets import SIZE, VGGLike, classifier, seeded
 
+from tests.methods.conftest import YAMLS, settings
+from tests.methods.nets import SIZE, VGGLike, classifier, seeded
 from xaibench.build import build, locate
 from xaibench.datasets.base import Dataset, Example, Samples
 from xaibench.methods.base import Fitted

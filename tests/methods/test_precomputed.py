@@ -7,8 +7,8 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from methods.nets import SIZE, Linear, classifier, seeded
 
+from tests.methods.nets import SIZE, Linear, classifier, seeded
 from xaibench.errors import Refusal, UserError
 from xaibench.methods.precomputed import Precomputed
 

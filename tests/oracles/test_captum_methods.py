@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 import torchvision
-from methods.nets import classifier
 from torch import nn
 
+from tests.methods.nets import classifier
 from xaibench.fills import filled
 from xaibench.methods.gradcam import GradCAM
 from xaibench.methods.gradient import Gradient, InputXGradient, Saliency

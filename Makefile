@@ -1,0 +1,32 @@
+# `make demo` and `make test` do everything on a fresh machine; both install first.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help install demo test lint bench soak
+help: ## show this
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+install: .venv/installed ## create .venv with the package and all extras
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[dev,oracles,cluster]'
+	touch $@
+
+demo: install ## run the benchmark on the bundled model and data set; ends with a leaderboard
+	$(BIN)/xaibench run experiment=demo
+
+test: install lint ## the regression gate on the committed baseline, then the test suite
+	$(BIN)/xaibench run experiment=baseline paths.cache=build/baseline/cache paths.results=build/baseline/results
+	$(BIN)/xaibench check --baseline results/baseline.csv --results build/baseline/results
+	$(BIN)/python -m pytest
+
+lint: install ## style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: install ## time of metrics over the bare forward passes they need
+	$(BIN)/python scripts/bench.py
+
+soak: install ## kill a run at 20 random moments and resume it
+	$(BIN)/python scripts/crash_soak.py

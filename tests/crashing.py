@@ -1,0 +1,62 @@
+"""A process that runs a benchmark and is killed at a named point: real work, a real SIGKILL."""
+
+import multiprocessing
+import os
+import signal
+import sys
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+# Forked from a server that has imported everything once and computed nothing: a child starts at once.
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["xaibench.runner", "xaibench.config", "xaibench.show", "tests.crashing"])
+
+# Point -> (module, attribute, when: before or after the call that reaches it). Shards are the only thing that
+# `cache.write_synced` writes; `cache._sync_folder` follows the link to a shard's final name.
+POINTS = {
+    "temporary file written": ("xaibench.cache", "write_synced", "after"),
+    "renamed": ("xaibench.cache", "_sync_folder", "after"),
+    "before the manifest": ("xaibench.cache", "Artefact.finish", "before"),
+    "in the middle of a metric": ("xaibench.metrics.degradation", "Degradation.evaluate", "before"),
+    "between rows and card": ("xaibench.results", "_remove_superseded", "before"),
+}
+
+
+def run(folder: Path, arguments: list[str], point: str | None = None, number: int = 1) -> BaseProcess:
+    """Start `xaibench ARGUMENTS` in a folder, to be killed when it reaches the point for the number-th time."""
+    process = _CONTEXT.Process(target=_child, args=(str(folder), arguments, point, number))
+    process.start()
+    return process
+
+
+def _child(folder: str, arguments: list[str], point: str | None, number: int) -> None:
+    import importlib
+
+    import torch
+
+    from xaibench.cli import main
+
+    os.chdir(folder)
+    log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    torch.set_num_threads(1)
+    if point is not None:
+        module, path, when = POINTS[point]
+        *parents, name = path.split(".")
+        owner = importlib.import_module(module)
+        for parent in parents:
+            owner = getattr(owner, parent)
+        original, calls = getattr(owner, name), iter(range(1, 10**9))
+
+        def killed(*args, **kwargs):
+            last = next(calls) == number
+            if last and when == "before":
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = original(*args, **kwargs)
+            if last:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        setattr(owner, name, killed)
+    sys.exit(main(arguments))
