@@ -12,7 +12,7 @@ from xaibench.build import build
 YAMLS = sorted((Path(__file__).parents[2] / "conf" / "method").glob("*.yaml"))
 
 # Enough copies to be cut by every batch size, few enough to be quick.
-SMALL = {"samples": 4, "steps": 4, "copies": 2}
+SMALL = {"samples": 6, "steps": 6}
 
 
 def settings(name: str) -> dict:

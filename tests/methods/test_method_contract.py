@@ -1,6 +1,5 @@
-"""What holds for every yaml under conf/method, the stochastic ones included."""
+"""What holds for every yaml under conf/method, and for its maps, the stochastic ones included."""
 
-import dataclasses
 import inspect
 import math
 
@@ -10,41 +9,17 @@ import torch
 from tests.methods.conftest import YAMLS, settings
 from tests.methods.nets import SIZE, VGGLike, classifier, seeded
 from xaibench.build import build, locate
-from xaibench.datasets.base import Dataset, Example, Samples
 from xaibench.methods.base import Fitted
-from xaibench.rng import generator, sample_generators
+from xaibench.rng import sample_generators
 
 NAMES = [path.stem for path in YAMLS]
 
-
-class Scenes(Dataset):
-    """Twenty images of noise, for what is fitted."""
-
-    def __len__(self):
-        return 20
-
-    def __getitem__(self, index):
-        return Example(torch.rand(SIZE, generator=generator("scenes", index)), index % 5)
+# Methods that fit something take hundreds of passes for a map; their own tests ask the same of them at a size that
+# they can afford.
+DIRECT = [name for name in NAMES if not issubclass(locate(settings(name)["_target_"], "method"), Fitted)]
 
 
-class InPrecisionOf(Samples):
-    """Samples as the network takes them: float64 for a float64 network."""
-
-    def load(self, ids):
-        batch = super().load(ids)
-        return dataclasses.replace(batch, inputs=batch.inputs.to(self.dtype))
-
-
-def fit(method, network):
-    """What the method estimates, if it does."""
-    if not isinstance(method, Fitted):
-        return None
-    samples = InPrecisionOf(Scenes(), network.preprocessing, range(20))
-    samples.dtype = network.dtype
-    return method.fit(network, samples, generator("fit"))
-
-
-def maps_of(method, network, inputs, ids, fitted):
+def maps_of(method, network, inputs, ids):
     """Maps of the samples `ids` in one call, with everything a method may ask for by name."""
     return method.attribute(
         network,
@@ -53,7 +28,6 @@ def maps_of(method, network, inputs, ids, fitted):
         sample_generators(0, "maps", ids),
         masks=inputs[list(ids), 0] > 0,
         samples=tuple(ids),
-        fitted=fitted,
     )
 
 
@@ -98,28 +72,26 @@ def test_defaults_build(name):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", DIRECT)
 def test_maps_are_finite_deterministic_and_leave_no_trace(name, dtype, make):
     network = classifier(VGGLike(), dtype=dtype, batch_size=4)
     method, inputs = make(name), seeded(10, dtype=dtype)
     copy, before = inputs.clone(), state(network)
     method.check(network)
-    fitted = fit(method, network)
-    maps = maps_of(method, network, inputs, range(10), fitted)
+    maps = maps_of(method, network, inputs, range(10))
     assert same(before, state(network))
     assert torch.equal(inputs, copy)
-    assert maps.dtype in (dtype, torch.float32) and not maps.requires_grad
+    assert maps.dtype == dtype and not maps.requires_grad
     assert maps.shape in [(10, *SIZE), (10, 1, *SIZE[1:])]
     assert maps.isfinite().all() and maps.abs().sum() > 0
-    assert torch.equal(maps, maps_of(method, network, inputs, range(10), fitted))
+    assert torch.equal(maps, maps_of(method, network, inputs, range(10)))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", DIRECT)
 def test_sample_does_not_depend_on_batch_or_order(name, make):
     method, inputs = make(name), seeded(64)
     module = VGGLike()
-    fitted = fit(method, classifier(module))
-    whole = maps_of(method, classifier(module, batch_size=64), inputs, range(64), fitted)
+    whole = maps_of(method, classifier(module, batch_size=64), inputs, range(64))
     scale = whole.abs().max()
     shuffled = torch.randperm(64, generator=torch.Generator().manual_seed(1)).tolist()
     for ids, together, batch_size in [
@@ -130,37 +102,33 @@ def test_sample_does_not_depend_on_batch_or_order(name, make):
     ]:
         network = classifier(module, batch_size=batch_size)
         groups = [ids[start : start + together] for start in range(0, 64, together)]
-        maps = torch.cat([maps_of(method, network, inputs, group, fitted) for group in groups])
+        maps = torch.cat([maps_of(method, network, inputs, group) for group in groups])
         assert (maps - whole[ids]).abs().max() <= 1e-9 * scale, (together, batch_size)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", DIRECT)
 def test_single_precision_differs_little_between_batches(name, make):
     method, inputs = make(name), seeded(21, dtype=torch.float32)
     module = VGGLike()
-    fitted = fit(method, classifier(module, dtype=torch.float32))
-    whole = maps_of(method, classifier(module, dtype=torch.float32, batch_size=64), inputs, range(21), fitted)
+    whole = maps_of(method, classifier(module, dtype=torch.float32, batch_size=64), inputs, range(21))
     network = classifier(module, dtype=torch.float32, batch_size=7)
-    parts = torch.cat([maps_of(method, network, inputs, [sample], fitted) for sample in range(21)])
+    parts = torch.cat([maps_of(method, network, inputs, [sample]) for sample in range(21)])
     difference = (whole - parts).abs().amax((1, 2, 3)) / whole.abs().amax((1, 2, 3)).clamp(min=1e-30)
     assert difference.median() <= 1e-5
 
 
 @pytest.mark.parametrize(("samples", "batch_size"), [(10, 4), (1, 4), (5, 32)])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", DIRECT)
 def test_network_is_called_as_rarely_as_the_batch_size_allows(name, samples, batch_size, make):
     network = classifier(VGGLike(), batch_size=batch_size)
     method, calls = make(name), []
-    fitted = fit(method, network)
     network.module.register_forward_pre_hook(lambda module, arguments: calls.append(len(arguments[0])))
-    maps_of(method, network, seeded(samples), range(samples), fitted)
+    maps_of(method, network, seeded(samples), range(samples))
     assert max(calls, default=0) <= batch_size
-    # Those that fit run parts of the network, which this hook does not see; they are counted in their own tests.
-    if not isinstance(method, Fitted):
-        forwards, backwards = method.cost(network)
-        assert sum(calls) == samples * forwards
-        assert len(calls) == math.ceil(samples * forwards / batch_size)
-        assert backwards in (0, forwards)
+    forwards, backwards = method.cost(network)
+    assert sum(calls) == samples * forwards
+    assert len(calls) == math.ceil(samples * forwards / batch_size)
+    assert backwards in (0, forwards)
 
 
 @pytest.mark.parametrize("name", ["gradient", "smoothgrad", "integrated_gradients", "gradcam", "occlusion"])
@@ -170,5 +138,5 @@ def test_the_explained_output_is_the_classifiers(name, make):
     asked = classifier(module, output="probability")
     built_in = classifier(torch.nn.Sequential(module.features, module.head, torch.nn.Softmax(-1)))
     built_in.layers = {"last_conv": "0"}
-    maps = [maps_of(method, network, inputs, range(3), None) for network in (asked, built_in)]
+    maps = [maps_of(method, network, inputs, range(3)) for network in (asked, built_in)]
     assert torch.allclose(*maps, rtol=1e-9, atol=1e-12)
