@@ -34,3 +34,8 @@ def nearest(name: str, choices: Iterable[str]) -> str:
         return ""
     shown = ", ".join(choices[:12]) + (", ..." if len(choices) > 12 else "")
     return f"choose from: {shown}"
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, cut to what fits into one of our lines."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

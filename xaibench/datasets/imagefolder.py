@@ -6,7 +6,7 @@ from typing import Literal
 
 from torchvision import datasets
 
-from ..errors import UserError, nearest
+from ..errors import UserError, first_line, nearest
 from ..files import existing, fingerprint
 from .base import Dataset, Example
 
@@ -30,7 +30,7 @@ class ImageFolder(Dataset):
         try:
             listing = datasets.ImageFolder(folder)
         except FileNotFoundError as error:
-            raise UserError(f"dataset.root={root}: {str(error).splitlines()[0]}") from error
+            raise UserError(f"dataset.root={root}: {first_line(error)}") from error
         self._load = listing.loader
         if classes is None:
             indices, self.class_names = {i: i for i in range(len(listing.classes))}, tuple(listing.classes)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torchvision import datasets
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..files import existing, fingerprint
 from .base import Dataset, Example
 
@@ -44,19 +44,23 @@ class _TrainAndTest(Dataset):
         return Example(image, label)
 
     def _open(self, root: str, train: bool, download: bool) -> Any:
-        # First without the download: a folder that has the files may be read-only.
-        with contextlib.suppress(RuntimeError):
-            return self.source(root, train=train)
         name = self.source.__name__
+        try:
+            # First without the download: a folder that has the files may be read-only.
+            return self.source(root, train=train)
+        except (RuntimeError, ValueError, AssertionError, OSError) as error:
+            if "not found" not in str(error):
+                raise UserError(
+                    f"dataset.root={root}: the files of {name} there are damaged, remove them ({first_line(error)})"
+                ) from error
         if not download:
             raise UserError(f"dataset.root={root}: {name} is not there; set dataset.root, or dataset.download=true")
         try:
             with contextlib.redirect_stdout(sys.stderr):  # stdout is for results, and torchvision prints
                 return self.source(root, train=train, download=True)
         except (RuntimeError, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
             raise UserError(
-                f"dataset.root={root}: {name} is not there and could not be downloaded ({reason})\n"
+                f"dataset.root={root}: {name} is not there and could not be downloaded ({first_line(error)})\n"
                 "set dataset.root to the folder that holds it"
             ) from error
 
@@ -94,7 +98,7 @@ class ImageNet(Dataset):
         try:
             self._data = datasets.ImageNet(folder, split="val" if split == "validation" else "train")
         except (RuntimeError, OSError) as error:
-            raise UserError(f"dataset.root={root}: {str(error).strip().splitlines()[0]}") from error
+            raise UserError(f"dataset.root={root}: {first_line(error)}") from error
         self.class_names = tuple(names[0] for names in self._data.classes)
         files = (Path(path) for path, _ in self._data.samples)
         self.fingerprint = fingerprint(folder, files, "ImageNet", split)

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..files import existing, write_atomically
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
@@ -74,7 +74,7 @@ def fit(module: nn.Module, state: State, where: str) -> None:
     try:
         missing, unexpected = module.load_state_dict(state, strict=False)
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"{where} does not fit the network: {_first_line(error)}") from error
+        raise UserError(f"{where} does not fit the network: {first_line(error)}") from error
     if missing or unexpected:
         raise UserError(_misfit(where, [("missing", missing), ("not in the network", unexpected)], len(state)))
 
@@ -92,7 +92,7 @@ def _read_safetensors(path: Path, where: str) -> State:
     try:
         return safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{where}={path}: not a readable safetensors file ({_first_line(error)})") from error
+        raise UserError(f"{where}={path}: not a readable safetensors file ({first_line(error)})") from error
 
 
 def _read_pickle(path: Path, where: str) -> Any:
@@ -110,8 +110,4 @@ def _read_pickle(path: Path, where: str) -> Any:
             f"{where}={path}: refused, it is not a file of tensors that can be read without running code"
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"{where}={path}: not a readable checkpoint ({_first_line(error)})") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise UserError(f"{where}={path}: not a readable checkpoint ({first_line(error)})") from error

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..build import TARGET, build, coerce, describe
-from ..errors import Refusal, UserError, nearest
+from ..errors import Refusal, UserError, first_line, nearest
 from . import checkpoint, torchvision_nets
 from .classifier import Classifier
 from .digest import weights_digest
@@ -111,7 +111,7 @@ def check_input(classifier: Classifier, image: torch.Tensor, classes: int = 0) -
     try:
         logits = classifier.module(image[None].to(classifier.device, classifier.dtype))
     except RuntimeError as error:
-        raise UserError(f"{name} cannot take an input of {shape}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{name} cannot take an input of {shape}: {first_line(error)}") from error
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != 1:
         got = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise UserError(f"{name} returns {got} for one image: expected a tensor of logits [1, classes]")
@@ -185,4 +185,4 @@ def _on(device: torch.device | str, module: nn.Module) -> nn.Module:
     try:
         return module.to(device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device={device}: not available here ({str(error).splitlines()[0]})") from error
+        raise UserError(f"device={device}: not available here ({first_line(error)})") from error

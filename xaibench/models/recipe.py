@@ -14,6 +14,7 @@ from torch import nn
 
 from ..datasets.base import Samples
 from ..errors import UserError
+from ..files import remove_leftovers
 from ..rng import generator, seed_of
 from . import checkpoint as files
 from .classifier import Classifier
@@ -224,8 +225,11 @@ def _take_up(
     path: Path | None, identity: dict[str, str], module: nn.Module, optimizer: torch.optim.Optimizer
 ) -> dict[str, list[float]]:
     """Load the state of this very training, if the file holds it, and give its history; otherwise an empty one."""
-    tensors = None if path is None else files.read_own(path, identity)
     history: dict[str, list[float]] = {"loss": [], "accuracy": []}
+    if path is None:
+        return history
+    remove_leftovers(path.parent)
+    tensors = files.read_own(path, identity)
     if tensors is None:
         return history
     state: dict[int, dict[str, torch.Tensor]] = {}

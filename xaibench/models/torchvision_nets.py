@@ -9,7 +9,7 @@ from torchvision import models
 from torchvision.models import densenet, inception, resnet
 from torchvision.models.googlenet import BasicConv2d as GoogLeNetConv
 
-from ..errors import UserError, nearest
+from ..errors import UserError, first_line, nearest
 
 # What torchvision's weights were measured with, unless they say otherwise.
 IMAGENET = {
@@ -54,9 +54,8 @@ def pretrained(arch: str, name: str) -> tuple[dict[str, torch.Tensor], tuple[str
         # Through the network and not the file: torchvision renames old keys on the way.
         state = models.get_model(arch, weights=weights).state_dict()
     except (OSError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"model.weights={name}: {weights.url} could not be downloaded ({reason})\n"
+            f"model.weights={name}: {weights.url} could not be downloaded ({first_line(error)})\n"
             "give a state-dict file instead, model.weights=FILE.pt, or put that file into TORCH_HOME/hub/checkpoints"
         ) from error
     return state, tuple(weights.meta.get("categories", ()))
