@@ -8,9 +8,9 @@ Time: `metric.evaluate` at the runner's own batch size, beside bare passes of as
 there already, at the fastest batch of 8, 16, 32 and 64. The two run in turn and the median ratio of a pair counts, so
 that a busy machine slows both alike. Weights are random: they change no time.
 
-Memory (Linux): for each number of samples a process of its own, and the peak of its resident memory during evaluation
-above what it held after imports and loading the model. Samples come in blocks, as in a run; few steps, since steps
-change the number of passes and not what is held.
+Memory (Linux, CPU): for each number of samples processes of their own, and the peak of their resident memory during
+evaluation above what they held after imports and loading the model. Samples come in blocks, as in a run; few steps,
+since steps change the number of passes and not what is held.
 """
 
 import argparse
@@ -22,23 +22,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from torchvision.models import mobilenet_v2
 
 from xaibench.datasets.base import Batch
 from xaibench.fills import filled
+from xaibench.listing import CONF
 from xaibench.metrics.base import Metric
 from xaibench.metrics.degradation import Degradation
 from xaibench.metrics.insertion_deletion import InsertionDeletion
 from xaibench.metrics.ranking import places
 from xaibench.models.classifier import Classifier
-from xaibench.models.smallcnn import SmallCNN
+from xaibench.models.loading import load_classifier
 from xaibench.rng import sample_generators
 from xaibench.runner import default_batch_size
 
-NETWORKS = {"smallcnn": (SmallCNN, (3, 64, 64)), "mobilenet_v2": (mobilenet_v2, (3, 224, 224))}
 METRICS = {"degradation": Degradation, "insertion_deletion": InsertionDeletion}
 TIME_TARGETS = {"smallcnn": 1.25, "mobilenet_v2": 1.15}
 MEMORY_TARGET = 1.10
@@ -46,11 +46,12 @@ BATCH_SIZES = (8, 16, 32, 64)
 MEMORY_SAMPLES = (50, 500)
 MEMORY_BLOCK = 50
 MEMORY_STEPS = 4
+MEMORY_RUNS = 3
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--models", nargs="+", choices=TIME_TARGETS, default=list(TIME_TARGETS))
     parser.add_argument("--metrics", nargs="+", choices=METRICS, default=list(METRICS))
     parser.add_argument("--samples", type=int, default=8, help="samples per evaluation")
     parser.add_argument("--pairs", type=int, default=7, help="evaluations, each beside its bare passes")
@@ -68,11 +69,12 @@ def main() -> None:
         print(peak_growth(model, metric, int(samples)))
         return
     cells = [(model, metric) for model in arguments.models for metric in arguments.metrics]
-    console = Console()
+    console = Console(width=120)
     console.print(f"torch {torch.__version__}, {arguments.device}, {torch.get_num_threads()} threads")
     times = Table("model", "metric", "batch", "fastest", "metric ms", "bare ms", "ratio", "quartiles", "target")
     profile = Table("model", "metric", "ranking ms", "fills ms", "building and scoring ms", title="beside the network")
     for model, metric in cells:
+        print(f"{model} {metric} ...", file=sys.stderr)
         times.add_row(model, metric, *measure_time(model, metric, arguments))
         if arguments.profile:
             profile.add_row(model, metric, *measure_parts(model, metric, arguments))
@@ -137,18 +139,14 @@ def measure_parts(model: str, metric_name: str, arguments: argparse.Namespace) -
 
 
 def measure_memory(model: str, metric: str) -> list[str]:
-    growths = [
-        int(
-            subprocess.run(
-                [sys.executable, __file__, "--memory-of", model, metric, str(samples)],
-                check=True,
-                capture_output=True,
-                text=True,
-            ).stdout
-        )
-        for samples in MEMORY_SAMPLES
-    ]
-    few, many = growths
+    """The medians of several processes: what an allocator holds varies by a tenth from run to run."""
+
+    def growth(samples: int) -> float:
+        command = [sys.executable, __file__, "--memory-of", model, metric, str(samples)]
+        runs = [subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True) for _ in range(MEMORY_RUNS)]
+        return statistics.median(int(run.stdout) for run in runs)
+
+    few, many = map(growth, MEMORY_SAMPLES)
     return [f"{few / 2**20:.0f}", f"{many / 2**20:.0f}", verdict(many / few, MEMORY_TARGET), f"{MEMORY_TARGET:.2f}"]
 
 
@@ -170,9 +168,12 @@ def memory(field: str) -> int:
 
 
 def classifier_of(model: str, device: str = "cpu") -> Classifier:
-    build, input_size = NETWORKS[model]
-    batch_size = default_batch_size(input_size, torch.device(device))
-    return Classifier(model, build().to(device), input_size, batch_size=batch_size)
+    """The network of conf/model with random weights, as the runner would load it."""
+    spec = OmegaConf.load(CONF / "model" / f"{model}.yaml")
+    spec.weights = "random"
+    classifier = load_classifier(model, OmegaConf.to_container(spec), device=device)
+    classifier.batch_size = default_batch_size(classifier.input_size, classifier.device)
+    return classifier
 
 
 def batch_of(classifier: Classifier, samples: int) -> Batch:
@@ -203,7 +204,7 @@ def count_rows(classifier: Classifier, evaluate: Callable[[], None]) -> int:
     return sum(sizes)
 
 
-def fastest_batch(classifier: Classifier, rounds: int = 5) -> int:
+def fastest_batch(classifier: Classifier, rounds: int = 3) -> int:
     """The batch size at which bare passes take the least time per image, by the median of interleaved rounds."""
     buffer = torch.randn(max(BATCH_SIZES), *classifier.input_size, device=classifier.device)
     times: dict[int, list[float]] = {size: [] for size in BATCH_SIZES}

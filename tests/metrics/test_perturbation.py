@@ -91,3 +91,15 @@ def test_the_inputs_are_left_as_they_were(convnet, batch_for):
     before = inputs.clone(), fills.clone()
     curve(classifier, inputs, fills, order, [0, 70, 144], batch.targets)
     assert torch.equal(inputs, before[0]) and torch.equal(fills, before[1])
+
+
+def test_every_pixel_shown_is_exactly_one_of_the_two(convnet, batch_for):
+    classifier = convnet()
+    classifier.module.float()
+    batch = batch_for(classifier, 2)
+    inputs, fills, order = inputs_fills_places(classifier, batch)
+    shown: list[torch.Tensor] = []
+    classifier.module.register_forward_pre_hook(lambda module, images: shown.append(images[0].clone()))
+    curve(classifier, inputs, fills, order, [0, 50, 100], batch.targets)
+    expected = [torch.where(order[b] < count, fills[b], inputs[b]) for b in range(2) for count in (0, 50, 100)]
+    assert torch.equal(torch.cat(shown), torch.stack(expected))
