@@ -1,0 +1,101 @@
+"""Table 4's quantities, on a network small enough to know them."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from tests.methods.nets import SIZE
+from xaibench.datasets.base import Batch
+from xaibench.errors import Refusal
+from xaibench.methods.iba import IBA
+from xaibench.metrics.bottleneck_capacity import BottleneckCapacity
+from xaibench.models.classifier import Classifier
+from xaibench.rng import sample_generators
+
+
+class Quadrants(nn.Module):
+    """Class k is the brightness of quadrant k."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(3, 4, 1)
+        self.pool = nn.AdaptiveAvgPool2d(2)
+        nn.init.constant_(self.features.weight, 1.0)
+
+    def forward(self, x):
+        return 4 * self.pool(self.features(x)).mean(1).flatten(1)
+
+
+@pytest.fixture
+def network():
+    return Classifier("quadrants", Quadrants().double(), SIZE, layers={"bottleneck": "features"}, batch_size=64)
+
+
+@pytest.fixture
+def batch():
+    inputs, labels = torch.randn(6, *SIZE).double() * 0.3, torch.arange(6) % 4
+    for image, k in zip(inputs, labels.tolist()):
+        image[:, 8 * (k // 2) :, 8 * (k % 2) :][:, :8, :8] += 2
+    return Batch(tuple(range(6)), inputs, labels, labels, None, (0,) * 6)
+
+
+FITTED = {
+    "bottleneck.mean": torch.zeros(4, 16, 16),
+    "bottleneck.std": torch.full((4, 16, 16), 1.5),
+    "bottleneck.active": torch.ones(4, 16, 16),
+}
+
+
+def evaluate(metric, network, batch, ids=range(6)):
+    ids = list(ids)
+    part = Batch(tuple(ids), batch.inputs[ids], batch.labels[ids], batch.targets[ids], None, (0,) * len(ids))
+    return metric.evaluate(network, part, None, {}, sample_generators(0, "metric", ids), fitted=FITTED)
+
+
+def test_information_falls_with_beta_and_accuracy_with_it(network, batch):
+    metric = BottleneckCapacity([0.01, 0.1, 1.0, 10.0, 1e4])
+    columns = evaluate(metric, network, batch)
+    curves = {name: columns[name].mean(0) for name in metric.axes(network)}
+    assert (curves["information_curve"].diff() < 0).all()
+    assert curves["top1_curve"][0] == 1 and columns["clean_top1"].mean() == 1
+    assert curves["top1_curve"][-1] < 0.9 and curves["information_curve"][-1] < 0.01
+    assert (columns["top5_curve"] == 1).all()  # four classes
+    assert torch.equal(metric.axes(network)["top1_curve"], torch.tensor([0.01, 0.1, 1, 10, 1e4], dtype=torch.float64))
+    for statistic in metric.statistics:
+        assert columns[statistic.column].shape == (6,)
+
+
+def test_values_are_those_of_iba_and_of_the_closed_form(network, batch):
+    columns = evaluate(BottleneckCapacity([1.0], beta=3.0, smoothing=0.0), network, batch)
+    standardised = (network.module.features(batch.inputs) / 1.5).square().flatten(1).mean(1)
+    share = 1 - 1 / (1 + math.exp(-5))
+    expected = 0.5 * (share**2 + (1 - share) ** 2 * standardised - 1) - math.log(share)
+    torch.testing.assert_close(columns["initial_information"], expected)
+    seeds = [torch.randint(2**62, (1,), generator=g) for g in sample_generators(0, "metric", range(6))]
+    draws = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+    maps = IBA(beta=3.0, smoothing=0.0).attribute(network, batch.inputs, batch.targets, draws, fitted=FITTED)
+    torch.testing.assert_close(columns["information"], maps.sum((1, 2, 3)) * math.log(2) / (4 * 16 * 16))
+
+
+def test_samples_and_betas_do_not_depend_on_each_other(network, batch):
+    whole = evaluate(BottleneckCapacity([0.1, 1.0]), network, batch)
+    network.batch_size = 7
+    parts = [evaluate(BottleneckCapacity([1.0, 0.1]), network, batch, ids) for ids in ([3, 1], [5, 0, 4, 2])]
+    together = {name: torch.cat([part[name] for part in parts])[[3, 1, 5, 0, 4, 2]] for name in whole}
+    for name, column in whole.items():
+        expected = together[name].flip(1) if name.endswith("_curve") else together[name]
+        torch.testing.assert_close(column, expected, rtol=1e-8, atol=1e-8)
+
+
+def test_cost_and_refusals(network):
+    assert BottleneckCapacity([0.1, 1.0]).cost(network) == (1 + 3 * 111, 300)
+    assert BottleneckCapacity([0.1, 10.0]).cost(network) == (1 + 2 * 111, 200)
+    BottleneckCapacity().check(network)
+    network.layers = {}
+    with pytest.raises(Refusal, match=r"set metric\.layer="):
+        BottleneckCapacity().check(network)
+    for wrong in ({"betas": []}, {"betas": [-1.0]}, {"copies": 0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            BottleneckCapacity(**wrong)
