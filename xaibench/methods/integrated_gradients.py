@@ -79,8 +79,10 @@ def points(quadrature: str, steps: int) -> tuple[list[float], list[float]]:
     if quadrature == "gausslegendre":
         nodes, weights = np.polynomial.legendre.leggauss(steps)
         return ((1 + nodes) / 2).tolist(), (weights / 2).tolist()
+    # Spaced by torch.linspace, as Captum does: the gradient of a ReLU network jumps, so that two paths whose points
+    # differ in the last bit can differ in the second digit.
     if quadrature == "riemann_trapezoid":
         gap = 1 / (steps - 1)
-        return np.linspace(0, 1, steps).tolist(), [gap / 2, *[gap] * (steps - 2), gap / 2]
-    offset = {"riemann_right": 1.0, "riemann_left": 0.0, "riemann_middle": 0.5}[quadrature]
-    return [(step + offset) / steps for step in range(steps)], [1 / steps] * steps
+        return torch.linspace(0, 1, steps).tolist(), [gap / 2, *[gap] * (steps - 2), gap / 2]
+    first = {"riemann_right": 1.0, "riemann_left": 0.0, "riemann_middle": 0.5}[quadrature] / steps
+    return torch.linspace(first, first + 1 - 1 / steps, steps).tolist(), [1 / steps] * steps
