@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -105,7 +105,7 @@ def train(
     with (
         torch.enable_grad(),
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-        torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False),
+        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
     ):
         for epoch in range(len(history["loss"]), recipe.epochs):
             torch.manual_seed(seed_of(seed, "recipe", epoch, "network"))
@@ -179,17 +179,23 @@ class _Images:
             return self._decode_all(positions.tolist())
         return self._kept[0][positions], self._kept[1][positions]
 
-    def _decode_all(self, positions: range | list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _decode_all(self, positions: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         pixels = torch.empty(len(positions), *self._shape, dtype=self._dtype)
         labels = torch.empty(len(positions), dtype=torch.int64)
-        with ThreadPoolExecutor(max_workers=4) as pool:
-            for place, (image, label) in enumerate(pool.map(self._decode, positions)):
+
+        def decode(part: slice) -> None:
+            for place, position in enumerate(positions[part], part.start):
+                image, labels[place] = self._decode(position)
                 if image.shape != self._shape:
                     raise UserError(
                         f"the images differ in size ({list(self._shape)} and {list(image.shape)}): "
                         "set model.resize and model.crop"
                     )
-                pixels[place], labels[place] = image, label
+                pixels[place] = image
+
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            # A few images per task: one task per image of MNIST would cost more than the image.
+            list(pool.map(decode, (slice(start, start + 16) for start in range(0, len(positions), 16))))
         return pixels, labels
 
     def _decode(self, position: int) -> tuple[torch.Tensor, int]:
