@@ -119,7 +119,6 @@ def make_job(config: DictConfig) -> Job:
         raise UserError(f"{error.full_key} is missing: set {error.full_key}=...") from error
     except OmegaConfBaseException as error:
         raise UserError(_first_line(error)) from error
-    plain.pop("hydra", None)
     for key in plain:
         if key not in TOP_LEVEL:
             raise UserError(f"'{key}' is not a setting of xaibench: {nearest(key, TOP_LEVEL)}")
@@ -145,12 +144,12 @@ def make_job(config: DictConfig) -> Job:
         method=choices["method"],
         metric=choices["metric"],
         method_variant=_variant(
-            _changes(plain["method"], defaults["method"])
+            _overridden(plain["method"], defaults["method"], "method")
             | ({"seed": seed} if seed else {})
             | ({"target": target} if target != "label" else {})
             | ({"output": output} if output != "logit" else {})
         ),
-        metric_variant=_variant(_changes(plain["metric"], defaults["metric"])),
+        metric_variant=_variant(_overridden(plain["metric"], defaults["metric"], "metric")),
         model_spec=model_spec,
         dataset_spec=dataset_spec,
         method_spec=plain["method"],
@@ -215,11 +214,17 @@ def _changes(values: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str
     changes: dict[str, Any] = {}
     for key, value in values.items():
         default = defaults.get(key)
-        if isinstance(value, Mapping) and isinstance(default, Mapping):
-            changes |= _changes(value, default, f"{prefix}{key}.")
+        if isinstance(value, Mapping) and isinstance(default, Mapping | None):
+            changes |= _changes(value, default or {}, f"{prefix}{key}.")
         elif value != default and not (isinstance(default, str) and "${" in default):
             changes[prefix + key] = value
     return changes
+
+
+def _overridden(spec: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The parameters that differ from the yaml, spelled as the constructor gets them (2.0 for 2)."""
+    spelled = _changes(describe(spec, where), {})
+    return {key: spelled.get(key, value) for key, value in _changes(spec, defaults).items()}
 
 
 def _variant(changes: Mapping[str, Any]) -> str:
@@ -262,7 +267,7 @@ def compose_job(overrides: list[str]) -> Job:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             config = hydra.compose("config", overrides + search * bool(directory), return_hydra_config=True)
             HydraConfig.instance().set_config(config)
-            return make_job(config)
+            return make_job(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, overrides) from error
 

@@ -18,8 +18,8 @@ OK, NONFINITE_MAP = 0, 1
 STATUS = {OK: "ok", NONFINITE_MAP: "nonfinite_map"}
 UNDEFINED = "undefined"
 COLUMNS = ("schema", "model", "dataset", "method", "metric", "statistic", "x", "sample", "repeat", "status", "value")
-# Columns of a score artefact that are not scores.
-_BOOKKEEPING = ("sample", "status", "target")
+# Columns of an artefact that are not what it is about.
+BOOKKEEPING = ("sample", "status", "target", "input_crc32")
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def write(record: Record, columns: Mapping[str, np.ndarray]) -> Outcome:
 def _rows(record: Record, samples: np.ndarray, columns: Mapping[str, np.ndarray]) -> Iterator[list[str]]:
     """(statistic, x, sample, repeat, status, value) of every sample's scalars, then of every curve's mean and band."""
     statuses = columns["status"]
-    for name in sorted(set(columns).difference(_BOOKKEEPING)):
+    for name in sorted(set(columns).difference(BOOKKEEPING)):
         values = columns[name]
         if values.ndim == 1:
             for sample, status, value in zip(samples, statuses, values):

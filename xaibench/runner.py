@@ -36,7 +36,7 @@ from .methods.base import Method
 from .metrics.base import Metric
 from .metrics.ranking import collapse
 from .models.loading import check_input, load_classifier
-from .results import NONFINITE_MAP, OK, Outcome
+from .results import BOOKKEEPING, NONFINITE_MAP, OK, Outcome
 from .stage import Arrays, Stage
 from .training import split_samples, trained_weights
 
@@ -134,7 +134,7 @@ class Cell:
     # ---- the stages: samples -> columns --------------------------------------------------------------------------
 
     def _compute_scores(self, samples: Sequence[int]) -> Arrays:
-        maps = self._maps_of(samples)
+        maps = self.maps.rows(samples)
         usable = maps["status"] == OK
         columns: Arrays = {"status": maps["status"], "target": maps["target"]}
         chosen = [sample for sample, good in zip(samples, usable) if good]
@@ -178,8 +178,7 @@ class Cell:
             "probability": logits.softmax(-1).gather(1, targets)[:, 0].float(),
             "status": torch.where(maps.isfinite().all(dim=3).all(dim=2).all(dim=1), OK, NONFINITE_MAP),
         }
-        crc = np.asarray(batch.crc, dtype=np.uint32)
-        return {"input_crc32": crc, **{name: tensor.cpu().numpy() for name, tensor in columns.items()}}
+        return {name: tensor.cpu().numpy() for name, tensor in columns.items()}
 
     def _compute_replies(self, samples: Sequence[int]) -> Arrays:
         generators = rng.sample_generators(self.job.seed, "response", samples)
@@ -187,46 +186,37 @@ class Cell:
         return {name: tensor.cpu().numpy() for name, tensor in replies.items()}
 
     def _compute_logits(self, samples: Sequence[int]) -> Arrays:
-        return {"logits": self.classifier.logits(self.loader.load(samples).inputs).cpu().numpy()}
+        return {"logits": self.classifier.logits(self._decoded(tuple(samples)).inputs).cpu().numpy()}
 
     # ---- what a stage asks of another ----------------------------------------------------------------------------
-
-    def _maps_of(self, samples: Sequence[int]) -> Arrays:
-        """Maps and what they explain; made anew where an image has changed under its name."""
-        maps = self.maps.rows(samples)
-        now = np.asarray(self._load(samples).crc, dtype=np.uint32)
-        changed = [sample for sample, same in zip(samples, maps["input_crc32"] == now) if not same]
-        if not changed:
-            return maps
-        log.warning("%d images have changed since their maps were made (sample %d first)", len(changed), changed[0])
-        self.maps.artefact.discard(changed)
-        return self.maps.rows(samples)
 
     def _replies_of(self, samples: Sequence[int]) -> dict[str, torch.Tensor]:
         if type(self.metric).respond is Metric.respond:
             return {}
         rows = self.replies.rows(samples)
-        return {name: torch.from_numpy(array).to(self.device) for name, array in rows.items() if name != "sample"}
+        return {
+            name: torch.from_numpy(array).to(self.device) for name, array in rows.items() if name not in BOOKKEEPING
+        }
 
     def _logits_of(self, samples: Sequence[int]) -> torch.Tensor:
         return torch.from_numpy(self.logits.rows(samples)["logits"]).to(self.device)
 
     def _load(self, samples: Sequence[int]) -> Batch:
-        """Decoded samples with their targets; the last block stays in memory for the stages that follow."""
-        return self._decode(tuple(samples))
+        """Samples with the targets that are explained."""
+        batch = self._decoded(tuple(samples))
+        if self.job.target == "predicted":
+            return dataclasses.replace(batch, targets=self._logits_of(samples).argmax(-1))
+        if self.job.target.startswith("fixed:"):
+            return dataclasses.replace(batch, targets=torch.full_like(batch.labels, int(self.job.target[6:])))
+        return batch
 
     @functools.cached_property
-    def _decode(self) -> Callable[[tuple[int, ...]], Batch]:
-        @functools.lru_cache(maxsize=1)
-        def decode(samples: tuple[int, ...]) -> Batch:
-            batch = self.loader.load(samples)
-            if self.job.target == "predicted":
-                return dataclasses.replace(batch, targets=self._logits_of(samples).argmax(-1))
-            if self.job.target.startswith("fixed:"):
-                return dataclasses.replace(batch, targets=torch.full_like(batch.labels, int(self.job.target[6:])))
-            return batch
+    def _decoded(self) -> Callable[[tuple[int, ...]], Batch]:
+        """Decoded samples. The last two blocks stay in memory, for the stages that follow and check them."""
+        return functools.lru_cache(maxsize=2)(self.loader.load)
 
-        return decode
+    def _checksums(self, samples: Sequence[int]) -> np.ndarray:
+        return np.asarray(self._decoded(tuple(samples)).crc, dtype=np.uint32)
 
     def _fitted(self) -> dict[str, torch.Tensor] | None:
         """What the method's `fit` returned: from the cache, or made now by whoever claims it first."""
@@ -302,6 +292,7 @@ class Cell:
             size=lambda: SHARD_SAMPLES if by is None else self._block_size(by),
             compute=compute,
             provenance=self._provenance(),
+            checksums=None if kind == "scores" else self._checksums,
             only_cache=self.job.runner.reuse == "only-cache",
             report=lambda kind, done: self.report(kind, done),
         )

@@ -1,5 +1,6 @@
 """One artefact being filled: read what is there, compute what is missing, block by block."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 from .cache import Artefact
 from .errors import CacheError, UserError
 
+log = logging.getLogger(__name__)
 Arrays = dict[str, np.ndarray]
 
 
@@ -21,6 +23,9 @@ class Stage:
 
     order: all samples that it may hold. size: samples per block, asked only when something is missing.
     compute: samples -> columns. provenance: what spec.json records beside the spec.
+    checksums: samples -> the CRC32 of their inputs as they are now. It is kept in every shard and compared when rows
+        are read: where an input has changed under its name, its rows are made anew. None for scores, which are read
+        without their inputs.
     only_cache: refuse to compute. report: called with (kind, samples done) after each block.
     """
 
@@ -29,11 +34,28 @@ class Stage:
     size: Callable[[], int]
     compute: Callable[[Sequence[int]], Arrays]
     provenance: Mapping[str, Any]
+    checksums: Callable[[Sequence[int]], np.ndarray] | None = None
     only_cache: bool = False
     report: Callable[[str, int], None] = lambda kind, done: None
 
     def rows(self, samples: Sequence[int]) -> Arrays:
         """The columns of these samples, after filling every block that misses one of them."""
+        arrays = self._filled_rows(samples)
+        if self.checksums is not None:
+            same = arrays["input_crc32"] == self.checksums(samples)
+            changed = [sample for sample, is_same in zip(samples, same) if not is_same]
+            if changed:
+                log.warning(
+                    "%d inputs have changed since their %s were made (sample %d first); made again",
+                    len(changed),
+                    self.artefact.kind,
+                    changed[0],
+                )
+                self.artefact.discard(changed)
+                arrays = self._filled_rows(samples)
+        return arrays
+
+    def _filled_rows(self, samples: Sequence[int]) -> Arrays:
         found = self.artefact.read(samples)
         if len(found.samples) < len(samples):
             absent = set(samples).difference(found.samples)
@@ -59,7 +81,10 @@ class Stage:
                     return False
                 missing = self.artefact.missing(block)
                 if missing:
-                    self.artefact.write(missing, self.compute(missing))
+                    columns = self.compute(missing)
+                    if self.checksums is not None:
+                        columns = {**columns, "input_crc32": self.checksums(missing)}
+                    self.artefact.write(missing, columns)
         self.report(self.artefact.kind, len(block))
         return True
 
