@@ -44,8 +44,8 @@ TIME_TARGETS = {"smallcnn": 1.25, "mobilenet_v2": 1.15}
 MEMORY_TARGET = 1.10
 BATCH_SIZES = (8, 16, 32, 64)
 MEMORY_SAMPLES = (50, 500)
-MEMORY_BLOCK = 50
-MEMORY_STEPS = 4
+MEMORY_BLOCK = 25
+MEMORY_STEPS = 2
 MEMORY_RUNS = 3
 
 
@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=8, help="samples per evaluation")
     parser.add_argument("--pairs", type=int, default=7, help="evaluations, each beside its bare passes")
     parser.add_argument("--threads", type=int, help="torch's threads (its own choice if not given)")
+    parser.add_argument("--batch-size", type=int, help="of the metric (the runner's own choice if not given)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--profile", action="store_true", help="what the time beside the network is spent on")
     parser.add_argument("--no-memory", action="store_true")
@@ -92,6 +93,7 @@ def main() -> None:
 def measure_time(model: str, metric_name: str, arguments: argparse.Namespace) -> list[str]:
     classifier, metric = classifier_of(model, arguments.device), METRICS[metric_name]()
     evaluate = evaluation(metric, classifier, arguments.samples)
+    classifier.batch_size = arguments.batch_size or classifier.batch_size
     rows = count_rows(classifier, evaluate)
     fastest = fastest_batch(classifier)
     buffer = torch.randn(fastest, *classifier.input_size, device=classifier.device)
