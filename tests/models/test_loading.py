@@ -40,7 +40,7 @@ def state() -> dict[str, torch.Tensor]:
 
 @pytest.mark.shared
 def test_mobilenet_on_photographs(shared):
-    """Every fifth photograph: 76 of 100 right. Over all 500 it is 385, 77.0 %, as the data's README says."""
+    """Every tenth photograph: 39 of 50 right. Over all 500 it is 385, 77.0 %, as the data's README says."""
     spec = spec_of(
         "mobilenet_v2",
         weights=str(shared / "models" / "mobilenet_v2_imagenet.pt"),
@@ -53,10 +53,8 @@ def test_mobilenet_on_photographs(shared):
     dataset = ImageFolder(
         str(shared / "data" / "imagenet-samples"), classes=str(shared / "data" / "imagenet_classes.csv")
     )
-    # Another machine's kernels may tip one image.
-    assert accuracy(classifier, Samples(dataset, classifier.preprocessing, range(0, 500, 5))) == pytest.approx(
-        0.76, abs=0.011
-    )
+    right = accuracy(classifier, Samples(dataset, classifier.preprocessing, range(0, 500, 10)))
+    assert right * 50 == pytest.approx(39, abs=1), "another machine's kernels may tip one image"
 
 
 def test_formats_and_wrappings_give_the_same_digest(tmp_path, state):

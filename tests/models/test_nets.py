@@ -132,8 +132,9 @@ def cifar(shared, tmp_path_factory):
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("depth, published", [(20, 0.805), (56, 0.842)])
-def test_cifar_resnets_reach_their_accuracy(shared, cifar, depth, published):
+@pytest.mark.parametrize("depth, expected", [(20, 244), (56, 257)])
+def test_cifar_resnets_reach_their_accuracy(shared, cifar, depth, expected):
+    """On 300 images; on every fifth of the 10 000 it is 80.45 % and 84.15 %, as the data's README says."""
     spec = {
         "_target_": "xaibench.models.resnet_cifar.ResNetCifar",
         "depth": depth,
@@ -145,7 +146,5 @@ def test_cifar_resnets_reach_their_accuracy(shared, cifar, depth, published):
     classifier = load_classifier(f"resnet{depth}", spec)
     dataset = ImageFolder(str(cifar))
     assert len(dataset) == 300
-    # Three standard errors of 300 images around the figure of the data's README (2000 images).
-    assert accuracy(classifier, Samples(dataset, classifier.preprocessing, range(300))) == pytest.approx(
-        published, abs=0.07
-    )
+    right = accuracy(classifier, Samples(dataset, classifier.preprocessing, range(300))) * 300
+    assert right == pytest.approx(expected, abs=2), "another machine's kernels may tip an image"
