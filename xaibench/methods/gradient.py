@@ -11,7 +11,7 @@ from .base import Method
 class Gradient(Method):
     """Gradient of the explained output with respect to the input: [B,C,H,W], signed, in output per input unit.
 
-    Baehrens et al. 2010, eq. 2; called "sensitivity" or "vanilla gradient".
+    Baehrens et al. 2010; called "sensitivity" or "vanilla gradient".
     """
 
     def attribute(
@@ -28,7 +28,7 @@ class Gradient(Method):
 class Saliency(Method):
     """Absolute gradient, [B,C,H,W], never negative; ranking metrics take the largest channel.
 
-    Simonyan et al. 2014, section 3: M_ij = max_c |w_ijc|. The channels are kept here and collapsed by the reader.
+    Simonyan et al. 2014, section 3.1: M_ij = max_c |w_ijc|. The channels are kept here and collapsed by the reader.
     """
 
     collapse = "max_abs"
@@ -47,7 +47,7 @@ class Saliency(Method):
 class InputXGradient(Method):
     """The normalised input times its gradient, elementwise: [B,C,H,W], signed, in units of the output.
 
-    Shrikumar et al. 2016, section 2. The sum over a map is the output's first-order difference to the zero input.
+    Shrikumar et al. 2016 ("Not just a black box"). The sum over a map is the output's first-order difference to the zero input.
     """
 
     def attribute(

@@ -18,7 +18,7 @@ RELUS = (nn.ReLU, nn.ReLU6)
 class GuidedBackprop(Method):
     """Gradient in which every ReLU passes back only what is positive: [B,C,H,W], signed.
 
-    Springenberg et al. 2015, section 3.4: at a ReLU y = max(x, 0) the signal R becomes (x > 0) (R > 0) R. ReLU6 is a
+    Springenberg et al. 2015: at a ReLU y = max(x, 0) the signal R becomes (x > 0) (R > 0) R. ReLU6 is a
     ReLU with its own derivative: (0 < x < 6) (R > 0) R. (Captum's rule leaves ReLU6 alone, which on MobileNet is the
     plain gradient.) Everything else, other activations included, keeps its derivative.
 

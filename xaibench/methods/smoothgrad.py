@@ -17,9 +17,9 @@ class SmoothGrad(Method):
 
     samples: noisy copies of each input.
     noise: s as a fraction of the input's own range, max(x) - min(x) over all channels.
-    aggregate: `mean` of the gradients (SmoothGrad, signed; Smilkov et al. 2017, section 2), mean of their `square`
-        (SmoothGrad-squared; Hooker et al. 2019, section 4.1), or their `variance` (VarGrad; Adebayo et al. 2018,
-        "Local explanation methods...", eq. 4), the population's (divided by n), as in Captum.
+    aggregate: `mean` of the gradients (SmoothGrad, signed; Smilkov et al. 2017), mean of their `square`
+        (SmoothGrad-squared; Hooker et al. 2019), or their `variance` (VarGrad; Adebayo et al. 2018,
+        "Local explanation methods..."), the population's (divided by n), as in Captum.
     Raises ValueError for no copies (variance: fewer than two), negative noise or another aggregate.
     """
 
