@@ -47,7 +47,7 @@ class Saliency(Method):
 class InputXGradient(Method):
     """The normalised input times its gradient, elementwise: [B,C,H,W], signed, in units of the output.
 
-    Shrikumar et al. 2016 ("Not just a black box"). The sum over a map is the output's first-order difference to the zero input.
+    Shrikumar et al. 2016 ("Not just a black box"). A map sums to the first-order change of the output from zero input.
     """
 
     def attribute(
