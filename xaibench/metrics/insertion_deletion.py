@@ -21,8 +21,11 @@ class InsertionDeletion(Metric):
     The score of a path is the area under the output's curve (Petsiuk et al. 2018): deletion should fall at once
     (low is good), insertion rise at once (high is good). The x axis is the true fraction of pixels changed, from 0
     to 1 with both ends, and areas are trapezoids on it. (Released codes leave out the unperturbed or the last point
-    and take 1 / len(points) for the width of a step.) The headline is insertion - deletion, which no map wins by
-    confusing the model with scattered pixels alone; a random map's value depends on the fills and is not 0.
+    and take 1 / len(points) for the width of a step.) A random map's areas depend on the fills; none of them is 0.
+
+    The headline is insertion. Deletion, and with it the difference, also rewards maps that confuse the model early:
+    a fill of one colour that takes exactly the object away leaves its silhouette, which some models still read, so
+    that a true mask can lose to scattered pixels.
 
     steps: number of equal steps along a path, rounded to whole pixels; None changes one pixel at a time.
     deletion_fill: what a deleted pixel shows. insertion_fill: what insertion starts from; a blurred image keeps the
@@ -36,9 +39,9 @@ class InsertionDeletion(Metric):
     """
 
     statistics = (
-        Statistic("difference", "higher", "difference", low=-1, high=1, unit="output x fraction of pixels"),
-        Statistic("deletion", "lower", "deletion", low=0, high=1, unit="output x fraction of pixels"),
         Statistic("insertion", "higher", "insertion", low=0, high=1, unit="output x fraction of pixels"),
+        Statistic("deletion", "lower", "deletion", low=0, high=1, unit="output x fraction of pixels"),
+        Statistic("difference", "higher", "difference", low=-1, high=1, unit="output x fraction of pixels"),
     )
 
     def __init__(
