@@ -245,8 +245,9 @@ class Cell:
         job, classes = self.job, len(self.dataset.class_names)
         if len(self.dataset) == 0:
             raise UserError(f"dataset={job.dataset}: this split has no samples")
-        if self.metric.needs_mask and not self.dataset.has_masks:
-            raise Refusal(f"metric={job.metric} needs ground-truth masks, dataset={job.dataset} has none (shapes has)")
+        for name, worker in ((f"metric={job.metric}", self.metric), (f"method={job.method}", self.method)):
+            if getattr(worker, "needs_mask", False) and not self.dataset.has_masks:
+                raise Refusal(f"{name} needs ground-truth masks, dataset={job.dataset} has none (shapes has)")
         self.outputs = check_input(self.classifier, self.loader.load([0]).inputs[0], classes)
         if job.target.startswith("fixed:") and int(job.target[6:]) >= self.outputs:
             raise UserError(f"target={job.target}: {job.model} has classes 0 to {self.outputs - 1}")
