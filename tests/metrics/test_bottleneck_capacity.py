@@ -1,17 +1,21 @@
 """Table 4's quantities, on a network small enough to know them."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from tests.methods.nets import SIZE
-from xaibench.datasets.base import Batch
+from xaibench.datasets.base import Batch, Samples
+from xaibench.datasets.shapes import Shapes
 from xaibench.errors import Refusal
 from xaibench.methods.iba import IBA
 from xaibench.metrics.bottleneck_capacity import BottleneckCapacity
+from xaibench.models import checkpoint, smallcnn
 from xaibench.models.classifier import Classifier
+from xaibench.models.preprocessing import Preprocessing
 from xaibench.rng import sample_generators
 
 
@@ -77,6 +81,23 @@ def test_values_are_those_of_iba_and_of_the_closed_form(network, batch):
     draws = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
     maps = IBA(beta=3.0, smoothing=0.0).attribute(network, batch.inputs, batch.targets, draws, fitted=FITTED)
     torch.testing.assert_close(columns["information"], maps.sum((1, 2, 3)) * math.log(2) / (4 * 16 * 16))
+
+
+def test_a_real_network_keeps_less_with_beta_and_its_predictions_down_to_the_theses_choice():
+    """The order of Table 4 on the bundled network: accuracy holds up to beta 10 and is gone at 100."""
+    weights = Path(smallcnn.__file__).parent / "checkpoints" / "smallcnn_object.safetensors"
+    module = smallcnn.SmallCNN()
+    module.load_state_dict(checkpoint.read(weights, "weights"))
+    preprocessing = Preprocessing(mean=(0.5,) * 3, std=(0.25,) * 3)
+    network = Classifier("smallcnn", module, (3, 64, 64), preprocessing, layers={"bottleneck": "features.6"})
+    batch = Samples(Shapes(split="test"), preprocessing, range(5)).load(range(5))
+    metric = BottleneckCapacity([1.0, 10.0, 100.0])
+    fitted = metric.fit(network, Samples(Shapes(split="train"), preprocessing, range(64)), torch.Generator())
+    columns = metric.evaluate(network, batch, None, {}, sample_generators(0, "metric", range(5)), fitted=fitted)
+    assert (columns["information_curve"].mean(0).diff() < 0).all()
+    accuracy = columns["top1_curve"].mean(0)
+    assert accuracy[0] > 0.95 and accuracy[1] > 0.75 and accuracy[2] < 0.5
+    assert 4 < columns["initial_information"].mean() < 6  # nats; the thesis prints 2.500
 
 
 def test_samples_and_betas_do_not_depend_on_each_other(network, batch):
