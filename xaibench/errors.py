@@ -38,4 +38,4 @@ def nearest(name: str, choices: Iterable[str]) -> str:
 
 def first_line(error: BaseException) -> str:
     """What another library's error says, cut to what fits into one of our lines."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(":")

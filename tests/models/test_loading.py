@@ -231,7 +231,7 @@ def test_automatic_preprocessing_is_the_weights_own():
     assert changed.input_size == (3, 96, 96) and changed.preprocessing.mean == (0.5, 0.5, 0.5)
 
 
-def test_a_failed_download_is_explained(tmp_path, monkeypatch):
+def test_a_failed_download_is_explained(tmp_path, monkeypatch, capsys):
     def fail(*_, **__):
         raise urllib.error.URLError("Name or service not known")
 
@@ -240,6 +240,7 @@ def test_a_failed_download_is_explained(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"could not be downloaded.*not known") as refused:
         load_classifier("resnet18", spec_of("resnet18"))
     assert "model.weights=FILE.pt" in str(refused.value) and len(str(refused.value).splitlines()) == 2
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("name", ["IMAGENET1K_V9", "resnet18.bin"])

@@ -1,5 +1,7 @@
 """torchvision's classifiers, with what attribution needs of them: ReLUs that hooks reach, and their preprocessing."""
 
+import contextlib
+import sys
 from typing import Any
 
 import torch
@@ -51,8 +53,9 @@ def pretrained(arch: str, name: str) -> tuple[dict[str, torch.Tensor], tuple[str
     """
     weights = _weights(arch, name)
     try:
-        # Through the network and not the file: torchvision renames old keys on the way.
-        state = models.get_model(arch, weights=weights).state_dict()
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is for results, and the download prints
+            # Through the network and not the file: torchvision renames old keys on the way.
+            state = models.get_model(arch, weights=weights).state_dict()
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"model.weights={name}: {weights.url} could not be downloaded ({first_line(error)})\n"
