@@ -58,10 +58,10 @@ def test_fit_is_the_moments_of_the_layer():
 
 @pytest.mark.parametrize("method", [IBA, IBAInverse, IBAMultilayer])
 def test_maps_do_not_depend_on_batch_order_or_neighbours(method):
-    method = method(
-        ["features.0", LAYER] if method is IBAMultilayer else LAYER,
-        **({"thresholds": [None, 1.0]} if method is IBAMultilayer else {}),
+    parameters = (
+        {"layers": ["features.0", LAYER], "thresholds": [None, 1.0]} if method is IBAMultilayer else {"layer": LAYER}
     )
+    method = method(**parameters, steps=5, copies=5)
     module, inputs = VGGLike(), seeded(9)
     network = classifier(module, batch_size=64)
     found = fitted(method, network)
@@ -99,7 +99,7 @@ def test_information_falls_with_beta_down_to_nothing_and_is_that_of_the_final_ma
     network, inputs = classifier(VGGLike()), seeded(2)
     found = fitted(IBA(LAYER), network)
     totals = []
-    for beta in (0.0, 0.001, 0.01, 0.1, 1000.0):
+    for beta in (0.0, 0.01, 0.1, 1000.0):
         method = IBA(LAYER, beta=beta, steps=30)
         solutions = method.solve(network, inputs, torch.tensor([0, 1]), sample_generators(0, "iba", [0, 1]), found)
         solution = next(iter(solutions))
