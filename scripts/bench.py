@@ -10,10 +10,13 @@ that a busy machine slows both alike. Weights are random: they change no time.
 
 Memory (Linux, CPU): for each number of samples processes of their own, and the peak of their resident memory during
 evaluation above what they held after imports and loading the model. Samples come in blocks, as in a run; few steps,
-since steps change the number of passes and not what is held.
+since steps change the number of passes and not what is held. Once with the C library's allocator as it is, which keeps
+some freed memory and more of it in some runs than in others, and once returning every large block when it is freed,
+which shows what the metric itself holds.
 """
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -47,13 +50,14 @@ MEMORY_SAMPLES = (50, 500)
 MEMORY_BLOCK = 25
 MEMORY_STEPS = 2
 MEMORY_RUNS = 3
+ALLOCATORS = {"as it is": {}, "returning": {"MALLOC_MMAP_THRESHOLD_": str(2**18)}}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=TIME_TARGETS, default=list(TIME_TARGETS))
     parser.add_argument("--metrics", nargs="+", choices=METRICS, default=list(METRICS))
-    parser.add_argument("--samples", type=int, default=8, help="samples per evaluation")
+    parser.add_argument("--samples", type=int, default=4, help="samples per evaluation")
     parser.add_argument("--pairs", type=int, default=7, help="evaluations, each beside its bare passes")
     parser.add_argument("--threads", type=int, help="torch's threads (its own choice if not given)")
     parser.add_argument("--batch-size", type=int, help="of the metric (the runner's own choice if not given)")
@@ -84,9 +88,11 @@ def main() -> None:
         console.print(profile)
     if not arguments.no_memory:
         few, many = MEMORY_SAMPLES
-        memory = Table("model", "metric", f"{few} samples MiB", f"{many} samples MiB", "ratio", "target")
+        memory = Table("model", "metric", "allocator", f"{few} samples MiB", f"{many} samples MiB", "ratio", "target")
         for model, metric in cells:
-            memory.add_row(model, metric, *measure_memory(model, metric))
+            for allocator in ALLOCATORS:
+                print(f"{model} {metric} memory, allocator {allocator} ...", file=sys.stderr)
+                memory.add_row(model, metric, allocator, *measure_memory(model, metric, allocator))
         console.print(memory)
 
 
@@ -140,12 +146,16 @@ def measure_parts(model: str, metric_name: str, arguments: argparse.Namespace) -
     return [f"{ranking:.2f}", f"{filling:.2f}", f"{everything - ranking - filling:.2f}"]
 
 
-def measure_memory(model: str, metric: str) -> list[str]:
-    """The medians of several processes: what an allocator holds varies by a tenth from run to run."""
+def measure_memory(model: str, metric: str, allocator: str) -> list[str]:
+    """The medians of several processes each."""
 
     def growth(samples: int) -> float:
         command = [sys.executable, __file__, "--memory-of", model, metric, str(samples)]
-        runs = [subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True) for _ in range(MEMORY_RUNS)]
+        environment = {**os.environ, **ALLOCATORS[allocator]}
+        runs = [
+            subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+            for _ in range(MEMORY_RUNS)
+        ]
         return statistics.median(int(run.stdout) for run in runs)
 
     few, many = map(growth, MEMORY_SAMPLES)

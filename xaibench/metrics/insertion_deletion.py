@@ -21,7 +21,7 @@ class InsertionDeletion(Metric):
     The score of a path is the area under the output's curve (Petsiuk et al. 2018): deletion should fall at once
     (low is good), insertion rise at once (high is good). The x axis is the true fraction of pixels changed, from 0
     to 1 with both ends, and areas are trapezoids on it. (Released codes leave out the unperturbed or the last point
-    and take 1 / len(points) for the width of a step.) A random map's areas depend on the fills; none of them is 0.
+    and take 1 / len(points) for the width of a step.) A random map's areas are not 0.
 
     The headline is insertion. Deletion, and with it the difference, also rewards maps that confuse the model early:
     a fill of one colour that takes exactly the object away leaves its silhouette, which some models still read, so
