@@ -103,3 +103,15 @@ def test_every_pixel_shown_is_exactly_one_of_the_two(convnet, batch_for):
     curve(classifier, inputs, fills, order, [0, 50, 100], batch.targets)
     expected = [torch.where(order[b] < count, fills[b], inputs[b]) for b in range(2) for count in (0, 50, 100)]
     assert torch.equal(torch.cat(shown), torch.stack(expected))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_a_cuda_device_gives_the_same_curve(convnet, batch_for):
+    classifier = convnet(batch_size=7)
+    batch = batch_for(classifier, 3)
+    inputs, fills, order = inputs_fills_places(classifier, batch, tile=4)
+    expected = curve(classifier, inputs, fills, order, range(10), batch.targets)
+    classifier.module.cuda()
+    got = curve(classifier, inputs.cuda(), fills.cuda(), order.cuda(), range(10), batch.targets.cuda())
+    torch.testing.assert_close(got.cpu(), expected, rtol=0, atol=1e-9)
