@@ -135,7 +135,8 @@ def test_the_generator_moves_its_features_towards_the_target():
 
     network = Classifier("net", Net(), SIZE, batch_size=64)
     network.layers = {"bottleneck": "features"}
-    method = InputIBA(epochs=12, critic_every=1, critic_learning_rate=1e-3, weight_clip=0.1, feature_beta=1000.0)
+    rates = {"critic_learning_rate": 1e-3, "mask_rate": 0.003, "mean_rate": 0.1, "std_rate": 0.05}
+    method = InputIBA(epochs=12, critic_every=1, weight_clip=0.1, feature_beta=1000.0, **rates)
     shape = {"features.mean": torch.full(SIZE, 2.0), "features.std": torch.full(SIZE, 0.5)}
     found = {name.replace("features", "bottleneck"): t for name, t in shape.items()}
     found["bottleneck.active"] = torch.ones(SIZE)
