@@ -25,6 +25,11 @@ def _seed():
     torch.manual_seed(0)
 
 
+def pytest_configure() -> None:
+    # The nets are small: a second thread waits more than it works, above all beside other processes.
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory."""

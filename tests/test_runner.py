@@ -281,6 +281,12 @@ def test_keys_cover_what_changes_numbers_and_nothing_else(here):
     assert len({reference, *found.values()}) == len(other) + 1, found
 
 
+def test_methods_are_ranked_together_whatever_collapse_they_bring(xaibench, here):
+    assert xaibench("run", "-m", "method=gradient,saliency,random", *QUICK)[0] == 0
+    board = leaderboard.read_csv(here / "results" / "leaderboard.csv")
+    assert sorted(board[board["statistic"] == "degradation"]["rank"]) == [1, 2, 3]
+
+
 def test_a_version_bump_of_a_method_is_another_key():
     spec = {"_target_": "xaibench.methods.gradient.Gradient"}
     method = build(spec, "method")

@@ -61,9 +61,10 @@ def fit(attribution: Method, spec: Mapping[str, Any], job: Job, fit_data: Spec, 
     return {"method": described, "data": fit_data, "samples": samples, "seed": job.fit.seed}
 
 
-def metric(scoring: Metric, spec: Mapping[str, Any], how: str) -> Spec:
-    """A metric, its parameters and version, and the collapse that it uses."""
-    return {**describe(spec, "metric"), "version": scoring.version, "collapse": how}
+def metric(scoring: Metric, spec: Mapping[str, Any]) -> Spec:
+    """A metric, its parameters and version. Methods are ranked together where this is the same, so the collapse that
+    a method brings along is not part of it."""
+    return {**describe(spec, "metric"), "version": scoring.version}
 
 
 def replies(scoring: Metric, spec: Mapping[str, Any]) -> Spec:

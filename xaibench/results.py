@@ -24,7 +24,10 @@ BOOKKEEPING = ("sample", "status", "target", "input_crc32")
 
 @dataclass(frozen=True)
 class Record:
-    """Everything but the numbers about one cell: labels, keys, samples, declarations, costs."""
+    """Everything but the numbers about one cell: labels, keys, samples, declarations, costs.
+
+    computed: whether this run computed anything, or only read what was there.
+    """
 
     model: str
     dataset: str
@@ -38,6 +41,7 @@ class Record:
     statistics: Sequence[Any]
     axes: Mapping[str, Sequence[float]]
     keys: Mapping[str, str]
+    computed: bool
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -93,8 +97,10 @@ def write(record: Record, columns: Mapping[str, np.ndarray]) -> Outcome:
         "commit": provenance.commit(),
     }
     path = stem.with_suffix(".json")
-    _remove_superseded(folder, safe_name(record.method), card)
-    write_atomically(path, json.dumps(card, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    # A run that only read the cache has no costs to tell: the card of the run that paid them stays.
+    if record.computed or not path.exists():
+        _remove_superseded(folder, safe_name(record.method), card)
+        write_atomically(path, json.dumps(card, indent=1, sort_keys=True, allow_nan=False) + "\n")
     return Outcome(rows, path)
 
 

@@ -119,7 +119,8 @@ class Cell:
         self.replies = self._stage("responses", (*names, job.metric), replied, self.samples, self._compute_replies)
         scored = {
             "maps": self.maps.artefact.key,
-            "metric": keys.metric(self.metric, job.metric_spec, self.how),
+            "metric": keys.metric(self.metric, job.metric_spec),
+            "collapse": self.how,
             "seed": job.seed,
         }
         self.scores = self._stage(
@@ -361,8 +362,9 @@ class Cell:
                 "model_key": digest(self.base["model"]),
                 "data_key": digest(self.base["data"]),
                 "map_key": self.maps.artefact.key,
-                "metric_key": digest(keys.metric(self.metric, job.metric_spec, self.how)),
+                "metric_key": digest(keys.metric(self.metric, job.metric_spec)),
             },
+            computed=any(self.seconds.values()),
             details={
                 "collapse": self.how,
                 "sign": self.metric.sign,
