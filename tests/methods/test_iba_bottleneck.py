@@ -68,6 +68,16 @@ def test_limits_of_the_information():
     assert float(information(torch.ones((), dtype=DOUBLE), start)) == pytest.approx(5.0001, abs=1e-4)
 
 
+def test_single_precision_resolves_small_masks():
+    """After ten steps most of a mask is at lambda 0.01; the textbook order of terms is off by 1e-3 there."""
+    noise = 1 - torch.tensor([0.3, 0.1, 0.03, 0.01, 0.003])
+    r = torch.tensor(0.5)
+    torch.testing.assert_close(
+        information(r, noise).double(), information(r.double(), noise.double()), rtol=1e-4, atol=0
+    )
+    assert (bits_per_pixel(information(torch.zeros(()), 1 - torch.rand(1, 2, 9, 9) * 1e-4), (9, 9)) >= 0).all()
+
+
 def test_gradients_by_finite_differences():
     torch.manual_seed(0)
     r = torch.randn(1, 2, 4, 5, dtype=DOUBLE)

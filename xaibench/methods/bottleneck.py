@@ -98,8 +98,10 @@ def information(standardised: torch.Tensor, noise: torch.Tensor) -> torch.Tensor
     """KL(P(Z|R) || Q(Z)) per feature, in nats, >= 0 (Schulz et al. 2020, eq. 6, in closed form).
 
     standardised: (R - mean) / std. noise: the share of noise s = 1 - lambda in (0, 1].
+    (s^2 + lambda^2 r^2 - 1) / 2 - log s, arranged such that little cancels where lambda is small.
     """
-    return 0.5 * (noise**2 + ((1 - noise) * standardised) ** 2 - 1) - noise.log()
+    kept = 1 - noise
+    return 0.5 * kept * (kept * standardised**2 - 1 - noise) - noise.log()
 
 
 def blur_matrix(size: int, sigma: float, like: torch.Tensor) -> torch.Tensor:
@@ -140,6 +142,7 @@ def bits_per_pixel(nats: torch.Tensor, size: tuple[int, int], channels: str = "s
     channels: `sum`, after which the map adds up to the bits of the whole bottleneck, or `max`. Bilinear
     (align_corners false); resizing keeps each map's total.
     """
+    nats = nats.clamp_min(0)  # below 0 by rounding only
     maps = (nats.sum(1, keepdim=True) if channels == "sum" else nats.amax(1, keepdim=True)) / math.log(2)
     resized = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
     total, found = maps.sum((2, 3), keepdim=True), resized.sum((2, 3), keepdim=True)

@@ -33,9 +33,9 @@ def input_information(standardised: torch.Tensor, noise: torch.Tensor, generated
     information, 1 gives 0. In the thesis's letters, with q = 1 - lambda_G Lambda:
     log(q / s) + s^2 / 2q^2 + (I - mean)^2 (Lambda - lambda_G Lambda)^2 / (2 q^2 std^2) - 1/2.
     """
-    prior = prior_noise(noise, generated)
-    kept = (1 - noise) * (1 - generated) * standardised
-    return 0.5 * ((noise**2 + kept**2) / prior**2 - 1) + (prior / noise).log()
+    news = (1 - generated) * (1 - noise)  # q - s: what the mask keeps beyond the prior
+    prior = news + noise
+    return 0.5 * news * (news * standardised**2 - noise - prior) / prior**2 + torch.log1p(news / noise)
 
 
 def prior_noise(noise: torch.Tensor, generated: torch.Tensor | float) -> torch.Tensor:
