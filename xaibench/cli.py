@@ -77,7 +77,18 @@ def _run(arguments: list[str], debug: bool) -> int:
     """Compose and run with Hydra's own command line."""
     from .config import run_hydra
 
-    return run_hydra(arguments, debug)
+    return run_hydra(_options_first(arguments), debug)
+
+
+def _options_first(arguments: list[str]) -> list[str]:
+    """Hydra's options before the overrides: its parser refuses overrides on both sides of an option."""
+    options, overrides, rest = [], [], iter(arguments)
+    for argument in rest:
+        if argument in ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--info", "-i"):
+            options += [argument, *([value] if (value := next(rest, None)) is not None else [])]
+        else:
+            (options if argument.startswith("-") else overrides).append(argument)
+    return [*options, *overrides]
 
 
 def _train(arguments: list[str]) -> int:
