@@ -51,7 +51,12 @@ class Fitted(Method):
 
     `fit(classifier, samples)` gets `datasets.base.Samples` of the fit split and returns named tensors (CPU). The
     runner caches them as an artefact of its own and hands them to `attribute` as `fitted`.
+
+    fit_parameters: the constructor's parameters that `fit` depends on (None: all), so that methods which differ in
+        others share what was fitted.
     """
+
+    fit_parameters: tuple[str, ...] | None = None
 
     @abstractmethod
     def fit(self, classifier: Classifier, samples: Any, generator: torch.Generator) -> dict[str, torch.Tensor]:

@@ -67,6 +67,8 @@ class IBA(Fitted):
     kind: type[Bottleneck] = Bottleneck
     sign = 1.0  # of the prediction loss in what is minimised
 
+    fit_parameters = ("layer",)
+
     def __init__(
         self,
         layer: str = LAYER,

@@ -22,6 +22,8 @@ class IBAMultilayer(Fitted):
     before it.
     """
 
+    fit_parameters = ("layers",)
+
     def __init__(
         self,
         layers: list[str] = (f"{LAYER}_early", LAYER, f"{LAYER}_late"),

@@ -141,6 +141,8 @@ class InputIBA(Fitted):
     copies, initial, min_std, min_active: as for `IBA`, both bottlenecks.
     """
 
+    fit_parameters = ("layer",)
+
     def __init__(
         self,
         layer: str = LAYER,
