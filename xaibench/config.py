@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from .build import TARGET, build, describe, locate
-from .errors import UserError, XaibenchError, nearest
+from .errors import UserError, XaibenchError, first_line, nearest
 from .files import write_atomically
 from .listing import CONF, GROUPS
 
@@ -118,7 +118,7 @@ def make_job(config: DictConfig) -> Job:
     except MissingMandatoryValue as error:
         raise UserError(f"{error.full_key} is missing: set {error.full_key}=...") from error
     except OmegaConfBaseException as error:
-        raise UserError(_first_line(error)) from error
+        raise UserError(first_line(error)) from error
     for key in plain:
         if key not in TOP_LEVEL:
             raise UserError(f"'{key}' is not a setting of xaibench: {nearest(key, TOP_LEVEL)}")
@@ -331,20 +331,20 @@ def explain(error: Exception, arguments: Iterable[str]) -> UserError:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return UserError(f"{group}={name}: there is no such {group}; {nearest(name, error.options)}")
     if isinstance(error, MissingConfigException):
-        return UserError(_first_line(error))
+        return UserError(first_line(error))
     if "Ambiguous value for argument" in text:
         argument = re.search(r"'(.*?)'", text)
-        what = argument[1] if argument else _first_line(error)
+        what = argument[1] if argument else first_line(error)
         return UserError(f"{what}: several values need a sweep; add -m (xaibench run -m ...)")
     if match := re.search(r"An item is already at '([^']+)'", text):
         return UserError(f"+{match[1]}: it exists already; write {match[1]}=... without the +")
     if match := re.search(r"Could not (?:override|append|delete) '([^']+)'", text):
         return UserError(_unknown_key(match[1].lstrip("+~"), arguments))
     if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:
-        return UserError(f"{_first_line(error)} ({_first_line(error.__cause__)})")
+        return UserError(f"{first_line(error)} ({first_line(error.__cause__)})")
     if isinstance(error, OverrideParseException):
-        return UserError(f"{error.override}: this cannot be read as key=value ({_first_line(error)})")
-    return UserError(_first_line(error))
+        return UserError(f"{error.override}: this cannot be read as key=value ({first_line(error)})")
+    return UserError(first_line(error))
 
 
 def _unknown_key(key: str, arguments: Iterable[str]) -> str:
@@ -372,8 +372,3 @@ def _parameters(target: str) -> list[str]:
         return list(inspect.signature(locate(target, TARGET)).parameters)
     except (UserError, ValueError):
         return []
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
