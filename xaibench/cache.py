@@ -171,10 +171,7 @@ class Artefact:
         write_atomically(self.folder / f"{name}.h5", pack(arrays, {"key": self.key, "schema": SCHEMA}))
 
     def finish(self, seconds: float) -> dict[str, Any]:
-        """Write the manifest: every shard with its samples and sha256, and the seconds spent so far, this run's added.
-
-        Leftovers of dead processes on this machine go too.
-        """
+        """Write the manifest: every shard with its samples and sha256, and the seconds spent so far with this run's."""
         manifest = self.manifest()
         self._refresh()
         by_shard: dict[str, list[int]] = {name: [] for name in sorted(self._known)}
@@ -188,11 +185,15 @@ class Artefact:
         if manifest.get("shards") != shards:
             manifest = {"schema": SCHEMA, "key": self.key, "shards": shards, "seconds": seconds}
             write_atomically(self.folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+        self.tidy()
+        return manifest
+
+    def tidy(self) -> None:
+        """Remove claims and what dead processes of this machine left behind."""
         for path in self.folder.glob(".claim-*"):
             with contextlib.suppress(OSError):
                 path.unlink()
         remove_leftovers(self.folder)
-        return manifest
 
     def manifest(self) -> dict[str, Any]:
         """The manifest as last written; empty if there is none or it cannot be read."""

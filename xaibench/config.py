@@ -79,7 +79,8 @@ class Job:
     """One cell of a benchmark as plain data and labels; the runner builds the objects.
 
     model, dataset, method, metric: labels for people. *_spec: specifications for `build`. *_variant: what was
-    overridden, as `key=value` text, '' if nothing was. config: the whole resolved configuration, for provenance.
+    overridden, as `key=value` text, '' if nothing was; run_variant is the part of seed, target and output. config:
+    the whole resolved configuration, for provenance.
     """
 
     model: str
@@ -87,6 +88,7 @@ class Job:
     method: str
     metric: str
     method_variant: str
+    run_variant: str
     metric_variant: str
     model_spec: dict[str, Any]
     dataset_spec: dict[str, Any]
@@ -138,17 +140,15 @@ def make_job(config: DictConfig) -> Job:
 
     seed = _of(int, plain["seed"], "seed")
     target, output = _target(plain["target"]), str(plain["output"])
+    usual = {"seed": 0, "target": "label", "output": "logit"}
+    of_run = {key: value for key, value in zip(usual, (seed, target, output)) if value != usual[key]}
     job = Job(
         model=model,
         dataset=dataset,
         method=choices["method"],
         metric=choices["metric"],
-        method_variant=_variant(
-            _overridden(plain["method"], defaults["method"], "method")
-            | ({"seed": seed} if seed else {})
-            | ({"target": target} if target != "label" else {})
-            | ({"output": output} if output != "logit" else {})
-        ),
+        method_variant=_variant(_overridden(plain["method"], defaults["method"], "method") | of_run),
+        run_variant=_variant(of_run),
         metric_variant=_variant(_overridden(plain["metric"], defaults["metric"], "metric")),
         model_spec=model_spec,
         dataset_spec=dataset_spec,

@@ -49,16 +49,16 @@ def method(attribution: Method, spec: Mapping[str, Any]) -> Spec:
     return described | ({"fingerprint": fingerprint()} if fingerprint else {})
 
 
-def fit(attribution: Method, spec: Mapping[str, Any], job: Job, fit_data: Spec, samples: list[int]) -> Spec:
-    """What a method estimates, and the samples it does so from.
+def fit(worker: Method | Metric, spec: Mapping[str, Any], job: Job, fit_data: Spec, samples: list[int]) -> Spec:
+    """What a method or metric estimates, and the samples it does so from.
 
-    A method whose fit depends on some of its parameters only says so with `fit_parameters`.
+    One whose fit depends on some of its parameters only says so with `fit_parameters`.
     """
-    described = method(attribution, spec)
-    chosen = getattr(attribution, "fit_parameters", None)
+    described = {**describe(spec, "fit"), "version": worker.version}
+    chosen = getattr(worker, "fit_parameters", None)
     if chosen is not None:
         described = {name: value for name, value in described.items() if name in (TARGET, "version", *chosen)}
-    return {"method": described, "data": fit_data, "samples": samples, "seed": job.fit.seed}
+    return {"worker": described, "data": fit_data, "samples": samples, "seed": job.fit.seed}
 
 
 def metric(scoring: Metric, spec: Mapping[str, Any]) -> Spec:

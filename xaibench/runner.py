@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,6 +45,8 @@ log = logging.getLogger(__name__)
 
 # A block costs about half a minute at most on two CPU cores, so that a kill loses no more than that.
 BLOCK_FLOPS = 1e12
+# The method of scores that belong to the model.
+NO_METHOD = "none"
 
 
 def run(job: Job) -> Outcome | None:
@@ -112,19 +115,27 @@ class Cell:
         if not self._filters:
             self.logits.order = self.samples
 
-        self.fit = self._fit_artefact(names)
-        mapped = explained | {"method": keys.method(self.method, job.method_spec), "fit": self.fit and self.fit.key}
+        self.fits = {
+            job.method: self._fit_artefact(self.method, job.method, job.method_spec),
+            job.metric: self._fit_artefact(self.metric, job.metric, job.metric_spec),
+        }
+        mapped = explained | {
+            "method": keys.method(self.method, job.method_spec),
+            "fit": self.fits[job.method] and self.fits[job.method].key,
+        }
         replied = explained | {"metric": keys.replies(self.metric, job.metric_spec)}
         self.maps = self._stage("maps", (*names, job.method), mapped, self.samples, self._compute_maps, self.method)
         self.replies = self._stage("responses", (*names, job.metric), replied, self.samples, self._compute_replies)
         scored = {
-            "maps": self.maps.artefact.key,
             "metric": keys.metric(self.metric, job.metric_spec),
-            "collapse": self.how,
+            "fit": self.fits[job.metric] and self.fits[job.metric].key,
             "seed": job.seed,
         }
+        # A metric that scores the model reads no maps: its numbers belong to no method.
+        scored |= {"maps": self.maps.artefact.key, "collapse": self.how} if self.metric.reads_maps else explained
+        by = job.method if self.metric.reads_maps else NO_METHOD
         self.scores = self._stage(
-            "scores", (*names, job.metric, job.method), scored, self.samples, self._compute_scores, self.metric
+            "scores", (*names, job.metric, by), scored, self.samples, self._compute_scores, self.metric
         )
 
     @property
@@ -135,21 +146,22 @@ class Cell:
     # ---- the stages: samples -> columns --------------------------------------------------------------------------
 
     def _compute_scores(self, samples: Sequence[int]) -> Arrays:
-        maps = self.maps.rows(samples)
-        usable = maps["status"] == OK
-        columns: Arrays = {"status": maps["status"], "target": maps["target"]}
+        maps = self.maps.rows(samples) if self.metric.reads_maps else None
+        status = np.full(len(samples), OK) if maps is None else maps["status"]
+        columns: Arrays = {"status": status}
+        usable = status == OK
         chosen = [sample for sample, good in zip(samples, usable) if good]
         if not chosen:
             return columns
         batch, replies = self._load(chosen), self._replies_of(chosen)
+        collapsed = None
+        if maps is not None:
+            raw = torch.from_numpy(maps["maps"][usable]).to(self.device)
+            collapsed = collapse(raw, self.how, self.metric.sign)
+        generators = rng.sample_generators(self.job.seed, "metric", chosen)
+        fitted = {} if self.fits[self.job.metric] is None else {"fitted": self._fitted(self.metric, self.job.metric)}
         started = time.perf_counter()
-        computed = self.metric.evaluate(
-            self.classifier,
-            batch,
-            collapse(torch.from_numpy(maps["maps"][usable]).to(self.device), self.how, self.metric.sign),
-            replies,
-            rng.sample_generators(self.job.seed, "metric", chosen),
-        )
+        computed = self.metric.evaluate(self.classifier, batch, collapsed, replies, generators, **fitted)
         for name, tensor in computed.items():
             values = tensor.detach().cpu().numpy().astype(np.float64)
             columns[name] = np.full((len(samples), *values.shape[1:]), np.nan)
@@ -160,7 +172,9 @@ class Cell:
     def _compute_maps(self, samples: Sequence[int]) -> Arrays:
         batch = self._load(samples)
         logits, targets = self._logits_of(samples), batch.targets[:, None]
-        context = {"masks": batch.masks, "samples": batch.samples, "fitted": self._fitted()}
+        context = {"masks": batch.masks, "samples": batch.samples}
+        if self.fits[self.job.method] is not None:
+            context["fitted"] = self._fitted(self.method, self.job.method)
         wanted = inspect.signature(self.method.attribute).parameters
         started = time.perf_counter()
         maps = self.method.attribute(
@@ -219,25 +233,24 @@ class Cell:
     def _checksums(self, samples: Sequence[int]) -> np.ndarray:
         return np.asarray(self._decoded(tuple(samples)).crc, dtype=np.uint32)
 
-    def _fitted(self) -> dict[str, torch.Tensor] | None:
-        """What the method's `fit` returned: from the cache, or made now by whoever claims it first."""
-        if self.fit is None:
-            return None
-        arrays = self.fit.load_whole("fit")
+    def _fitted(self, worker: Method | Metric, name: str) -> dict[str, torch.Tensor]:
+        """What a method's or metric's `fit` returned: from the cache, or made now by whoever claims it first."""
+        artefact = self.fits[name]
+        arrays = artefact.load_whole("fit")
         if arrays is None:
             if self.job.runner.reuse == "only-cache":
-                raise UserError(f"runner.reuse=only-cache: {self.fit.folder} is missing; use runner.reuse=missing")
-            self.fit.create(self._provenance())
-            with self.fit.claim("fit"):
-                arrays = self.fit.load_whole("fit")
+                raise UserError(f"runner.reuse=only-cache: {artefact.folder} is missing; use runner.reuse=missing")
+            artefact.create(self._provenance())
+            with artefact.claim("fit"):
+                arrays = artefact.load_whole("fit")
                 if arrays is None:
-                    samples = self._fit_samples()
-                    log.info("fitting %s on %d samples of %s", self.job.method, len(samples), self.job.fit.split)
-                    generator = rng.generator(self.job.fit.seed, "fit")
-                    state = self.method.fit(self.classifier, samples, generator)
-                    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in state.items()}
-                    self.fit.save_whole("fit", arrays)
-        return {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
+                    samples = self._fit_samples(name)
+                    log.info("fitting %s on %d samples of %s", name, len(samples), self.job.fit.split)
+                    state = worker.fit(self.classifier, samples, rng.generator(self.job.fit.seed, "fit"))
+                    arrays = {key: tensor.detach().cpu().numpy() for key, tensor in state.items()}
+                    artefact.save_whole("fit", arrays)
+            artefact.tidy()
+        return {key: torch.from_numpy(array).to(self.device) for key, array in arrays.items()}
 
     # ---- setting up ----------------------------------------------------------------------------------------------
 
@@ -299,22 +312,23 @@ class Cell:
             report=lambda kind, done: self.report(kind, done),
         )
 
-    def _fit_artefact(self, names: tuple[str, str]) -> Artefact | None:
-        if not hasattr(self.method, "fit"):
+    def _fit_artefact(self, worker: Method | Metric, name: str, spec: dict[str, Any]) -> Artefact | None:
+        if not hasattr(worker, "fit"):
             return None
-        samples = self._fit_samples()
+        samples = self._fit_samples(name)
         data = keys.data(samples.dataset, {**self.job.dataset_spec, "split": self.job.fit.split})
-        spec = keys.fit(self.method, self.job.method_spec, self.job, data, list(samples.ids))
-        return Artefact(self.root, "fits", (*names, self.job.method), {"model": self.base["model"], **spec})
+        fitted = keys.fit(worker, spec, self.job, data, list(samples.ids))
+        names = (self.job.model, self.job.dataset, name)
+        return Artefact(self.root, "fits", names, {"model": self.base["model"], **fitted})
 
-    def _fit_samples(self) -> Samples:
+    def _fit_samples(self, name: str) -> Samples:
         fit, loader = self.job.fit, self.loader
         try:
             return split_samples(
                 self.job.dataset_spec, fit.split, fit.limit, fit.seed, loader.preprocessing, loader.device
             )
         except UserError as error:
-            hint = f"method={self.job.method} is fitted on fit.split={fit.split}; set another, such as fit.split=test"
+            hint = f"{name} is fitted on fit.split={fit.split}; set another, such as fit.split=test"
             raise UserError(f"{error}\n{hint}") from error
 
     def _block_size(self, worker: Method | Metric) -> int:
@@ -337,7 +351,8 @@ class Cell:
     def plan(self) -> list[tuple[str, str, int, int, int]]:
         """What each stage has: (kind, key, samples there, samples missing, nominal passes still to do)."""
         rows = []
-        for stage, worker in ((self.maps, self.method), (self.scores, self.metric)):
+        stages = ((self.maps, self.method), (self.scores, self.metric))
+        for stage, worker in stages if self.metric.reads_maps else stages[1:]:
             missing = len(stage.artefact.missing(self.samples))
             passes = missing * sum(worker.cost(self.classifier))
             rows.append((stage.artefact.kind, stage.artefact.key, len(self.samples) - missing, missing, passes))
@@ -351,9 +366,14 @@ class Cell:
     def record(self) -> results.Record:
         """Everything but the numbers that the result files say."""
         job = self.job
-        labels = ("model", "dataset", "method", "metric", "method_variant", "metric_variant", "results")
+        labels = {
+            name: getattr(job, name)
+            for name in ("model", "dataset", "method", "metric", "method_variant", "metric_variant", "results")
+        }
+        if not self.metric.reads_maps:
+            labels |= {"method": NO_METHOD, "method_variant": job.run_variant}
         return results.Record(
-            **{name: getattr(job, name) for name in labels},
+            **labels,
             samples=tuple(self.samples),
             filtered=self.filtered,
             statistics=self.metric.statistics,
@@ -361,14 +381,14 @@ class Cell:
             keys={
                 "model_key": digest(self.base["model"]),
                 "data_key": digest(self.base["data"]),
-                "map_key": self.maps.artefact.key,
+                "map_key": self.maps.artefact.key if self.metric.reads_maps else "",
                 "metric_key": digest(keys.metric(self.metric, job.metric_spec)),
             },
             computed=any(self.seconds.values()),
             details={
-                "collapse": self.how,
-                "sign": self.metric.sign,
-                "method_cost": self.method.cost(self.classifier),
+                "collapse": self.how if self.metric.reads_maps else None,
+                "sign": self.metric.sign if self.metric.reads_maps else None,
+                "method_cost": self.method.cost(self.classifier) if self.metric.reads_maps else (0, 0),
                 "metric_cost": self.metric.cost(self.classifier),
                 "seconds": {
                     stage.artefact.kind: stage.artefact.manifest().get("seconds", 0.0)

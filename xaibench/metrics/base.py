@@ -41,6 +41,7 @@ class Metric(ABC):
     version: bumped when the numbers change; part of every key.
     statistics: what the leaderboard shows. The first one is the headline.
     needs_mask: whether the data set must have ground-truth masks.
+    reads_maps: False for a metric that scores the model itself: `maps` is None and its scores belong to no method.
     collapse: None takes the method's own; otherwise one of `metrics.ranking.COLLAPSES`.
     sign: how the collapsed map is read: `signed`, `absolute` or `positive`.
     """
@@ -48,6 +49,7 @@ class Metric(ABC):
     version: int = 1
     statistics: tuple[Statistic, ...] = ()
     needs_mask: bool = False
+    reads_maps: bool = True
     collapse: str | None = None
     sign: str = "signed"
 
@@ -84,5 +86,6 @@ class Metric(ABC):
         """Columns: name -> [B] (a raw value per sample) or [B,X] (a curve, with its axis in `axes`).
 
         maps [B,H,W] are collapsed, signed as `sign` says, and finite. One sample is scored without looking at the
-        others. NaN marks a value that is undefined for this sample: it is excluded, counted and named.
+        others. NaN marks a value that is undefined for this sample: it is excluded, counted and named. A metric with
+        a `fit` (see `methods.base.Fitted`) receives what it returned as `fitted`.
         """

@@ -31,6 +31,8 @@ class BottleneckCapacity(Metric):
     among as many classes as there are, if fewer.
     """
 
+    reads_maps = False
+    fit_parameters = ("layer",)
     statistics = (
         Statistic("information", "lower", "information", low=0, unit="nats per feature"),
         Statistic("bottleneck_top1", "higher", "top1", low=0, high=1, unit="share of noisy copies"),
