@@ -19,7 +19,7 @@ demo: install ## run the benchmark on the bundled model and data set; ends with 
 test: install lint ## the regression gate on the committed baseline, then the test suite
 	$(BIN)/xaibench run experiment=baseline paths.cache=build/baseline/cache paths.results=build/baseline/results
 	$(BIN)/xaibench check --baseline results/baseline.csv --results build/baseline/results
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: install ## style and formatting
 	$(BIN)/ruff check .

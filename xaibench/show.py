@@ -95,7 +95,7 @@ def plan(title: str, rows: Sequence[tuple[str, str, int, int, int]]) -> None:
     stdout.print(table)
 
 
-def leaderboard_table(frame: pd.DataFrame, headline_only: bool = False) -> None:
+def leaderboard_table(frame: pd.DataFrame) -> None:
     """A leaderboard, grouped by model, data set and metric, best first within each statistic."""
     if frame.empty:
         stderr.print("no results yet; `xaibench run` makes some")
@@ -108,8 +108,6 @@ def leaderboard_table(frame: pd.DataFrame, headline_only: bool = False) -> None:
             table.add_column(name, justify="left" if name in ("statistic", "method") else "right")
         for number, (statistic, part) in enumerate(rows.groupby("statistic", sort=False)):
             if number:
-                if headline_only:
-                    break
                 table.add_section()
             for _, row in part.sort_values("rank", kind="stable").iterrows():
                 method = row["method"] + (f" ({row['method_variant']})" if row["method_variant"] else "")
@@ -125,10 +123,17 @@ def leaderboard_table(frame: pd.DataFrame, headline_only: bool = False) -> None:
 
 
 def finished(results: Path, files: Sequence[Path], headline_only: bool = False) -> None:
-    """The table of the cells just run; the leaderboard on disk is brought up to date."""
-    if files:
-        leaderboard_table(leaderboard.table(leaderboard.read_cells(results, files)), headline_only)
-        leaderboard.write(results)
+    """The table of the cells just run, or of their metrics' first statistics alone; the leaderboard on disk is
+    brought up to date."""
+    if not files:
+        return
+    cells = leaderboard.read_cells(results, files)
+    frame = leaderboard.table(cells)
+    if headline_only:
+        headlines = {(cell.card["metric"], cell.card["statistics"][0]["name"]) for cell in cells}
+        frame = frame[[pair in headlines for pair in zip(frame["metric"], frame["statistic"])]]
+    leaderboard_table(frame)
+    leaderboard.write(results)
 
 
 def failures(cells: Sequence[dict[str, Any]]) -> None:
