@@ -108,7 +108,7 @@ def test_recipe_weights_are_asked_for_only_then(tmp_path, state):
     assert not asked
     classifier = load_classifier("lenet", spec_of("lenet"), trained=trained)
     assert asked and torch.equal(classifier.module.conv1.weight, state["conv1.weight"])
-    assert classifier.layers == {"last_conv": "relu2"} and classifier.preprocessing.mean == (0.1307,)
+    assert classifier.layers["last_conv"] == "relu2" and classifier.preprocessing.mean == (0.1307,)
     with pytest.raises(UserError, match="xaibench train"):
         load_classifier("lenet", spec_of("lenet"))
 

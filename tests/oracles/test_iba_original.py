@@ -1,6 +1,6 @@
 """IBA against two other implementations: one written here from the paper, and the authors' own where it is installed.
 
-The authors' library is not on PyPI: pip install git+https://github.com/BioroboticsLab/IBA (HEAD 7b2fbd5 was used).
+The authors' library (BioroboticsLab/IBA, commit 7b2fbd5 was used) is in no package index; install it from its repository.
 Measured against it with the same statistics, noise and steps: masks equal within 2e-14 (relative) in float64 and
 within 2e-5 in float32 on the network below. On a mobilenet_v2 with random weights it is 2e-14 and 4e-2: ten Adam steps
 of size 1 amplify rounding there.
@@ -105,7 +105,7 @@ def original_run(
     network: Classifier, data: torch.Tensor, image: torch.Tensor, target: torch.Tensor, steps: int, monkeypatch
 ):
     """The authors' IBA after `steps`, drawing our noise: the object, its map, and its final lambda."""
-    theirs = pytest.importorskip("IBA.pytorch", reason="pip install git+https://github.com/BioroboticsLab/IBA")
+    theirs = pytest.importorskip("IBA.pytorch", reason="the authors' library BioroboticsLab/IBA is not installed")
     iba = theirs.IBA(network.layer(LAYER))
     iba.estimate(network.module, [(part,) for part in data.split(16)])
     # It computes its Gaussian in float32; for float64 it gets one that is as exact as ours.
