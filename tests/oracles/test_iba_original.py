@@ -1,6 +1,6 @@
 """IBA against two other implementations: one written here from the paper, and the authors' own where it is installed.
 
-The authors' library (BioroboticsLab/IBA, commit 7b2fbd5 was used) is in no package index; install it from its repository.
+The authors' library (BioroboticsLab/IBA, commit 7b2fbd5 was used) is in no package index.
 Measured against it with the same statistics, noise and steps: masks equal within 2e-14 (relative) in float64 and
 within 2e-5 in float32 on the network below. On a mobilenet_v2 with random weights it is 2e-14 and 4e-2: ten Adam steps
 of size 1 amplify rounding there.
