@@ -76,6 +76,14 @@ def test_a_map_is_one_pass_and_does_not_depend_on_the_batch():
     torch.testing.assert_close(maps_of(method, network, inputs[3:4], found), whole[3:4], rtol=1e-9, atol=1e-12)
 
 
+def test_a_map_leaves_the_global_generator_alone():
+    network, inputs = classifier(VGGLike()), seeded(2)
+    found = fit(readout(), network)
+    state = torch.get_rng_state()
+    maps_of(readout(), network, inputs, found)
+    assert torch.equal(state, torch.get_rng_state())
+
+
 def test_what_cannot_be_served_is_refused():
     network = classifier(VGGLike(), layers={})
     with pytest.raises(Refusal, match=r"set method\.layer="):

@@ -120,8 +120,9 @@ class IBAReadout(Fitted):
         **context: Any,
     ) -> torch.Tensor:
         weights = {name.removeprefix(READOUT): t for name, t in fitted.items() if name.startswith(READOUT)}
-        network = readout_network(weights["0.weight"].shape[1], weights["4.weight"].shape[0])
-        network.load_state_dict(weights)
+        with torch.device("meta"):  # no initial weights: they would draw from the global generator
+            network = readout_network(weights["0.weight"].shape[1], weights["4.weight"].shape[0])
+        network.load_state_dict(weights, assign=True)
         network.to(classifier.device, classifier.dtype)
         maps = []
         with torch.no_grad():
