@@ -287,6 +287,15 @@ def test_methods_are_ranked_together_whatever_collapse_they_bring(xaibench, here
     assert sorted(board[board["statistic"] == "degradation"]["rank"]) == [1, 2, 3]
 
 
+def test_what_was_fitted_on_other_samples_or_drawn_from_another_seed_stands_beside(xaibench, here):
+    job = ("metric=bottleneck_capacity", "dataset.limit=2", "metric.steps=1", "metric.betas=[10]")
+    for other in ("fit.limit=20", "fit.limit=30", "seed=1"):
+        assert xaibench("run", *job, "fit.limit=20", other)[0] == 0
+    assert len(list(here.glob("results/scores/*/*/*/none-*.csv"))) == 3
+    assert compose_job(["method=gradient", "fit.limit=20"]).method_variant == ""
+    assert compose_job(["method=iba", "fit.limit=20"]).method_variant == "fit.limit=20"
+
+
 def test_a_version_bump_of_a_method_is_another_key():
     spec = {"_target_": "xaibench.methods.gradient.Gradient"}
     method = build(spec, "method")

@@ -8,7 +8,7 @@ import re
 import sys
 import traceback
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from .build import TARGET, build, describe, locate
+from .build import TARGET, build, coerce, describe, locate
 from .errors import UserError, XaibenchError, first_line, nearest
 from .files import write_atomically
 from .listing import CONF, GROUPS
@@ -138,30 +138,37 @@ def make_job(config: DictConfig) -> Job:
     changed = _changes(dataset_spec, defaults["dataset"])
     dataset += "".join(f",{key}={value}" for key, value in changed.items() if key not in _NOT_IN_LABEL)
 
-    seed = _of(int, plain["seed"], "seed")
+    seed = coerce(plain["seed"], int, "seed")
     target, output = _target(plain["target"]), str(plain["output"])
+    fit, paths = _options(Fit, plain["fit"], "fit"), _options(Paths, plain["paths"], "paths")
+    fitted = {f"fit.{key}": value for key, value in asdict(fit).items() if value != getattr(Fit(), key)}
     usual = {"seed": 0, "target": "label", "output": "logit"}
     of_run = {key: value for key, value in zip(usual, (seed, target, output)) if value != usual[key]}
+
+    def of_fit(group: str) -> dict[str, Any]:
+        """The fit's overrides, where they change the numbers: for what has something to fit."""
+        return fitted if hasattr(locate(plain[group][TARGET], group), "fit") else {}
+
     job = Job(
         model=model,
         dataset=dataset,
         method=choices["method"],
         metric=choices["metric"],
-        method_variant=_variant(_overridden(plain["method"], defaults["method"], "method") | of_run),
+        method_variant=_variant(_overridden(plain["method"], defaults["method"], "method") | of_run | of_fit("method")),
         run_variant=_variant(of_run),
-        metric_variant=_variant(_overridden(plain["metric"], defaults["metric"], "metric")),
+        metric_variant=_variant(_overridden(plain["metric"], defaults["metric"], "metric") | of_fit("metric")),
         model_spec=model_spec,
         dataset_spec=dataset_spec,
         method_spec=plain["method"],
         metric_spec=plain["metric"],
         selection=_options(Selection, {**selection, "filter": selection.get("filter") or {}}, "dataset"),
-        fit=_options(Fit, plain["fit"], "fit"),
+        fit=fit,
         runner=_options(Runner, plain["runner"], "runner"),
         seed=seed,
         target=target,
         output=output,
-        cache=Path(_options(Paths, plain["paths"], "paths").cache).expanduser().absolute(),
-        results=Path(_options(Paths, plain["paths"], "paths").results).expanduser().absolute(),
+        cache=Path(paths.cache).expanduser().absolute(),
+        results=Path(paths.results).expanduser().absolute(),
         config=plain,
     )
     positive = {"dataset.limit": job.selection.limit, "fit.limit": job.fit.limit}
@@ -183,12 +190,6 @@ def _options(kind: type, values: Mapping[str, Any] | None, where: str) -> Any:
     if kind is Selection:
         spec["filter"] = {TARGET: f"{__name__}.Filter", **spec["filter"]}
     return build(spec, where)
-
-
-def _of(kind: type, value: Any, where: str) -> Any:
-    if kind is int and (isinstance(value, bool) or not isinstance(value, int)):
-        raise UserError(f"{where}={value}: expected a whole number")
-    return value
 
 
 def _target(value: Any) -> str:

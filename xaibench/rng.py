@@ -24,3 +24,8 @@ def generator(*parts: object) -> torch.Generator:
 def sample_generators(seed: int, purpose: str, samples: Sequence[int]) -> list[torch.Generator]:
     """One CPU generator per sample, for `attribute` and `evaluate`; draw whole images, one draw per copy."""
     return [generator(seed, purpose, int(sample)) for sample in samples]
+
+
+def permutation(count: int, seed: int) -> list[int]:
+    """The order in which `limit` takes samples: a smaller limit is a prefix of a larger one."""
+    return torch.randperm(count, generator=generator("samples", seed)).tolist()

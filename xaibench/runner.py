@@ -273,8 +273,7 @@ class Cell:
         return self.job.selection.filter.correct or self.job.selection.filter.min_probability > 0
 
     def _permutation(self) -> list[int]:
-        generator = rng.generator("samples", self.job.selection.seed)
-        return torch.randperm(len(self.dataset), generator=generator).tolist()
+        return rng.permutation(len(self.dataset), self.job.selection.seed)
 
     def _select(self, permutation: list[int]) -> tuple[list[int], dict[str, int]]:
         """The first `limit` samples that pass the filter, and how many were passed over, by reason."""
@@ -383,6 +382,8 @@ class Cell:
                 "data_key": digest(self.base["data"]),
                 "map_key": self.maps.artefact.key if self.metric.reads_maps else "",
                 "metric_key": digest(keys.metric(self.metric, job.metric_spec)),
+                # Everything the numbers depend on, for scores that read no maps too: seed, target, fit.
+                "numbers_key": self.scores.artefact.key,
             },
             computed=any(self.seconds.values()),
             details={

@@ -33,8 +33,7 @@ def split_samples(
 ) -> Samples:
     """The first `limit` (None: all) of a seeded permutation of a split of a data set."""
     dataset = build({**dataset_spec, "split": split}, "dataset")
-    order = torch.randperm(len(dataset), generator=rng.generator("samples", seed)).tolist()
-    return Samples(dataset, preprocessing, order[:limit], device)
+    return Samples(dataset, preprocessing, rng.permutation(len(dataset), seed)[:limit], device)
 
 
 def trained_weights(job: Job, root: Path, device: torch.device) -> Path:
