@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from xaibench.metrics.insertion_deletion import InsertionDeletion
-from xaibench.metrics.perturbation import curve
+from xaibench.metrics.perturbation import curve, replacing
 from xaibench.metrics.ranking import places
 from xaibench.rng import sample_generators
 
@@ -46,7 +46,14 @@ def test_in_colour_quantus_flips_single_channels(convnet, batch_for):
     theirs = pixel_flipping(classifier, batch, maps, step=1)
     assert theirs.shape == (4, 3 * 144)
     order = places(maps, sample_generators(0, "test", batch.samples))
-    ours = curve(classifier, batch.inputs, torch.zeros_like(batch.inputs), order, range(1, 145), batch.targets)
+    ours = curve(
+        classifier,
+        batch.inputs,
+        replacing(batch.inputs, torch.zeros_like(batch.inputs)),
+        order,
+        range(1, 145),
+        batch.targets,
+    )
     # After three flips each, the same pixel is gone, whichever order its channels went in; not so in between.
     np.testing.assert_allclose(theirs[:, 2::3], ours, atol=1e-5)
     assert np.abs(theirs[:, ::3] - ours.numpy()).max() > 1e-3

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from xaibench.metrics.perturbation import counts_of, curve
+from xaibench.metrics.perturbation import counts_of, curve, replacing
 from xaibench.metrics.ranking import places
 from xaibench.rng import sample_generators
 
@@ -13,6 +13,10 @@ def inputs_fills_places(classifier, batch, tile=1):
     maps = torch.randn(len(batch.inputs), *classifier.input_size[1:])
     fills = torch.randn_like(batch.inputs)
     return batch.inputs, fills, places(maps, sample_generators(0, "test", batch.samples), tile)
+
+
+def path(classifier, inputs, fills, order, counts, targets, output="probability", keep=False):
+    return curve(classifier, inputs, replacing(inputs, fills), order, counts, targets, output, keep)
 
 
 @pytest.mark.parametrize("features, steps", [(64, 64), (784, 100), (16, 100), (50176, 64), (10, 4), (7, 3), (1, 5)])
@@ -31,7 +35,7 @@ def test_curve_equals_a_loop_over_single_pixels(convnet, batch_for, output):
     batch = batch_for(classifier, 3)
     inputs, fills, order = inputs_fills_places(classifier, batch)
     counts = [0, 1, 8, 34, 35]
-    got = curve(classifier, inputs, fills, order, counts, batch.targets, output)
+    got = path(classifier, inputs, fills, order, counts, batch.targets, output)
     for b, target in enumerate(batch.targets):
         for x, count in enumerate(counts):
             image = inputs[b].clone()
@@ -49,20 +53,21 @@ def test_ends_are_the_start_and_the_end(convnet, batch_for):
     classifier = convnet()
     batch = batch_for(classifier, 2)
     inputs, fills, order = inputs_fills_places(classifier, batch, tile=4)
-    got = curve(classifier, inputs, fills, order, [0, 9], batch.targets)
+    got = path(classifier, inputs, fills, order, [0, 9], batch.targets)
     expected = [classifier.scores(images, batch.targets, "probability") for images in (inputs, fills)]
     torch.testing.assert_close(got, torch.stack(expected, 1), rtol=0, atol=1e-12)
 
 
-def test_swapping_start_and_end_walks_the_reversed_order_backwards(convnet, batch_for):
+def test_keeping_the_first_is_removing_the_others(convnet, batch_for):
     classifier = convnet()
     batch = batch_for(classifier, 2)
     inputs, fills, order = inputs_fills_places(classifier, batch)
     counts = counts_of(144, 12)
-    backwards = curve(classifier, inputs, fills, 143 - order, counts, batch.targets).flip(1)
-    torch.testing.assert_close(
-        curve(classifier, fills, inputs, order, counts, batch.targets), backwards, rtol=0, atol=1e-12
-    )
+    kept = path(classifier, inputs, fills, order, counts, batch.targets, keep=True)
+    swapped = path(classifier, fills, inputs, order, counts, batch.targets)
+    backwards = path(classifier, inputs, fills, 143 - order, counts, batch.targets).flip(1)
+    torch.testing.assert_close(kept, swapped, rtol=0, atol=1e-12)
+    torch.testing.assert_close(kept, backwards, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64, 1000])
@@ -70,7 +75,7 @@ def test_model_calls_are_what_the_batch_size_allows(convnet, batch_for, calls, b
     classifier = convnet(batch_size=batch_size)
     batch = batch_for(classifier, 5)
     sizes = calls(classifier)
-    curve(classifier, *inputs_fills_places(classifier, batch), range(0, 144, 9), batch.targets)
+    path(classifier, *inputs_fills_places(classifier, batch), range(0, 144, 9), batch.targets)
     assert sum(sizes) == 5 * 16
     assert len(sizes) == math.ceil(5 * 16 / batch_size)
     assert max(sizes) <= batch_size
@@ -80,7 +85,7 @@ def test_no_points_are_no_calls(convnet, batch_for, calls):
     classifier = convnet()
     batch = batch_for(classifier, 2)
     sizes = calls(classifier)
-    assert curve(classifier, *inputs_fills_places(classifier, batch), [], batch.targets).shape == (2, 0)
+    assert path(classifier, *inputs_fills_places(classifier, batch), [], batch.targets).shape == (2, 0)
     assert sizes == []
 
 
@@ -89,7 +94,7 @@ def test_the_inputs_are_left_as_they_were(convnet, batch_for):
     batch = batch_for(classifier, 2)
     inputs, fills, order = inputs_fills_places(classifier, batch)
     before = inputs.clone(), fills.clone()
-    curve(classifier, inputs, fills, order, [0, 70, 144], batch.targets)
+    path(classifier, inputs, fills, order, [0, 70, 144], batch.targets)
     assert torch.equal(inputs, before[0]) and torch.equal(fills, before[1])
 
 
@@ -100,7 +105,7 @@ def test_every_pixel_shown_is_exactly_one_of_the_two(convnet, batch_for):
     inputs, fills, order = inputs_fills_places(classifier, batch)
     shown: list[torch.Tensor] = []
     classifier.module.register_forward_pre_hook(lambda module, images: shown.append(images[0].clone()))
-    curve(classifier, inputs, fills, order, [0, 50, 100], batch.targets)
+    path(classifier, inputs, fills, order, [0, 50, 100], batch.targets)
     expected = [torch.where(order[b] < count, fills[b], inputs[b]) for b in range(2) for count in (0, 50, 100)]
     assert torch.equal(torch.cat(shown), torch.stack(expected))
 
@@ -111,7 +116,7 @@ def test_a_cuda_device_gives_the_same_curve(convnet, batch_for):
     classifier = convnet(batch_size=7)
     batch = batch_for(classifier, 3)
     inputs, fills, order = inputs_fills_places(classifier, batch, tile=4)
-    expected = curve(classifier, inputs, fills, order, range(10), batch.targets)
+    expected = path(classifier, inputs, fills, order, range(10), batch.targets)
     classifier.module.cuda()
-    got = curve(classifier, inputs.cuda(), fills.cuda(), order.cuda(), range(10), batch.targets.cuda())
+    got = path(classifier, inputs.cuda(), fills.cuda(), order.cuda(), range(10), batch.targets.cuda())
     torch.testing.assert_close(got.cpu(), expected, rtol=0, atol=1e-9)

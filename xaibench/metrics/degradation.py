@@ -7,10 +7,9 @@ import torch
 
 from ..datasets.base import Batch
 from ..errors import Refusal
-from ..fills import Fill, filled
 from ..models.classifier import Classifier
 from .base import Metric, Statistic
-from .perturbation import counts_of, curve
+from .perturbation import Fill, Removal, counts_of, curve
 from .ranking import Collapse, Sign, places, tile_grid
 
 
@@ -60,9 +59,8 @@ class Degradation(Metric):
             raise ValueError(f"tile={tile}: expected a positive number of pixels")
         if steps is not None and steps < 1:
             raise ValueError(f"steps={steps}: expected a positive number of steps, or null for one tile at a time")
-        if not sigma > 0:
-            raise ValueError(f"sigma={sigma}: expected a positive number of pixels")
-        self.tile, self.steps, self.fill, self.sigma, self.output = tile, steps, fill, sigma, output
+        self.tile, self.steps, self.output = tile, steps, output
+        self.removal = Removal(fill, sigma)
         self.collapse, self.sign = collapse, sign
 
     def check(self, classifier: Classifier) -> None:
@@ -77,8 +75,7 @@ class Degradation(Metric):
         return 2 * (len(self._counts(classifier)) - 2) + 2, 0
 
     def responses_spec(self) -> dict[str, Any]:
-        sigma = {"sigma": self.sigma} if self.fill == "blur" else {}
-        return {"fill": self.fill, "output": self.output, **sigma}
+        return {**self.removal.spec(), "output": self.output}
 
     def respond(
         self, classifier: Classifier, batch: Batch, generators: list[torch.Generator]
@@ -86,10 +83,13 @@ class Degradation(Metric):
         """clean: the target's output on the original; top1: the largest; degraded: the target's on the fill."""
         logits = classifier.logits(batch.inputs)
         outputs = logits.softmax(-1) if self.output == "probability" else logits
+        draws = self.removal.draw(generators)
+        fills = self.removal.everything(classifier, batch, draws)
         return {
+            **draws,
             "clean": classifier.select(logits, batch.targets, self.output),
             "top1": outputs.amax(-1),
-            "degraded": classifier.scores(self._filled(classifier, batch), batch.targets, self.output),
+            "degraded": classifier.scores(fills, batch.targets, self.output),
         }
 
     def axes(self, classifier: Classifier) -> dict[str, torch.Tensor]:
@@ -104,18 +104,18 @@ class Degradation(Metric):
         responses: Mapping[str, torch.Tensor],
         generators: list[torch.Generator],
     ) -> dict[str, torch.Tensor]:
-        inputs, fills = batch.inputs, self._filled(classifier, batch)
-        *_, tiles = counts = self._counts(classifier)
+        inputs, remove = batch.inputs, self.removal.of(classifier, batch, responses)
+        inner = self._counts(classifier)[1:-1]
         order = places(maps.to(inputs.device), generators, self.tile)
         clean, top1, degraded = (responses[name].to(inputs) for name in ("clean", "top1", "degraded"))
 
-        def path(start: torch.Tensor, end: torch.Tensor, inner: list[int]) -> torch.Tensor:
-            scores = curve(classifier, start, end, order, inner, batch.targets, self.output)
+        def path(counts: list[int], keep: bool) -> torch.Tensor:
+            scores = curve(classifier, inputs, remove, order, counts, batch.targets, self.output, keep)
             return torch.cat([clean[:, None], scores, degraded[:, None]], dim=1)
 
-        morf_curve = path(inputs, fills, counts[1:-1])
-        # With the k least relevant tiles removed, the first tiles - k of the order show the image.
-        lerf_curve = path(fills, inputs, [tiles - count for count in counts[1:-1]])
+        morf_curve = path(inner, keep=False)
+        # With the k least relevant tiles removed, the first tiles - k of the order are kept.
+        lerf_curve = path([self._counts(classifier)[-1] - count for count in inner], keep=True)
         x = self.axes(classifier)["morf_curve"].to(inputs)
         morf, lerf = torch.trapezoid(morf_curve, x), torch.trapezoid(lerf_curve, x)
         return {
@@ -134,6 +134,3 @@ class Degradation(Metric):
     def _counts(self, classifier: Classifier) -> list[int]:
         down, across = tile_grid(*classifier.input_size[1:], self.tile)
         return counts_of(down * across, self.steps)
-
-    def _filled(self, classifier: Classifier, batch: Batch) -> torch.Tensor:
-        return filled(batch.inputs, self.fill, classifier.preprocessing, self.sigma)

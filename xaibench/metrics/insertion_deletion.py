@@ -8,10 +8,9 @@ import torch
 
 from ..datasets.base import Batch
 from ..errors import Refusal
-from ..fills import Fill, filled
 from ..models.classifier import Classifier
 from .base import Metric, Statistic
-from .perturbation import counts_of, curve
+from .perturbation import Fill, Removal, counts_of, curve
 from .ranking import Collapse, Sign, places
 
 
@@ -56,10 +55,8 @@ class InsertionDeletion(Metric):
     ) -> None:
         if steps is not None and steps < 1:
             raise ValueError(f"steps={steps}: expected a positive number of steps, or null for one pixel at a time")
-        if not sigma > 0:
-            raise ValueError(f"sigma={sigma}: expected a positive number of pixels")
-        self.steps, self.sigma, self.output = steps, sigma, output
-        self.deletion_fill, self.insertion_fill = deletion_fill, insertion_fill
+        self.steps, self.output = steps, output
+        self.deletion, self.insertion = Removal(deletion_fill, sigma), Removal(insertion_fill, sigma)
         self.collapse, self.sign = collapse, sign
         if output == "logit":
             self.statistics = tuple(replace(s, low=None, high=None) for s in self.statistics)
@@ -75,20 +72,21 @@ class InsertionDeletion(Metric):
         return 2 * (len(self._counts(classifier)) - 2) + 3, 0
 
     def responses_spec(self) -> dict[str, Any]:
-        fills = {"deletion_fill": self.deletion_fill, "insertion_fill": self.insertion_fill}
-        sigma = {"sigma": self.sigma} if "blur" in fills.values() else {}
-        return {**fills, "output": self.output, **sigma}
+        return {"deletion": self.deletion.spec(), "insertion": self.insertion.spec(), "output": self.output}
 
     def respond(
         self, classifier: Classifier, batch: Batch, generators: list[torch.Generator]
     ) -> dict[str, torch.Tensor]:
         """The target's output on the original (clean), on the deletion's end and on the insertion's start."""
+        # One draw serves both paths.
+        draws = self.deletion.draw(generators) or self.insertion.draw(generators)
         images = {
             "clean": batch.inputs,
-            "deletion_end": self._filled(classifier, batch, self.deletion_fill),
-            "insertion_start": self._filled(classifier, batch, self.insertion_fill),
+            "deletion_end": self.deletion.everything(classifier, batch, draws),
+            "insertion_start": self.insertion.everything(classifier, batch, draws),
         }
-        return {name: classifier.scores(image, batch.targets, self.output) for name, image in images.items()}
+        scores = {name: classifier.scores(image, batch.targets, self.output) for name, image in images.items()}
+        return draws | scores
 
     def axes(self, classifier: Classifier) -> dict[str, torch.Tensor]:
         counts = torch.tensor(self._counts(classifier), dtype=torch.float64)
@@ -107,11 +105,11 @@ class InsertionDeletion(Metric):
         order = places(maps.to(inputs.device), generators)
         ends = {name: responses[name].to(inputs)[:, None] for name in ("clean", "deletion_end", "insertion_start")}
 
-        def path(start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
-            return curve(classifier, start, end, order, inner, batch.targets, self.output)
+        def path(removal: Removal, keep: bool) -> torch.Tensor:
+            remove = removal.of(classifier, batch, responses)
+            return curve(classifier, inputs, remove, order, inner, batch.targets, self.output, keep)
 
-        deleting = path(inputs, self._filled(classifier, batch, self.deletion_fill))
-        inserting = path(self._filled(classifier, batch, self.insertion_fill), inputs)
+        deleting, inserting = path(self.deletion, keep=False), path(self.insertion, keep=True)
         deletion_curve = torch.cat([ends["clean"], deleting, ends["deletion_end"]], dim=1)
         insertion_curve = torch.cat([ends["insertion_start"], inserting, ends["clean"]], dim=1)
         x = self.axes(classifier)["deletion_curve"].to(inputs)
@@ -127,6 +125,3 @@ class InsertionDeletion(Metric):
     def _counts(self, classifier: Classifier) -> list[int]:
         _, height, width = classifier.input_size
         return counts_of(height * width, self.steps)
-
-    def _filled(self, classifier: Classifier, batch: Batch, word: str) -> torch.Tensor:
-        return filled(batch.inputs, word, classifier.preprocessing, self.sigma)

@@ -1,10 +1,23 @@
-"""The one place that perturbs: replaces features of images in a given order, on the device, and asks the model."""
+"""The one place that perturbs: builds changed versions of images in batches, on the device, and asks the model."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import torch
 
+from ..datasets.base import Batch
+from ..fills import filled
 from ..models.classifier import Classifier
+
+# Writes the versions `points` of one sample into `out` [n,C,H,W]: paint(sample, points, out).
+Paint = Callable[[int, slice, torch.Tensor], None]
+# Writes where the versions `points` of one sample lose pixels into `out` [n,1,H,W], 1.0 or 0.0.
+Mask = Callable[[int, slice, torch.Tensor], None]
+# Writes one sample without the pixels of `masks` [n,1,H,W] into `out` [n,C,H,W]: remove(sample, masks, out).
+Remove = Callable[[int, torch.Tensor, torch.Tensor], None]
+
+# What a removed pixel shows: the words of `fills`, and `noise`: pixel values drawn uniformly.
+Fill = Literal["zero", "black", "white", "channel_mean", "blur", "noise"]
 
 
 def counts_of(features: int, steps: int | None) -> list[int]:
@@ -18,37 +31,127 @@ def counts_of(features: int, steps: int | None) -> list[int]:
 
 
 @torch.no_grad()
-def curve(
+def versions(
     classifier: Classifier,
-    start: torch.Tensor,
-    end: torch.Tensor,
-    places: torch.Tensor,
-    counts: Sequence[int],
+    like: torch.Tensor,
+    points: int,
+    paint: Paint,
     targets: torch.Tensor,
-    output: str = "probability",
+    output: str | None = None,
 ) -> torch.Tensor:
-    """The model's scores [B,X] on the way from `start` to `end`: at counts[x], places 0..counts[x]-1 show `end`.
+    """The model's scores [B,X] of `points` = X versions of each of B images, which `paint` makes when they are due.
 
-    start, end [B,C,H,W]: an image and its fill (deletion) or a fill and its image (insertion). places int [B,H,W]:
-    each pixel's place in its sample's order (`ranking.places`); channels are replaced together. targets [B].
+    like [B,C,H,W]: the images' number, shape, type and device. targets [B], or [B,X] for a target of each version.
 
     The B * X images are rows of one long call, built into one buffer as the inner batches need them: the model is
     called ceil(B * X / classifier.batch_size) times, and no more than one inner batch exists at a time.
     """
-    samples, points = len(start), len(counts)
-    thresholds = torch.tensor(counts, dtype=places.dtype, device=places.device).view(-1, 1, 1, 1)
-    row_targets = targets.repeat_interleave(points)
-    scores = start.new_empty(samples * points)
-    most, (height, width) = min(classifier.batch_size, samples * points), start.shape[2:]
-    buffer, replaced = start.new_empty((most, *start.shape[1:])), start.new_empty((most, 1, height, width))
+    samples = len(like)
+    row_targets = targets.view(samples, -1).expand(-1, points).reshape(-1)
+    scores = like.new_empty(samples * points)
+    buffer = like.new_empty((min(classifier.batch_size, samples * points), *like.shape[1:]))
     for rows in classifier.chunks(samples * points):
         images = buffer[: rows.stop - rows.start]
         for sample, part, into in _runs(rows, points):
-            # A mask of 0.0 and 1.0, at which lerp is exact: on a CPU ten times as fast as torch.where.
-            mask = torch.lt(places[sample], thresholds[part], out=replaced[into])
-            torch.lerp(start[sample], end[sample], mask, out=images[into])
+            paint(sample, part, images[into])
         scores[rows] = classifier.select(classifier.module(images), row_targets[rows], output)
     return scores.view(samples, points)
+
+
+def masked(
+    classifier: Classifier,
+    inputs: torch.Tensor,
+    remove: Remove,
+    mask: Mask,
+    points: int,
+    targets: torch.Tensor,
+    output: str | None = None,
+) -> torch.Tensor:
+    """The model's scores [B,X] of inputs [B,C,H,W] without the pixels that `mask` names for each of X versions."""
+    buffer = inputs.new_empty((min(classifier.batch_size, len(inputs) * points), 1, *inputs.shape[2:]))
+
+    def paint(sample: int, part: slice, out: torch.Tensor) -> None:
+        removed = buffer[: len(out)]
+        mask(sample, part, removed)
+        remove(sample, removed, out)
+
+    return versions(classifier, inputs, points, paint, targets, output)
+
+
+def curve(
+    classifier: Classifier,
+    inputs: torch.Tensor,
+    remove: Remove,
+    places: torch.Tensor,
+    counts: Sequence[int],
+    targets: torch.Tensor,
+    output: str | None = "probability",
+    keep: bool = False,
+) -> torch.Tensor:
+    """The model's scores [B,X] along an order of features: without the first counts[x] of them, or with only these.
+
+    inputs [B,C,H,W]. places int [B,H,W]: each pixel's place in its sample's order (`ranking.places`); channels are
+    removed together. keep: places 0..counts[x]-1 are what is left, instead of what is removed. targets [B].
+    """
+    thresholds = torch.tensor(counts, dtype=places.dtype, device=places.device).view(-1, 1, 1, 1)
+    compare = torch.ge if keep else torch.lt
+
+    def mask(sample: int, part: slice, out: torch.Tensor) -> None:
+        compare(places[sample], thresholds[part], out=out)
+
+    return masked(classifier, inputs, remove, mask, len(counts), targets, output)
+
+
+def replacing(inputs: torch.Tensor, fills: torch.Tensor) -> Remove:
+    """Removal by replacement: a removed pixel of inputs [B,C,H,W] shows the one of fills [B,C,H,W]."""
+
+    def remove(sample: int, masks: torch.Tensor, out: torch.Tensor) -> None:
+        # At 0.0 and 1.0 lerp is exact: on a CPU ten times as fast as torch.where.
+        torch.lerp(inputs[sample], fills[sample], masks, out=out)
+
+    return remove
+
+
+class Removal:
+    """What a metric's parameters `fill` and `sigma` say about removed pixels, and the randomness that this takes.
+
+    fill: see `Fill`. sigma: of the blur, in pixels. Raises ValueError for a sigma that is not positive.
+
+    A random fill belongs to the sample, not to the method under test: its seed is drawn when the model's responses
+    are computed (`draw`) and kept among them, so that every method meets the same fill.
+    """
+
+    def __init__(self, fill: Fill, sigma: float = 5.0) -> None:
+        if not sigma > 0:
+            raise ValueError(f"sigma={sigma}: expected a positive number of pixels")
+        self.fill, self.sigma = fill, sigma
+
+    def spec(self) -> dict[str, object]:
+        """What the fill depends on, for `Metric.responses_spec`."""
+        return {"fill": self.fill} | ({"sigma": self.sigma} if self.fill == "blur" else {})
+
+    def draw(self, generators: list[torch.Generator]) -> dict[str, torch.Tensor]:
+        """The seeds [B] of a random fill, as a column of the responses; nothing for the others."""
+        if self.fill != "noise":
+            return {}
+        return {"fill_seed": torch.stack([torch.randint(2**62, (), generator=g) for g in generators])}
+
+    def everything(
+        self, classifier: Classifier, batch: Batch, draws: dict[str, torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """The images [B,C,H,W] with all pixels removed."""
+        if self.fill == "noise":
+            pixels = [torch.rand(batch.inputs.shape[1:], generator=g) for g in _generators(draws)]
+            return classifier.preprocessing.normalise(torch.stack(pixels).to(batch.inputs))
+        return filled(batch.inputs, self.fill, classifier.preprocessing, self.sigma)
+
+    def of(self, classifier: Classifier, batch: Batch, draws: dict[str, torch.Tensor] | None = None) -> Remove:
+        """The removal for the images of a batch. draws: what `draw` returned, or responses that contain it."""
+        return replacing(batch.inputs, self.everything(classifier, batch, draws))
+
+
+def _generators(draws: dict[str, torch.Tensor] | None) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(int(seed)) for seed in draws["fill_seed"]]
 
 
 def _runs(rows: slice, points: int) -> Iterator[tuple[int, slice, slice]]:
