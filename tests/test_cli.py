@@ -54,6 +54,27 @@ def test_a_users_configurations_are_listed_and_shadowing_is_said(xaibench, here)
     assert "taken from ours, not from your file: gradcam" in xaibench("doctor", "--config-dir", "mine")[1]
 
 
+def test_a_row_under_the_metric_that_the_method_was_tuned_on_is_marked(xaibench, here):
+    """A user's own method, too; the mark comes from the score files and stays out of the CSV."""
+    (here / "mine" / "method").mkdir(parents=True)
+    text = (listing.CONF / "method" / "input.yaml").read_text()
+    (here / "mine" / "method" / "own.yaml").write_text("# Mine.\n# tuned_on: insertion_deletion, degradation\n" + text)
+    sweep = ("method=own,input", "metric=degradation,pointing_game", "--config-dir", "mine")
+    code, out, _ = xaibench("run", "-m", *sweep, "dataset.limit=3")
+    assert code == 0
+    for table in (out, xaibench("leaderboard")[1]):
+        degradation, pointing = table.split("· pointing_game")
+        assert re.search(r"own \* +│", degradation) and re.search(r"input +│", degradation)
+        assert "* tuned on this metric" in degradation
+        assert "*" not in pointing
+    assert "*" not in (here / "results" / "leaderboard.csv").read_text()
+    assert xaibench("leaderboard", "--csv")[1] == (here / "results" / "leaderboard.csv").read_text()
+    out = xaibench("list", "methods", "--config-dir", "mine", "--markdown")[1]
+    assert re.search(r"\| own \|.*\| insertion_deletion, degradation \|", out)
+    assert re.search(r"\| iba \|.*\| degradation \|", out)
+    assert "tuned on" not in xaibench("list", "metrics")[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

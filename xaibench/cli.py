@@ -123,9 +123,12 @@ def _list(arguments: list[str]) -> int:
         if item.shadowed:
             print(f"xaibench: {item.path} has the name of one of ours, which is taken; rename it", file=sys.stderr)
     rows = [("name", "what", "source", "needs"), *((i.name, i.summary, i.source, i.needs) for i in listed)]
+    if any(item.tuned_on for item in listed):
+        added = ["tuned on", *(", ".join(item.tuned_on) for item in listed)]
+        rows = [(*row, more) for row, more in zip(rows, added)]
     if options.markdown:
         lines = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
-        print("\n".join([lines[0], "|---|---|---|---|", *lines[1:]]))
+        print("\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]))
         return 0
     from rich.console import Console
     from rich.table import Table

@@ -24,7 +24,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from .build import TARGET, build, coerce, describe, locate
 from .errors import UserError, XaibenchError, first_line, nearest
 from .files import write_atomically
-from .listing import CONF, GROUPS
+from .listing import CONF, GROUPS, read_item
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +79,8 @@ class Job:
     """One cell of a benchmark as plain data and labels; the runner builds the objects.
 
     model, dataset, method, metric: labels for people. *_spec: specifications for `build`. *_variant: what was
-    overridden, as `key=value` text, '' if nothing was; run_variant is the part of seed, target and output. config:
-    the whole resolved configuration, for provenance.
+    overridden, as `key=value` text, '' if nothing was; run_variant is the part of seed, target and output. tuned_on:
+    the metrics that the method's yaml says it was tuned on. config: the whole resolved configuration, for provenance.
     """
 
     model: str
@@ -90,6 +90,7 @@ class Job:
     method_variant: str
     run_variant: str
     metric_variant: str
+    tuned_on: tuple[str, ...]
     model_spec: dict[str, Any]
     dataset_spec: dict[str, Any]
     method_spec: dict[str, Any]
@@ -124,11 +125,14 @@ def make_job(config: DictConfig) -> Job:
     for key in plain:
         if key not in TOP_LEVEL:
             raise UserError(f"'{key}' is not a setting of xaibench: {nearest(key, TOP_LEVEL)}")
-    choices, defaults = _choices(), {}
+    choices, defaults, tuned_on = _choices(), {}, ()
     for group in GROUPS:
         if not isinstance(plain[group], dict) or TARGET not in plain[group]:
             raise UserError(f"{group}={plain[group]}: expected the name of a {group} configuration with _target_")
-        defaults[group] = _yaml_of(group, choices[group])
+        path = _yaml_of(group, choices[group])
+        defaults[group] = OmegaConf.to_container(OmegaConf.load(path), resolve=False) if path else {}
+        if path and group == "method":
+            tuned_on = read_item(path).tuned_on
 
     model_spec, dataset_spec = dict(plain["model"]), dict(plain["dataset"])
     selection = {key: dataset_spec.pop(key) for key in SELECTION if key in dataset_spec}
@@ -157,6 +161,7 @@ def make_job(config: DictConfig) -> Job:
         method_variant=_variant(_overridden(plain["method"], defaults["method"], "method") | of_run | of_fit("method")),
         run_variant=_variant(of_run),
         metric_variant=_variant(_overridden(plain["metric"], defaults["metric"], "metric") | of_fit("metric")),
+        tuned_on=tuned_on,
         model_spec=model_spec,
         dataset_spec=dataset_spec,
         method_spec=plain["method"],
@@ -203,12 +208,12 @@ def _choices() -> dict[str, str]:
     return {group: str(choices[group]) for group in GROUPS}
 
 
-def _yaml_of(group: str, name: str) -> dict[str, Any]:
-    """The yaml as it stands on disk, from wherever Hydra found it: what a variant is measured against."""
+def _yaml_of(group: str, name: str) -> Path | None:
+    """The yaml on disk, from wherever Hydra found it: what a variant is measured against."""
     for source in HydraConfig.get().runtime.config_sources:
         if source.schema == "file" and (path := Path(source.path, group, f"{name}.yaml")).is_file():
-            return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    return {}
+            return path
+    return None
 
 
 def _changes(values: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -25,6 +25,8 @@ COST_COLUMNS = (
     "schema", "model", "dataset", "method", "method_variant", "metric", "metric_variant", "map_seconds",
     "score_seconds", "peak_memory_bytes", "device", "threads", "n", "method_key", "metric_key", "sample_key",
 )  # fmt: skip
+# Of `table`, for people; not in the file.
+TUNED = "tuned"
 IDENTITY = ("model", "dataset", "method", "method_variant", "metric", "metric_variant", "statistic")
 # Above this share of excluded samples a cell is also given on the samples that all methods have.
 MANY_EXCLUDED = 0.05
@@ -61,13 +63,16 @@ def read_cell(path: Path) -> Cell:
 
 
 def table(cells: Sequence[Cell]) -> pd.DataFrame:
-    """The rows of the leaderboard, sorted, with ranks among the cells of equal model, data, metric and samples."""
+    """The rows of the leaderboard, sorted, with ranks among the cells of equal model, data, metric and samples.
+
+    Besides COLUMNS, `tuned`: whether the method says that its parameters were chosen by this metric.
+    """
     groups: dict[tuple[str, ...], list[Cell]] = defaultdict(list)
     for cell in cells:
         keys = cell.card["keys"]
         groups[keys["model_key"], keys["data_key"], keys["metric_key"], keys["sample_key"]].append(cell)
     rows = [row for group in groups.values() for row in _group_rows(group)]
-    frame = pd.DataFrame(rows, columns=COLUMNS)
+    frame = pd.DataFrame(rows, columns=[*COLUMNS, TUNED])
     return frame.sort_values([*IDENTITY, "sample_key", "method_key"], kind="stable", ignore_index=True)
 
 
@@ -119,6 +124,7 @@ def _row(cell: Cell, statistic: Mapping[str, Any], samples: list[int], suffix: s
         "method_key": card["keys"]["map_key"],
         "metric_key": card["keys"]["metric_key"],
         "sample_key": card["keys"]["sample_key"],
+        TUNED: card["metric"] in card.get("tuned_on", ()),
     }
 
 
@@ -162,7 +168,7 @@ def write(results: Path) -> pd.DataFrame:
 
 def to_csv(frame: pd.DataFrame) -> str:
     """Byte-stable CSV: fixed order, six significant digits, LF, empty for what is undefined."""
-    return frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    return frame.drop(columns=TUNED, errors="ignore").to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 
 def read_csv(path: Path) -> pd.DataFrame:

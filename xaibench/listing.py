@@ -1,6 +1,6 @@
 """What there is to run, read from the yaml files alone: neither torch nor Hydra is imported, so it is instant.
 
-The first comment line of a yaml is its summary; `# source:` and `# needs:` lines follow.
+The first comment line of a yaml is its summary; `# source:`, `# needs:` and `# tuned_on:` lines follow.
 """
 
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ LISTED = (*GROUPS, "experiment")
 class Item:
     """One choice of a group: its name, one line about it, where it comes from, what it needs, and whose file it is.
 
+    tuned_on: the metrics by which a method's parameters were chosen; leaderboards mark its rows under them.
     shadowed: the user's file has the name of one of ours, and Hydra takes ours.
     """
 
@@ -26,6 +27,7 @@ class Item:
     summary: str
     source: str
     needs: str
+    tuned_on: tuple[str, ...]
     path: Path
     shadowed: bool = False
 
@@ -44,14 +46,15 @@ def items(group: str, config_dirs: tuple[Path, ...] = ()) -> list[Item]:
     listed = []
     for folder in (CONF, *config_dirs):
         for path in sorted((folder / group).glob("*.yaml")):
-            item = _item(path, shadowed=path.stem in found)
+            item = read_item(path, shadowed=path.stem in found)
             found.setdefault(path.stem, item)
             listed.append(item)
     return listed
 
 
-def _item(path: Path, shadowed: bool) -> Item:
-    summary, facts = "", {"source": "", "needs": ""}
+def read_item(path: Path, shadowed: bool = False) -> Item:
+    """What the comments at the head of a yaml say about it."""
+    summary, facts = "", {"source": "", "needs": "", "tuned_on": ""}
     with open(path, encoding="utf-8") as file:
         for line in file:
             if line.startswith("# @package"):
@@ -64,4 +67,5 @@ def _item(path: Path, shadowed: bool) -> Item:
                 facts[key] = value.strip()
             elif not summary:
                 summary = text
-    return Item(path.stem, summary, facts["source"], facts["needs"], path, shadowed)
+    tuned_on = tuple(name.strip() for name in facts["tuned_on"].split(",") if name.strip())
+    return Item(path.stem, summary, facts["source"], facts["needs"], tuned_on, path, shadowed)

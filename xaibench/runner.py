@@ -391,6 +391,7 @@ class Cell:
                 "sign": self.metric.sign if self.metric.reads_maps else None,
                 "method_cost": self.method.cost(self.classifier) if self.metric.reads_maps else (0, 0),
                 "metric_cost": self.metric.cost(self.classifier),
+                "tuned_on": job.tuned_on if self.metric.reads_maps else (),
                 "seconds": {
                     stage.artefact.kind: stage.artefact.manifest().get("seconds", 0.0)
                     for stage in (self.maps, self.scores)

@@ -96,21 +96,26 @@ def plan(title: str, rows: Sequence[tuple[str, str, int, int, int]]) -> None:
 
 
 def leaderboard_table(frame: pd.DataFrame) -> None:
-    """A leaderboard, grouped by model, data set and metric, best first within each statistic."""
+    """A leaderboard (`leaderboard.table`), grouped by model, data set and metric, best first within each statistic.
+
+    A method that was tuned on the metric is marked, with a line below that says so.
+    """
     if frame.empty:
         stderr.print("no results yet; `xaibench run` makes some")
         return
     groups = ["model", "dataset", "metric", "metric_variant", "sample_key"]
     for (model, dataset, metric, variant, _), rows in frame.groupby(groups, sort=True):
         title = f"{model} · {dataset} · {metric}" + (f" ({variant})" if variant else "")
-        table = Table(title=escape(title), title_justify="left")
+        legend = "* tuned on this metric: it chose the method's parameters" if rows[leaderboard.TUNED].any() else None
+        table = Table(title=escape(title), title_justify="left", caption=legend, caption_justify="left")
         for name in ("statistic", "rank", "method", "value", "95 % interval", "n", "excluded"):
             table.add_column(name, justify="left" if name in ("statistic", "method") else "right")
         for number, (statistic, part) in enumerate(rows.groupby("statistic", sort=False)):
             if number:
                 table.add_section()
             for _, row in part.sort_values("rank", kind="stable").iterrows():
-                method = row["method"] + (f" ({row['method_variant']})" if row["method_variant"] else "")
+                method = row["method"] + (" *" if row[leaderboard.TUNED] else "")
+                method += f" ({row['method_variant']})" if row["method_variant"] else ""
                 rank = "" if pd.isna(row["rank"]) else str(int(row["rank"]))
                 interval = "" if pd.isna(row["ci_low"]) else f"{row['ci_low']:.3f} to {row['ci_high']:.3f}"
                 value = "undefined" if pd.isna(row["value"]) else f"{row['value']:.4f}"
