@@ -43,8 +43,9 @@ from .training import split_samples, trained_weights
 
 log = logging.getLogger(__name__)
 
-# A block costs about half a minute at most on two CPU cores, so that a kill loses no more than that.
-BLOCK_FLOPS = 1e12
+# A block costs about half a minute at most on two CPU cores, so that a kill loses no more than that. For input_iba on
+# the bundled network that is one image.
+BLOCK_FLOPS = 5e11
 # The method of scores that belong to the model.
 NO_METHOD = "none"
 

@@ -63,10 +63,11 @@ def _lines(title: str, samples: int) -> Callable[[str, int], None]:
         nonlocal last
         done[kind] += more
         now = time.monotonic()
-        if kind == "scores" and now - last > SECONDS_BETWEEN_LINES and done[kind] < samples:
+        if kind in ("maps", "scores") and now - last > SECONDS_BETWEEN_LINES and done[kind] < samples:
             last = now
             left = (now - started) / done[kind] * (samples - done[kind])
-            stderr.print(f"{title}: {done[kind]} of {samples} samples, about {left:.0f} s left", highlight=False)
+            said = f"{title}: {kind} of {done[kind]} of {samples} samples, about {left:.0f} s left"
+            stderr.print(said, highlight=False)
 
     return report
 
