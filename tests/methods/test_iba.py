@@ -238,6 +238,29 @@ def test_regression_losses():
     assert left > 3 * right
 
 
+@pytest.mark.parametrize("labels", [torch.tensor([-4.0, 0.5, 4.0]), torch.tensor([-4, 0, 4])])
+@pytest.mark.parametrize("kind", [IBA, IBAInverse, IBAMultilayer])
+def test_without_a_value_each_sample_aims_at_its_own_label(kind, labels):
+    """One sample after the other, with its label as the number, gives the same maps."""
+    network, inputs = Classifier("scalar", Scalar().double(), (1, 8, 8)), torch.ones(3, 1, 8, 8).double()
+    layer = {"layers": ["features"], "thresholds": [None]} if kind is IBAMultilayer else {"layer": "features"}
+    found = {"features.mean": torch.zeros(1, 8, 8), "features.std": torch.ones(1, 8, 8)}
+    found["features.active"] = torch.ones(1, 8, 8)
+
+    def maps(ids, **keywords):
+        method = kind(**layer, loss="squared_error", beta=0.1, smoothing=0.0, **keywords)
+        generators, targets = sample_generators(0, "iba", ids), torch.zeros(len(ids), dtype=torch.int64)
+        given = {"fitted": found} if keywords else {"fitted": found, "labels": labels[ids]}
+        return method.attribute(network, inputs[ids], targets, generators, **given)
+
+    alone = torch.cat([maps([i], value=float(labels[i])) for i in range(3)])
+    torch.testing.assert_close(maps([0, 1, 2]), alone, rtol=1e-9, atol=1e-12)
+    assert not torch.allclose(alone[0], alone[2], rtol=0.1)
+    method = kind(**layer, loss="squared_error")
+    with pytest.raises(Refusal, match="labels"):
+        method.attribute(network, inputs[:1], torch.tensor([0]), sample_generators(0, "iba", [0]), fitted=found)
+
+
 def test_multilayer_maps_shrink_with_every_layer():
     network, inputs = classifier(VGGLike()), seeded(3)
     found = fitted(IBAMultilayer(["features.0", LAYER, "features.5"], [None] * 3), network)

@@ -14,10 +14,13 @@ from ..models.preprocessing import Preprocessing
 
 @dataclass(frozen=True)
 class Example:
-    """One sample: a PIL image or a tensor [C,H,W] in [0, 1]; its label; the mask [H,W] of what the label is about."""
+    """One sample: a PIL image or a tensor [C,H,W] in [0, 1]; its label; the mask [H,W] of what the label is about.
+
+    label: a class, or for a network with a scalar output the value that is wanted, which may be real.
+    """
 
     image: Image.Image | torch.Tensor
-    label: int
+    label: int | float
     mask: torch.Tensor | None = None
 
 
@@ -49,7 +52,8 @@ class Dataset(ABC):
 class Batch:
     """Samples as methods and metrics get them.
 
-    samples: their ids. inputs [B,C,H,W]: preprocessed, on the device. labels [B], targets [B]: int64.
+    samples: their ids. inputs [B,C,H,W]: preprocessed, on the device. labels [B]: int64, or float32 where they are
+    real-valued. targets [B]: int64, which output is explained; 0 for a scalar one.
     masks [B,H,W]: bool, in input geometry, or None. crc: CRC32 of each input's bytes.
     """
 
@@ -89,13 +93,14 @@ class Samples:
         with ThreadPoolExecutor(max_workers=4) as pool:
             rows = list(pool.map(self._row, ids))
         inputs = torch.stack([row[0] for row in rows])
-        labels = torch.tensor([row[1] for row in rows])
+        labels = torch.stack([torch.as_tensor(row[1]) for row in rows])
+        labels = labels.float() if labels.is_floating_point() else labels.long()
         masks = torch.stack([row[2] for row in rows]).to(self.device) if self.dataset.has_masks else None
         crc = tuple(zlib.crc32(image.numpy().tobytes()) for image in inputs)
         labels = labels.to(self.device)
         return Batch(tuple(int(i) for i in ids), inputs.to(self.device), labels, labels, masks, crc)
 
-    def _row(self, index: int) -> tuple[torch.Tensor, int, torch.Tensor | None]:
+    def _row(self, index: int) -> tuple[torch.Tensor, int | float, torch.Tensor | None]:
         example = self.dataset[index]
         mask = None if example.mask is None else self.preprocessing.mask(example.mask)
-        return self.preprocessing.image(example.image), int(example.label), mask
+        return self.preprocessing.image(example.image), example.label, mask

@@ -41,8 +41,8 @@ class Method(ABC):
 
         inputs [B,C,H,W] are preprocessed and on the classifier's device, targets [B] int64, generators one per
         sample (CPU). The network is called on at most `classifier.batch_size` inputs at a time. A method that
-        names further parameters receives them: `masks` [B,H,W] (ground truth), `samples` (ids), `fitted` (what
-        its `fit` returned).
+        names further parameters receives them: `labels` [B], `masks` [B,H,W] (ground truth), `samples` (ids),
+        `fitted` (what its `fit` returned).
         """
 
 

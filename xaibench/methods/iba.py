@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 
+from ..errors import Refusal
 from ..models.classifier import Classifier
 from ..models.cut import Cut, Features
 from .base import Fitted
@@ -61,7 +62,7 @@ class IBA(Fitted):
         the deviation of the non-zero values; these two are the later library's. The thesis does not say.)
     channels: `sum` (theses) or `max` over channels (Heurich 2021).
     loss: what keeps the prediction, see `bottleneck.prediction_losses`; all but `cross_entropy` are for networks
-        with a scalar output. value: the output that `squared_error` aims at; a method sees no real-valued label.
+        with a scalar output. value: the output that `squared_error` aims at; null for each sample's own label.
     """
 
     kind: type[Bottleneck] = Bottleneck
@@ -82,7 +83,7 @@ class IBA(Fitted):
         min_active: float = 0.01,
         channels: Literal["sum", "max"] = "sum",
         loss: Loss = "cross_entropy",
-        value: float = 0.0,
+        value: float | None = None,
     ) -> None:
         if min_std <= 0:
             raise ValueError(f"min_std={min_std}: expected a positive number")
@@ -112,9 +113,10 @@ class IBA(Fitted):
         targets: torch.Tensor,
         generators: list[torch.Generator],
         fitted: dict[str, torch.Tensor],
+        labels: torch.Tensor | None = None,
         **context: Any,
     ) -> torch.Tensor:
-        solutions = self.solve(classifier, inputs, targets, generators, fitted)
+        solutions = self.solve(classifier, inputs, targets, generators, fitted, labels)
         size = inputs.shape[2:]
         return torch.cat([bits_per_pixel(s.information, size, self.channels) for s in solutions])
 
@@ -125,8 +127,12 @@ class IBA(Fitted):
         targets: torch.Tensor,
         generators: list[torch.Generator],
         fitted: dict[str, torch.Tensor],
+        labels: torch.Tensor | None = None,
     ) -> Iterator[Solution]:
-        """The final masks, for as many images at a time as fit into a batch with their copies."""
+        """The final masks, for as many images at a time as fit into a batch with their copies.
+
+        labels [B]: what `squared_error` without `value` aims at.
+        """
         settings = self.settings
         cut = Cut(classifier, self.layer, inputs[:1])
         images = max(1, classifier.batch_size // settings.copies)
@@ -134,7 +140,7 @@ class IBA(Fitted):
             rows = slice(start, start + images)
             with torch.no_grad():
                 features = cut.before(inputs[rows])
-                goal = self._goal(classifier, cut, features, targets[rows])
+                goal = self._goal(classifier, cut, features, targets[rows], None if labels is None else labels[rows])
             bottleneck = self.bottleneck(features.values, fitted)
 
             def losses(z: torch.Tensor, copies: int, features=features, rows=rows, goal=goal) -> torch.Tensor:
@@ -151,9 +157,20 @@ class IBA(Fitted):
         """The noise that goes with the layer's statistics."""
         return layer_noise(self.kind, features, fitted, self.layer, self.min_std, self.min_active)
 
-    def _goal(self, classifier: Classifier, cut: Cut, features: Features, targets: torch.Tensor) -> torch.Tensor:
-        """What the output is compared with, one value per image."""
-        if self.loss != "deviation":
-            return torch.full((len(targets),), self.value, device=targets.device, dtype=features.values.dtype)
-        # A copy, since a network may write into what it gets.
-        return classifier.select(cut.behind(features.values.clone(), features), targets, "raw")
+    def _goal(
+        self,
+        classifier: Classifier,
+        cut: Cut,
+        features: Features,
+        targets: torch.Tensor,
+        labels: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """What the output is compared with, one value per image; 0 for a loss that compares it with nothing."""
+        if self.loss == "deviation":
+            # A copy, since a network may write into what it gets.
+            return classifier.select(cut.behind(features.values.clone(), features), targets, "raw")
+        if self.loss == "squared_error" and self.value is None:
+            if labels is None:
+                raise Refusal("method.value=null aims at the labels, and these inputs have none: set a number")
+            return labels.to(features.values)
+        return features.values.new_full((len(targets),), self.value or 0.0)

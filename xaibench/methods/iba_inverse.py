@@ -33,7 +33,7 @@ class IBAInverse(IBA):
         min_active: float = 0.01,
         channels: Literal["sum", "max"] = "sum",
         loss: Loss = "cross_entropy",
-        value: float = 0.0,
+        value: float | None = None,
     ) -> None:
         super().__init__(
             layer,

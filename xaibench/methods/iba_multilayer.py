@@ -38,7 +38,7 @@ class IBAMultilayer(Fitted):
         min_active: float = 0.01,
         channels: Literal["sum", "max"] = "sum",
         loss: Loss = "cross_entropy",
-        value: float = 0.0,
+        value: float | None = None,
     ) -> None:
         if not layers or len(layers) != len(thresholds):
             raise ValueError(f"layers has {len(layers)} names and thresholds {len(thresholds)} values: one each")
@@ -68,11 +68,13 @@ class IBAMultilayer(Fitted):
         targets: torch.Tensor,
         generators: list[torch.Generator],
         fitted: dict[str, torch.Tensor],
+        labels: torch.Tensor | None = None,
         **context: Any,
     ) -> torch.Tensor:
         product = torch.ones_like(inputs[:, :1])
         for part, threshold in zip(self.parts, self.thresholds):
-            product = product * agreement(part.attribute(classifier, inputs, targets, generators, fitted), threshold)
+            maps = part.attribute(classifier, inputs, targets, generators, fitted, labels)
+            product = product * agreement(maps, threshold)
         return product
 
 
