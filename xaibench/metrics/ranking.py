@@ -52,6 +52,18 @@ def ranks(order: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(order).scatter_(1, order, places)
 
 
+def most_relevant(values: torch.Tensor, counts: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
+    """The counts[b] most relevant features of each sample, ties as above: values [B,N], counts [B] -> bool [B,N]."""
+    return ranks(descending_order(values, generators)) < counts[:, None]
+
+
+def mid_ranks(values: torch.Tensor) -> torch.Tensor:
+    """The rank of each value of [B,N] in its row, 1 for the smallest; equal values share their mean rank. float64."""
+    ordered = values.sort(dim=1).values
+    below = torch.searchsorted(ordered, values)
+    return (below + torch.searchsorted(ordered, values, right=True) + 1).double() / 2
+
+
 def tile_grid(height: int, width: int, tile: int) -> tuple[int, int]:
     """How many tiles of side `tile` cover an image, down and across; those at the far edges may be partial."""
     return -(-height // tile), -(-width // tile)
