@@ -26,6 +26,16 @@ def sample_generators(seed: int, purpose: str, samples: Sequence[int]) -> list[t
     return [generator(seed, purpose, int(sample)) for sample in samples]
 
 
+def draw_seeds(generators: Sequence[torch.Generator]) -> torch.Tensor:
+    """A seed from each generator: int64 [B], to keep beside what was made with `from_seeds` and make it again."""
+    return torch.stack([torch.randint(2**62, (), generator=g) for g in generators])
+
+
+def from_seeds(seeds: torch.Tensor) -> list[torch.Generator]:
+    """CPU generators for seeds [B] that `draw_seeds` returned."""
+    return [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+
+
 def permutation(count: int, seed: int) -> list[int]:
     """The order in which `limit` takes samples: a smaller limit is a prefix of a larger one."""
     return torch.randperm(count, generator=generator("samples", seed)).tolist()
