@@ -31,6 +31,7 @@ from rich.table import Table
 from torch import nn
 
 from xaibench.datasets.base import Batch
+from xaibench.device import default_batch_size
 from xaibench.fills import filled
 from xaibench.listing import CONF
 from xaibench.metrics.base import Metric
@@ -40,7 +41,6 @@ from xaibench.metrics.ranking import places
 from xaibench.models.classifier import Classifier
 from xaibench.models.loading import load_classifier
 from xaibench.rng import sample_generators
-from xaibench.runner import default_batch_size
 
 METRICS = {"degradation": Degradation, "insertion_deletion": InsertionDeletion}
 TIME_TARGETS = {"smallcnn": 1.25, "mobilenet_v2": 1.15}

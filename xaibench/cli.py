@@ -101,7 +101,7 @@ def _train(arguments: list[str]) -> int:
 
     job = compose_job(arguments)
     show.talk_on_stderr()
-    from .runner import find_device
+    from .device import find_device
     from .training import train_and_test
 
     path, accuracy = train_and_test(job, find_device(job.runner.device))

@@ -60,6 +60,15 @@ class Metric(ABC):
         """Nominal (forward, backward) passes per sample, from the definition."""
         return (0, 0)
 
+    def explanations(self, classifier: Classifier) -> int:
+        """How many further maps per sample `evaluate` asks `explain` for."""
+        return 0
+
+    def needs(self, job: Any) -> dict[str, Any]:
+        """Further maps of the same samples that `evaluate` reads, by a name of the metric's own: variants of the
+        cell's Job (`dataclasses.replace(job, ...)`), such as other weights. They are cached like any other maps."""
+        return {}
+
     def respond(
         self, classifier: Classifier, batch: Batch, generators: list[torch.Generator]
     ) -> dict[str, torch.Tensor]:
@@ -86,6 +95,11 @@ class Metric(ABC):
         """Columns: name -> [B] (a raw value per sample) or [B,X] (a curve, with its axis in `axes`).
 
         maps [B,H,W] are collapsed, signed as `sign` says, and finite. One sample is scored without looking at the
-        others. NaN marks a value that is undefined for this sample: it is excluded, counted and named. A metric with
-        a `fit` (see `methods.base.Fitted`) receives what it returned as `fitted`.
+        others. NaN marks a value that is undefined for this sample: it is excluded, counted and named.
+
+        A metric that names further parameters receives them. `fitted`: what its `fit` returned (see
+        `methods.base.Fitted`). `others`: name -> [B,H,W], the maps that `needs` named. `explain(inputs, targets,
+        purpose, masks)` -> [B,H,W]: the method's maps of other inputs or targets, one per sample of the batch;
+        another `purpose` means other random draws; masks [B,H,W] default to the batch's. `data`: the
+        `datasets.base.Samples` from which other samples can be loaded.
         """
