@@ -52,6 +52,18 @@ def test_the_mask_itself_always_hits_and_its_inverse_never(linear, batch_for, sc
     assert scored(PointingGame(), classifier, batch, outside)["hit"].eq(0).all()
 
 
+def test_the_tolerance_of_the_literature(linear, batch_for, scored):
+    """Of 1600 pixels those hit that are at most 15 from the object's only one; TorchRay leaves out the 12 at 15."""
+    classifier = linear((1, 40, 40))
+    masks = torch.zeros(1600, 40, 40, dtype=torch.bool)
+    masks[:, 20, 20] = True
+    points = torch.eye(1600).view(1600, 40, 40)
+    hits = scored(PointingGame(15), classifier, batch_for(classifier, 1600, masks=masks), points)["hit"].view(40, 40)
+    squared = (torch.arange(40).view(-1, 1) - 20) ** 2 + (torch.arange(40) - 20) ** 2
+    assert hits.bool().equal(squared <= 225) and hits[squared < 225].sum() == hits.sum() - 12
+    assert hits.sum() == 709  # points of the integer lattice in a circle of radius 15 (OEIS A000328)
+
+
 def test_a_sample_is_scored_without_its_neighbours(linear, batch_for, scored, take):
     classifier = linear((1, 4, 4))
     batch = batch_for(classifier, 50, masks=torch.rand(50, 4, 4) < 0.5)

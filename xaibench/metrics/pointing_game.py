@@ -16,8 +16,8 @@ class PointingGame(Metric):
     Among equal maxima one is drawn at random, seeded by the sample, so a constant map scores the mean share of the
     image that the masks cover, like a random one. An image whose mask is empty is undefined (NaN).
 
-    tolerance: a point at most this far (Euclidean distance in pixels) from the mask still hits. 0 is strict; the
-        original game uses 15 on photographs of 224 pixels and more.
+    tolerance: a point at most this far (Euclidean distance, in pixels of the input) from the mask still hits. 0 is
+        strict; the original game uses 15, in pixels of the photographs (TorchRay: less than 15, not at most).
     collapse, sign: see `Metric`.
 
     Columns: hit (0 or 1).
