@@ -1,0 +1,113 @@
+"""ROAD's noisy linear imputer: removed pixels are inferred from those that are left, a whole batch on its device.
+
+Rong et al. 2022 ("A Consistent and Efficient Evaluation Strategy for Attribution Methods", section 4) let every
+removed pixel be the weighted mean of its neighbours: 1/6 for each of the four beside it, 1/12 for each diagonal one.
+At the border the neighbours that exist share the weight, as in the authors' code. That is one linear system per
+channel, which other tools solve image by image with a sparse direct solver. Here conjugate gradients solve all of
+them at once, preconditioned by one multigrid cycle each step: about ten steps, whatever is removed.
+"""
+
+import torch
+from torch.nn import functional
+
+LIMIT = 100  # steps; far more than any mask takes
+
+
+@torch.no_grad()
+def impute(images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Images [n,C,H,W] whose pixels in masks [n,1,H,W] (1.0 removed, 0.0 left) are inferred from the others; no noise.
+
+    The system is solved to about 1e-6 of the image's largest value (images in float64: 1e-10), each image without
+    looking at its neighbours. Where no pixel is left to infer from, every pixel is the channel's mean over the image.
+    Raises ArithmeticError if the solver does not converge.
+    """
+    removed, known = masks.double(), images.double()
+    left = (1 - removed).sum((2, 3), keepdim=True)
+    mean_left = ((1 - removed) * known).sum((2, 3), keepdim=True) / left.clamp(min=1)
+    solution = known.lerp(torch.where(left > 0, mean_left, known.mean((2, 3), keepdim=True)), removed)
+    unknown = removed * (left > 0)
+    cycle, total = _Multigrid(unknown.float()), _around(torch.ones_like(unknown))
+    tolerance = (1e-10 if images.dtype == torch.float64 else 1e-6) * known.abs().amax((1, 2, 3), keepdim=True)
+
+    residual = unknown * (_around(solution) - total * solution)
+    direction, energy = torch.zeros_like(solution), torch.ones_like(solution[..., :1, :1])
+    for _ in range(LIMIT):
+        # The cycle nearly inverts the system, so its answer to the residual estimates the error of each pixel.
+        error = cycle(residual.float()).double()
+        # A channel that has converged stands still, whatever the others of the batch still need.
+        active = error.abs().amax((2, 3), keepdim=True) > tolerance
+        if not active.any():
+            return solution.to(images.dtype)
+        previous, energy = energy, _dot(residual, error)
+        direction.mul_(torch.where(active, energy / previous, 0.0)).add_(error)
+        change = (total * direction).sub_(_around(direction)).mul_(unknown)
+        stride = torch.where(active, energy / _dot(direction, change), 0.0)
+        solution.addcmul_(stride, direction)
+        residual.addcmul_(stride, change, value=-1)
+    raise ArithmeticError(f"impute: no solution after {LIMIT} steps")
+
+
+class _Multigrid:
+    """A V-cycle for the systems of masks `unknown` [n,1,H,W] (float32): residuals [n,C,H,W] -> corrections.
+
+    Each level halves the image: a coarse pixel is unknown if one of its four is, and is held by all the known pixels
+    that held those. In two dimensions the weights between pixels stay the same on every level. The smoother is one
+    Jacobi step on the way down and one on the way up; for these weights it takes two thirds off all that is rough.
+    """
+
+    def __init__(self, unknown: torch.Tensor) -> None:
+        hat = unknown.new_tensor([1, 3, 3, 1]) / 4
+        self.kernel = torch.outer(hat, hat)[None, None]
+        self.inverses, self.shares = [], []
+        held = unknown * _around(1 - unknown)
+        while True:
+            # Every unknown pixel has a neighbour, so the clamp only keeps the others from dividing by 0.
+            self.inverses.append(unknown / (_around(unknown) + held).clamp(min=1))
+            if max(unknown.shape[2:]) == 1:
+                return
+            finer, unknown = unknown, functional.max_pool2d(_even(unknown), 2)
+            held = 4 * functional.avg_pool2d(_even(held), 2)
+            # Bilinear interpolation from the unknown pixels alone: the known ones need no correction.
+            around = self._up(unknown, finer.shape[2:])
+            self.shares.append(torch.where(finer > 0, finer / around, 0.0))
+
+    def __call__(self, residual: torch.Tensor, level: int = 0) -> torch.Tensor:
+        inverse = self.inverses[level]
+        guess = inverse * residual
+        if level == len(self.shares):
+            return guess
+        share = self.shares[level]
+        # After a Jacobi step from 0 the residual is what the guesses around each pixel say about it.
+        coarse = self(self._down(_around(guess).mul_(share)), level + 1)
+        guess.addcmul_(share, self._up(coarse, guess.shape[2:]))
+        return _around(guess).add_(residual).mul_(inverse)
+
+    def _up(self, coarse: torch.Tensor, size: torch.Size) -> torch.Tensor:
+        """Bilinear interpolation to twice the size, 0 outside."""
+        fine = functional.conv_transpose2d(coarse.flatten(0, 1)[:, None], self.kernel, stride=2, padding=1)
+        return fine[:, 0, : size[0], : size[1]].unflatten(0, coarse.shape[:2])
+
+    def _down(self, fine: torch.Tensor) -> torch.Tensor:
+        """The adjoint of `_up`, which keeps the cycle symmetric."""
+        coarse = functional.conv2d(_even(fine).flatten(0, 1)[:, None], self.kernel, stride=2, padding=1)
+        return coarse[:, 0].unflatten(0, fine.shape[:2])
+
+
+def _around(values: torch.Tensor) -> torch.Tensor:
+    """Twelve times the weighted sum [n,C,H,W] of each pixel's neighbours (2 beside, 1 diagonal), 0 outside.
+
+    Built from slices, which take a tenth of the time of conv2d on a CPU and no TF32 on a GPU.
+    """
+    padded = functional.pad(values, (1, 1, 1, 1))
+    rows = (padded[..., :-2, :] + padded[..., 2:, :]).add_(padded[..., 1:-1, :], alpha=2)
+    return (rows[..., :-2] + rows[..., 2:]).add_(rows[..., 1:-1], alpha=2).sub_(values, alpha=4)
+
+
+def _even(planes: torch.Tensor) -> torch.Tensor:
+    """Planes [n,C,H,W] with a row and a column of 0 more where the size is odd."""
+    height, width = planes.shape[2:]
+    return functional.pad(planes, (0, width % 2, 0, height % 2))
+
+
+def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.linalg.vecdot(a.flatten(2), b.flatten(2))[..., None, None]
