@@ -111,7 +111,7 @@ class Job:
 TOP_LEVEL = (*GROUPS, "seed", "target", "output", "fit", "runner", "paths")
 SELECTION = ("limit", "seed", "filter")
 # Where the data lies and how it is fetched does not make it another data set.
-_NOT_IN_LABEL = ("root", "download", "classes")
+_NOT_IN_LABEL = ("root", "download", "classes", "boxes")
 
 
 def make_job(config: DictConfig) -> Job:

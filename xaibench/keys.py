@@ -17,7 +17,7 @@ from .models.classifier import Classifier
 Spec = dict[str, Any]
 
 # Where data lies and how it got there is not what it is: the fingerprint covers the content.
-_LOCATION = ("root", "download", "classes", "path")
+_LOCATION = ("root", "download", "classes", "boxes", "max_box", "path")
 
 
 def model(classifier: Classifier) -> Spec:

@@ -1,14 +1,16 @@
-"""Any folder of class folders of images, with an optional table from folder names to class indices."""
+"""Any folder of class folders of images; optional: a table from folder names to class indices, and bounding boxes."""
 
 import csv
 from pathlib import Path
 from typing import Literal
 
+from PIL import Image
 from torchvision import datasets
 
 from ..errors import UserError, first_line, nearest
 from ..files import existing, fingerprint
 from .base import Dataset, Example
+from .boxes import Boxes, match, read_boxes
 
 _FOLDERS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
 
@@ -20,12 +22,27 @@ class ImageFolder(Dataset):
         folder of class folders itself, which then is the split asked for, except `train`, which is refused.
     classes: a CSV file with a column `index` and columns that name the class (such as wnid and name). The column that
         the folder names are found in maps them to their index; without a file the index counts the sorted folders.
-    Images are RGB. Raises UserError for missing folders, and for folders that the CSV does not name.
+    boxes: a CSV file (file,xmin,ymin,xmax,ymax) or a folder of Pascal VOC XML files, as `boxes.read_boxes` and
+        `boxes.match` say. The union of an image's boxes is its mask. Only images that have boxes are in the data set;
+        `train`, which is for fitting, may have none at all, and then keeps all its images and has no masks.
+    max_box: with boxes, images whose mask covers more than this share of the image are left out as well: a third is
+        usual, since chance would hit larger ones. It is measured in the whole picture, as the data set cannot know
+        what a model crops (the IBA paper measures after the crop). null keeps all.
+    What is left out has no id: ids count the images that are kept. Boxes are part of the fingerprint.
+    Images are RGB. Raises UserError for missing folders, for folders that the CSV does not name, and for boxes that
+    are malformed or belong to no image.
     """
 
     def __init__(
-        self, root: str, split: Literal["train", "validation", "test"] = "test", classes: str | None = None
+        self,
+        root: str,
+        split: Literal["train", "validation", "test"] = "test",
+        classes: str | None = None,
+        boxes: str | None = None,
+        max_box: float | None = 0.33,
     ) -> None:
+        if max_box is not None and not 0 < max_box <= 1:
+            raise UserError(f"dataset.max_box={max_box}: expected a share of the image between 0 and 1, or null")
         folder = _split_folder(existing(root, "dataset.root"), split)
         try:
             listing = datasets.ImageFolder(folder)
@@ -37,9 +54,14 @@ class ImageFolder(Dataset):
         else:
             indices, self.class_names = _read_classes(existing(classes, "dataset.classes"), listing.classes)
         self._samples = [(path, indices[position]) for path, position in listing.samples]
-        # The indices count too: another table gives the same images other labels.
+        self._boxes: list[Boxes] = []
+        if boxes is not None:
+            self._keep_boxed(folder, split, existing(boxes, "dataset.boxes"), max_box)
+        self.has_masks = bool(self._boxes)
+        # The indices and boxes count too: another table gives the same images other labels.
         files = (Path(path) for path, _ in self._samples)
-        self.fingerprint = fingerprint(folder, files, "imagefolder", sorted(indices.items()))
+        drawn = [[(found.corners, found.size) for found in self._boxes]] if self._boxes else []
+        self.fingerprint = fingerprint(folder, files, "imagefolder", sorted(indices.items()), *drawn)
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -47,9 +69,44 @@ class ImageFolder(Dataset):
     def __getitem__(self, index: int) -> Example:
         path, label = self._samples[index]
         try:
-            return Example(self._load(path), label)
+            image = self._load(path)
         except OSError as error:
             raise UserError(f"{path}: not a readable image ({error})") from error
+        return Example(image, label, self._boxes[index].mask(*image.size) if self.has_masks else None)
+
+    def _keep_boxed(self, folder: Path, split: str, path: Path, max_box: float | None) -> None:
+        """Leave only the samples with boxes that are small enough, and remember the boxes."""
+        boxes, images = read_boxes(path), [Path(image).relative_to(folder).as_posix() for image, _ in self._samples]
+        matched = match(boxes, images)
+        if not matched:
+            if split == "train":
+                return
+            raise UserError(
+                f"dataset.boxes={path}: names no image of {folder}, such as '{images[0]}'\n"
+                f"it names '{next(iter(boxes))}' and {len(boxes) - 1} others"
+            )
+        kept = [
+            (sample, matched[image])
+            for sample, image in zip(self._samples, images)
+            if image in matched and (max_box is None or _share(matched[image], sample[0]) <= max_box)
+        ]
+        if not kept:
+            raise UserError(f"dataset.max_box={max_box}: the boxes of all {len(matched)} images cover more than that")
+        self._samples, self._boxes = [sample for sample, _ in kept], [found for _, found in kept]
+
+
+def _share(boxes: Boxes, path: str) -> float:
+    """How much of its picture the boxes cover; the image is only opened if the annotation does not state its size."""
+    width, height = boxes.size or _size(path)
+    return boxes.mask(round(width), round(height)).double().mean().item()
+
+
+def _size(path: str) -> tuple[int, int]:
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except OSError as error:
+        raise UserError(f"{path}: not a readable image ({error})") from error
 
 
 def _split_folder(root: Path, split: str) -> Path:
