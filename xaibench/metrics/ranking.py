@@ -16,9 +16,10 @@ SIGNS: tuple[str, ...] = get_args(Sign)
 def collapse(maps: torch.Tensor, how: str, sign: str = "signed") -> torch.Tensor:
     """Maps [B,C,H,W] -> [B,H,W]: over channels the signed `sum` or `mean`, `sum_abs` or `max_abs`; then the sign.
 
+    how: `none`, for a metric that reads channels, leaves [B,C,H,W].
     sign: `signed` keeps it, `absolute` takes |.|, `positive` sets negative values to 0.
     """
-    if how not in COLLAPSES:
+    if how not in (*COLLAPSES, "none"):
         raise UserError(f"collapse={how}: {nearest(how, COLLAPSES)}")
     if sign not in SIGNS:
         raise UserError(f"sign={sign}: {nearest(sign, SIGNS)}")
@@ -28,7 +29,7 @@ def collapse(maps: torch.Tensor, how: str, sign: str = "signed") -> torch.Tensor
         maps = maps.mean(1)
     elif how == "sum_abs":
         maps = maps.abs().sum(1)
-    else:
+    elif how == "max_abs":
         maps = maps.abs().amax(1)
     if sign == "absolute":
         return maps.abs()
