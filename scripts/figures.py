@@ -1,0 +1,135 @@
+"""Draw a figure from the score files of one or more experiments.
+
+    xaibench run experiment=iba_beta_sweep
+    python scripts/figures.py iba_beta_sweep --results results --out iba_beta_sweep.png
+
+Bands and bars are the 95 % intervals of the leaderboard.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import matplotlib
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from xaibench import leaderboard, stats
+from xaibench.leaderboard import Cell
+
+BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#666666"
+LAYERS = ("bottleneck_early", "bottleneck", "bottleneck_late")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("figure", choices=FIGURES)
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.png")
+    options = parser.parse_args()
+    matplotlib.use("Agg")
+    figure = FIGURES[options.figure](options.results)
+    figure.savefig(options.out, dpi=90)
+
+
+def beta_sweep(results: Path) -> Figure:
+    """Information, accuracy and scores of IBA over beta."""
+    figure, (information, accuracy, score) = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    card, curves = capacity(results)
+    betas = curves["information_curve_x"]
+    band(information, betas, curves["information_curve"], BLUE, "final mask")
+    information.axhline(curves["initial_information"].mean(), color=GREY, linestyle="--", label="start (alpha = 5)")
+    information.set(yscale="log", title="Information kept", ylabel="nats per feature")
+    for name, colour in (("top1", BLUE), ("top5", ORANGE)):
+        band(accuracy, betas, curves[f"{name}_curve"], colour, f"{name[:3]}-{name[3:]}")
+        accuracy.axhline(curves[f"clean_{name}"].mean(), color=colour, linestyle="--", linewidth=1)
+    accuracy.set(ylim=(0, 1.03), title="Accuracy behind the bottleneck", ylabel="share of noisy copies")
+    accuracy.plot([], [], color=GREY, linestyle="--", label="without bottleneck")
+    for metric, colour in (("degradation", BLUE), ("pointing_game", ORANGE)):
+        found = {cell.card["config"]["method"]["beta"]: headline(cell) for cell in runs(results, metric, "beta")}
+        bars(score, sorted(found), [found[beta] for beta in sorted(found)], colour, metric)
+    score.set(ylim=(0, 1.03), title="Scores of the maps", ylabel="score, higher is better")
+    for axes in (information, accuracy, score):
+        axes.set(xscale="log", xlabel="beta (of the mean information per feature)")
+        axes.legend(frameon=False)
+    figure.suptitle("IBA over beta: " + what(card))
+    return figure
+
+
+def layer_sweep(results: Path) -> Figure:
+    """Scores of IBA at an early, a middle and a late layer."""
+    figure, axes = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
+    for shift, (metric, colour) in zip((-0.05, 0.05), (("degradation", BLUE), ("pointing_game", ORANGE))):
+        cells = {cell.card["config"]["method"]["layer"]: cell for cell in runs(results, metric, "layer")}
+        places = [place + shift for place in range(len(LAYERS))]
+        bars(axes, places, [headline(cells[layer]) for layer in LAYERS], colour, metric)
+    axes.set(ylim=(0, 1.03), ylabel="score, higher is better")
+    figure.suptitle("IBA over depth: " + what(cells[LAYERS[0]].card))
+    axes.set_xticks(range(len(LAYERS)), LAYERS)
+    axes.legend(frameon=False)
+    return figure
+
+
+def capacity(results: Path) -> tuple[dict, dict[str, np.ndarray]]:
+    """The card of the one bottleneck_capacity run, and its per-sample columns and curves."""
+    (path,) = (results / "scores").glob("*/*/bottleneck_capacity/*.json")
+    with h5py.File(path.with_suffix(".h5")) as file:
+        curves = {name: file[name][()] for name in file}
+    scalars = leaderboard.read_cell(path.with_suffix(".csv")).columns
+    return json.loads(path.read_text()), curves | {name: scalars[name].to_numpy() for name in scalars}
+
+
+def runs(results: Path, metric: str, parameter: str) -> list[Cell]:
+    """The largest set of runs of IBA under a metric that differ in this parameter alone."""
+    sets: dict[tuple[str, ...], list[Cell]] = {}
+    for cell in leaderboard.read_cells(results):
+        card = cell.card
+        if (card["method"], card["metric"]) == ("iba", metric):
+            others = [part for part in card["method_variant"].split(",") if not part.startswith(f"{parameter}=")]
+            same = [card["keys"][name] for name in ("model_key", "data_key", "metric_key", "sample_key")]
+            sets.setdefault((*filter(None, others), *same), []).append(cell)
+    if not sets:
+        raise SystemExit(f"{results}: no runs of iba x {metric}")
+    return max(sets.values(), key=len)
+
+
+def what(card: Mapping[str, Any]) -> str:
+    """What was run, for a title."""
+    return f"{card['model']} x {card['dataset']}, {card['n']} images"
+
+
+def headline(cell: Cell) -> stats.Estimate:
+    """The first statistic of a cell as the leaderboard has it."""
+    statistic = cell.card["statistics"][0]
+    columns = cell.columns.dropna()
+    per = columns[statistic["per"]].to_numpy() if statistic["per"] else None
+    return stats.estimate(columns[statistic["column"]].to_numpy(), per, statistic["kind"])
+
+
+def band(axes: Axes, x: np.ndarray, curves: np.ndarray, colour: str, label: str) -> None:
+    """The mean of curves [n,X] with its bootstrap interval."""
+    found = [stats.estimate(column, None, "mean") for column in curves.T]
+    axes.plot(x, [point.value for point in found], color=colour, marker="o", label=label)
+    axes.fill_between(
+        x, [point.low for point in found], [point.high for point in found], color=colour, alpha=0.2, linewidth=0
+    )
+
+
+def bars(axes: Axes, x: Sequence[float], found: Sequence[stats.Estimate], colour: str, label: str) -> None:
+    """Values with their intervals as error bars."""
+    value = np.array([point.value for point in found])
+    low, high = (np.array([getattr(point, end) for point in found]) for end in ("low", "high"))
+    # Rounding may put the end of an interval past a value of exactly 0 or 1.
+    ends = np.maximum([value - low, high - value], 0)
+    axes.errorbar(x, value, ends, color=colour, marker="o", capsize=3, label=label)
+
+
+FIGURES: dict[str, Callable[[Path], Figure]] = {"iba_beta_sweep": beta_sweep, "iba_layer_sweep": layer_sweep}
+
+if __name__ == "__main__":
+    main()
