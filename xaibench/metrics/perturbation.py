@@ -7,7 +7,9 @@ import torch
 
 from ..datasets.base import Batch
 from ..fills import filled
+from ..imputer import impute
 from ..models.classifier import Classifier
+from ..models.preprocessing import Preprocessing
 
 # Writes the versions `points` of one sample into `out` [n,C,H,W]: paint(sample, points, out).
 Paint = Callable[[int, slice, torch.Tensor], None]
@@ -16,8 +18,12 @@ Mask = Callable[[int, slice, torch.Tensor], None]
 # Writes one sample without the pixels of `masks` [n,1,H,W] into `out` [n,C,H,W]: remove(sample, masks, out).
 Remove = Callable[[int, torch.Tensor, torch.Tensor], None]
 
-# What a removed pixel shows: the words of `fills`, and `noise`: pixel values drawn uniformly.
-Fill = Literal["zero", "black", "white", "channel_mean", "blur", "noise"]
+# What a removed pixel shows: the words of `fills`, which do not depend on what else is removed; `noise`, uniform pixel
+# values; and `linear`, the noisy linear imputer of ROAD, which infers the removed pixels from those that are left.
+Fill = Literal["zero", "black", "white", "channel_mean", "blur", "noise", "linear"]
+
+# Of `linear`: the standard deviation of what ROAD adds to every imputed pixel, in units of pixel values from 0 to 1.
+IMPUTATION_NOISE = 0.01
 
 
 def counts_of(features: int, steps: int | None) -> list[int]:
@@ -112,6 +118,19 @@ def replacing(inputs: torch.Tensor, fills: torch.Tensor) -> Remove:
     return remove
 
 
+def imputing(inputs: torch.Tensor, noises: torch.Tensor) -> Remove:
+    """Removal by imputation: a removed pixel of inputs [B,C,H,W] is inferred from those left, plus its noise.
+
+    noises [B,C,H,W]: one field for each image, whatever is removed from it.
+    """
+
+    def remove(sample: int, masks: torch.Tensor, out: torch.Tensor) -> None:
+        imputed = impute(inputs[sample].expand(len(masks), -1, -1, -1), masks)
+        torch.addcmul(imputed, masks, noises[sample], out=out)
+
+    return remove
+
+
 class Removal:
     """What a metric's parameters `fill` and `sigma` say about removed pixels, and the randomness that this takes.
 
@@ -132,22 +151,34 @@ class Removal:
 
     def draw(self, generators: list[torch.Generator]) -> dict[str, torch.Tensor]:
         """The seeds [B] of a random fill, as a column of the responses; nothing for the others."""
-        if self.fill != "noise":
+        if self.fill not in ("noise", "linear"):
             return {}
         return {"fill_seed": torch.stack([torch.randint(2**62, (), generator=g) for g in generators])}
 
     def everything(
         self, classifier: Classifier, batch: Batch, draws: dict[str, torch.Tensor] | None = None
     ) -> torch.Tensor:
-        """The images [B,C,H,W] with all pixels removed."""
+        """The images [B,C,H,W] with all pixels removed; `linear` has nothing to infer from: noisy channel means."""
         if self.fill == "noise":
             pixels = [torch.rand(batch.inputs.shape[1:], generator=g) for g in _generators(draws)]
             return classifier.preprocessing.normalise(torch.stack(pixels).to(batch.inputs))
+        if self.fill == "linear":
+            means = filled(batch.inputs, "channel_mean", classifier.preprocessing)
+            return means + _imputation_noise(batch.inputs, classifier.preprocessing, draws)
         return filled(batch.inputs, self.fill, classifier.preprocessing, self.sigma)
 
     def of(self, classifier: Classifier, batch: Batch, draws: dict[str, torch.Tensor] | None = None) -> Remove:
         """The removal for the images of a batch. draws: what `draw` returned, or responses that contain it."""
+        if self.fill == "linear":
+            return imputing(batch.inputs, _imputation_noise(batch.inputs, classifier.preprocessing, draws))
         return replacing(batch.inputs, self.everything(classifier, batch, draws))
+
+
+def _imputation_noise(
+    inputs: torch.Tensor, preprocessing: Preprocessing, draws: dict[str, torch.Tensor]
+) -> torch.Tensor:
+    fields = torch.stack([torch.randn(inputs.shape[1:], generator=g) for g in _generators(draws)]).to(inputs)
+    return preprocessing.normalise(IMPUTATION_NOISE * fields) - preprocessing.normalise(torch.zeros_like(fields))
 
 
 def _generators(draws: dict[str, torch.Tensor] | None) -> list[torch.Generator]:
