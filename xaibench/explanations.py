@@ -38,8 +38,9 @@ from .training import split_samples, trained_weights
 
 log = logging.getLogger(__name__)
 
-# A block costs about half a minute at most on two CPU cores, so that a kill loses no more than that.
-BLOCK_FLOPS = 1e12
+# A block costs about half a minute at most on two CPU cores, so that a kill loses no more than that. For input_iba on
+# the bundled network that is one image.
+BLOCK_FLOPS = 5e11
 
 
 class Explanations:
@@ -99,12 +100,14 @@ class Explanations:
         samples: Sequence[int],
         purpose: str = "method",
         masks: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The method's maps [B,C or 1,H,W] of any inputs [B,C,H,W]; each draws from its sample's generator.
 
-        purpose: other words give other draws. masks [B,H,W]: what the targets are about in these inputs.
+        purpose: other words give other draws. masks [B,H,W]: what the targets are about in these inputs. labels [B]:
+        of the samples.
         """
-        context: dict[str, Any] = {"masks": masks, "samples": samples}
+        context: dict[str, Any] = {"labels": labels, "masks": masks, "samples": samples}
         if self.fit is not None:
             context["fitted"] = self._state
         wanted = inspect.signature(self.method.attribute).parameters
@@ -129,7 +132,7 @@ class Explanations:
         if self.fit is not None:
             self._state  # noqa: B018 (fitted here, so that its time is not the maps')
         with self.timed("maps"):
-            maps = self.attribute(batch.inputs, batch.targets, samples, masks=batch.masks)
+            maps = self.attribute(batch.inputs, batch.targets, samples, masks=batch.masks, labels=batch.labels)
         columns = {
             "maps": maps,
             "target": batch.targets,
@@ -158,6 +161,8 @@ class Explanations:
     def load(self, samples: Sequence[int]) -> Batch:
         """Samples with the targets that are explained."""
         batch = self._decoded(tuple(samples))
+        if self.outputs == 1:
+            return dataclasses.replace(batch, targets=torch.zeros_like(batch.labels, dtype=torch.int64))
         if self.job.target == "predicted":
             return dataclasses.replace(batch, targets=self.logits_of(samples).argmax(-1))
         if self.job.target.startswith("fixed:"):
@@ -226,7 +231,10 @@ class Explanations:
         if len(self.dataset) == 0:
             raise UserError(f"dataset={job.dataset}: this split has no samples")
         self.check_masks(f"method={job.method}", self.method)
-        self.outputs = check_input(self.classifier, self.loader.load([0]).inputs[0], classes)
+        first = self.loader.load([0])
+        self.outputs = check_input(self.classifier, first.inputs[0], classes)
+        if first.labels.is_floating_point() and self.outputs > 1:
+            raise UserError(f"dataset={job.dataset} has real labels, {job.model} {self.outputs} outputs: expected 1")
         if job.target.startswith("fixed:") and int(job.target[6:]) >= self.outputs:
             raise UserError(f"target={job.target}: {job.model} has classes 0 to {self.outputs - 1}")
         self.method.check(self.classifier)

@@ -157,7 +157,7 @@ class Cell(Explanations):
     ) -> torch.Tensor:
         """What a metric's `evaluate` receives as `explain`, with the batch that it scores."""
         masks = batch.masks if masks is None else masks
-        maps = self.attribute(inputs, targets, batch.samples, f"method {purpose}", masks)
+        maps = self.attribute(inputs, targets, batch.samples, f"method {purpose}", masks, batch.labels)
         return collapse(maps, self.how, self.metric.sign)
 
     def _compute_replies(self, samples: Sequence[int]) -> Arrays:
