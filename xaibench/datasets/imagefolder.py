@@ -98,7 +98,8 @@ class ImageFolder(Dataset):
 def _share(boxes: Boxes, path: str) -> float:
     """How much of its picture the boxes cover; the image is only opened if the annotation does not state its size."""
     width, height = boxes.size or _size(path)
-    return boxes.mask(round(width), round(height)).double().mean().item()
+    mask = boxes.mask(round(width), round(height))
+    return mask.count_nonzero().item() / mask.numel()
 
 
 def _size(path: str) -> tuple[int, int]:
