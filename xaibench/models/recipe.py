@@ -75,7 +75,7 @@ class Recipe:
 def train(
     module: nn.Module,
     recipe: Recipe,
-    samples: Samples,
+    samples: "Samples | Images",
     *,
     seed: int | None = None,
     checkpoint: Path | None = None,
@@ -83,6 +83,7 @@ def train(
 ) -> dict[str, list[float]]:
     """Train the network in place -> {"loss": one per epoch, "accuracy": one per epoch}, over the epoch's own batches.
 
+    samples: what to train on; `Images` where several trainings share what is decoded, or change it.
     seed: instead of the recipe's. checkpoint: a file for the state (weights, optimiser, history), replaced after every
     epoch. If it holds the state of this very training, that is taken up, and the weights end up bit for bit what they
     are without the interruption (on one machine, with one thread count); any other content is ignored and replaced.
@@ -94,13 +95,13 @@ def train(
     seed = recipe.seed if seed is None else seed
     device = next(module.parameters()).device
     module.requires_grad_(True)
+    images = samples if isinstance(samples, Images) else Images(samples)
     optimizer = recipe.make_optimizer(module)
     identity = {
         "recipe": json.dumps(asdict(recipe) | {"seed": seed}, sort_keys=True),
-        "data": f"{seed_of(samples.dataset.fingerprint, samples.preprocessing, samples.ids)}",
+        "data": images.identity,
     }
     history = _take_up(checkpoint, identity, module, optimizer)
-    images = _Images(samples)
     # Kernels that add in a varying order would make two trainings differ.
     with (
         torch.enable_grad(),
@@ -130,24 +131,31 @@ def accuracy(classifier: Classifier, samples: Samples) -> float:
     return right / len(samples)
 
 
+@torch.no_grad()
+def accuracy_on(module: nn.Module, images: "Images", batch_size: int = 64) -> float:
+    """The share of images whose largest logit, of a network in evaluation mode, is their label's."""
+    like, right = next(module.parameters()), 0
+    for positions in torch.arange(len(images)).split(batch_size):
+        inputs, labels = images.batch(positions, like)
+        right += (module(inputs).argmax(1) == labels).sum().item()
+    return right / len(images)
+
+
 def _train_epoch(
     module: nn.Module,
     recipe: Recipe,
-    images: "_Images",
+    images: "Images",
     optimizer: torch.optim.Optimizer,
     epoch: int,
     random: torch.Generator,
 ) -> tuple[float, float]:
     module.train()
-    device = next(module.parameters()).device
+    like = next(module.parameters())
     batches = torch.randperm(len(images), generator=random).split(recipe.batch_size)
-    total, right = torch.zeros((), dtype=torch.float64, device=device), torch.zeros((), device=device)
+    total, right = torch.zeros((), dtype=torch.float64, device=like.device), torch.zeros((), device=like.device)
     for number, positions in enumerate(batches):
         optimizer.param_groups[0]["lr"] = recipe.rate(epoch * len(batches) + number, recipe.epochs * len(batches))
-        pixels, labels = images.load(positions)
-        if recipe.augment == "crop_flip":
-            pixels = _crop_flip(pixels, random)
-        inputs, labels = images.samples.preprocessing.normalise(scaled(pixels.to(device))), labels.to(device)
+        inputs, labels = images.batch(positions, like, recipe, random)
         logits = module(inputs)
         loss = F.cross_entropy(logits, labels)
         optimizer.zero_grad()
@@ -158,15 +166,20 @@ def _train_epoch(
     return total.item() / len(images), right.item() / len(images)
 
 
-class _Images:
-    """The samples' pixels [C,H,W] after resizing and cropping, and their labels."""
+class Images:
+    """The samples' pixels [C,H,W] after resizing and cropping, and their labels, decoded once.
+
+    identity: of the samples and what is made of them, for the checkpoint of a training. Pixels are kept in memory as
+    long as they take at most 2 GiB, otherwise decoded anew for every batch. Raises UserError if there are no samples.
+    """
 
     def __init__(self, samples: Samples) -> None:
         if not len(samples):
             raise UserError("there is nothing to train on: the data set's split is empty")
         self.samples = samples
+        self.identity = str(seed_of(samples.dataset.fingerprint, samples.preprocessing, samples.ids))
         first, _ = self._decode(0)
-        self._shape, self._dtype = first.shape, first.dtype
+        self.shape, self._dtype = first.shape, first.dtype
         fits = first.nbytes * len(samples) <= MEMORY
         self._kept = self._decode_all(range(len(samples))) if fits else None
 
@@ -174,21 +187,34 @@ class _Images:
         return len(self.samples)
 
     def load(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pixels [B,C,H,W] and labels [B] of the samples at these positions."""
+        """Pixels [B,C,H,W], uint8 or float in [0, 1], and labels [B] of the samples at these positions."""
         if self._kept is None:
             return self._decode_all(positions.tolist())
         return self._kept[0][positions], self._kept[1][positions]
 
+    def batch(
+        self,
+        positions: torch.Tensor,
+        like: torch.Tensor,
+        recipe: Recipe | None = None,
+        random: torch.Generator | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Network inputs [B,C,H,W] of the type and on the device of `like`, augmented if a recipe says so; labels."""
+        pixels, labels = self.load(positions)
+        if recipe is not None and recipe.augment == "crop_flip":
+            pixels = _crop_flip(pixels, random)
+        return self.samples.preprocessing.normalise(scaled(pixels.to(like.device))).to(like), labels.to(like.device)
+
     def _decode_all(self, positions: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        pixels = torch.empty(len(positions), *self._shape, dtype=self._dtype)
+        pixels = torch.empty(len(positions), *self.shape, dtype=self._dtype)
         labels = torch.empty(len(positions), dtype=torch.int64)
 
         def decode(part: slice) -> None:
             for place, position in enumerate(positions[part], part.start):
                 image, labels[place] = self._decode(position)
-                if image.shape != self._shape:
+                if image.shape != self.shape:
                     raise UserError(
-                        f"the images differ in size ({list(self._shape)} and {list(image.shape)}): "
+                        f"the images differ in size ({list(self.shape)} and {list(image.shape)}): "
                         "set model.resize and model.crop"
                     )
                 pixels[place] = image
