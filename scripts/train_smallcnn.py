@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from xaibench.datasets.shapes import SIDE, SPLITS, draw
 from xaibench.models.preprocessing import Preprocessing
+from xaibench.models.recipe import add_batch_norm, fold_batch_norm
 from xaibench.models.smallcnn import SmallCNN
 
 CHECKPOINTS = Path(__file__).parent.parent / "xaibench" / "models" / "checkpoints"
@@ -73,7 +73,9 @@ def generate(split: str) -> dict[str, torch.Tensor]:
 def train(data: dict[str, dict[str, torch.Tensor]], task: str, epochs: int) -> SmallCNN:
     """AdamW with a one-cycle learning rate; each batch is turned or mirrored and its colour channels are permuted."""
     torch.manual_seed(0)
-    model = with_batch_norm(SmallCNN()).to(memory_format=torch.channels_last)
+    model = SmallCNN()
+    add_batch_norm(model)
+    model = model.to(memory_format=torch.channels_last)
     images, labels = data["train"]["image"], data["train"][task]
     steps = len(images) // BATCH
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
@@ -90,7 +92,8 @@ def train(data: dict[str, dict[str, torch.Tensor]], task: str, epochs: int) -> S
             losses.append(loss.item())
         validation = accuracy(model, data["validation"]["image"], data["validation"][task])
         print(f"{task}: epoch {epoch + 1}, loss {np.mean(losses):.4f}, validation {validation:.2%}", flush=True)
-    return folded(model)
+    fold_batch_norm(model.eval())
+    return model.to(memory_format=torch.contiguous_format)
 
 
 def augment(images: torch.Tensor) -> torch.Tensor:
@@ -110,30 +113,6 @@ def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> fl
     model.eval()
     predicted = torch.cat([model(inputs(part)).argmax(1) for part in images.split(250)])
     return (predicted == labels).float().mean().item()
-
-
-def with_batch_norm(model: SmallCNN) -> SmallCNN:
-    """The same network with batch normalisation after each convolution."""
-    layers = []
-    for layer in model.features:
-        layers += [layer, nn.BatchNorm2d(layer.out_channels)] if isinstance(layer, nn.Conv2d) else [layer]
-    model.features = nn.Sequential(*layers)
-    return model
-
-
-def folded(trained: SmallCNN) -> SmallCNN:
-    """The network without batch normalisation that computes the same in evaluation mode."""
-    trained.eval()
-    layers = list(trained.features)
-    kept = [
-        fuse_conv_bn_eval(layer, layers[i + 1]) if isinstance(layer, nn.Conv2d) else layer
-        for i, layer in enumerate(layers)
-        if not isinstance(layer, nn.BatchNorm2d)
-    ]
-    model = SmallCNN()
-    model.features.load_state_dict(nn.Sequential(*kept).state_dict())
-    model.classifier.load_state_dict(trained.classifier.state_dict())
-    return model.to(memory_format=torch.contiguous_format).eval()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from xaibench.models import recipe as recipes
 from xaibench.models.classifier import Classifier
 from xaibench.models.loading import build_module
 from xaibench.models.preprocessing import Preprocessing
-from xaibench.models.recipe import Recipe, accuracy, train
+from xaibench.models.recipe import Images, Recipe, accuracy, train
 from xaibench.rng import generator
 
 NORMALISE = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
@@ -59,6 +60,21 @@ def make_net() -> nn.Module:
 def equal(one: nn.Module, other: nn.Module) -> bool:
     theirs = other.state_dict()
     return all(torch.equal(tensor, theirs[name]) for name, tensor in one.state_dict().items())
+
+
+def test_batch_normalisation_that_is_folded_leaves_the_network_that_its_class_says():
+    recipe = Recipe(epochs=2, batch_size=10, lr=0.05, batch_norm="folded")
+    images = Images(samples_of())
+
+    def make(*extra: nn.Module) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(3, 4, 3), *extra, nn.ReLU(), nn.Flatten(), nn.Linear(400, 2)).double()
+
+    ours, theirs = make(), make(nn.BatchNorm2d(4))
+    assert train(ours, recipe, images) == train(theirs, replace(recipe, batch_norm="as_is"), images)
+    assert [type(part) for part in ours] == [nn.Conv2d, nn.ReLU, nn.Flatten, nn.Linear]
+    inputs, _ = images.batch(torch.arange(50), next(theirs.parameters()))
+    torch.testing.assert_close(ours(inputs), theirs(inputs), rtol=0, atol=1e-12)
 
 
 def test_equals_an_obvious_loop():

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..datasets.base import Samples
 from ..errors import UserError
@@ -35,6 +36,8 @@ class Recipe:
     schedule: `constant`; `step`, a tenth of lr after half and a hundredth after three quarters of the training (He et
         al. 2016); `one_cycle`, up to lr and down again in cosines (Smith and Topin 2018, PyTorch's OneCycleLR).
     augment: `crop_flip` shifts by up to 4 pixels, black at the border, and mirrors half of the images.
+    batch_norm: `folded` trains with batch normalisation behind every convolution and folds it into them at the end, so
+        that the trained network is what its class says; `as_is` trains the network as it is.
     seed: of the order, the augmentation and the network's own randomness; the initial weights are the caller's.
     """
 
@@ -46,7 +49,12 @@ class Recipe:
     weight_decay: float = 0.0
     schedule: Literal["constant", "step", "one_cycle"] = "constant"
     augment: Literal["none", "crop_flip"] = "none"
+    batch_norm: Literal["as_is", "folded"] = "as_is"
     seed: int = 0
+
+    @property
+    def folds(self) -> bool:
+        return self.batch_norm == "folded"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "lr"):
@@ -94,6 +102,8 @@ def train(
     """
     seed = recipe.seed if seed is None else seed
     device = next(module.parameters()).device
+    if recipe.folds:
+        add_batch_norm(module)
     module.requires_grad_(True)
     images = samples if isinstance(samples, Images) else Images(samples)
     optimizer = recipe.make_optimizer(module)
@@ -122,7 +132,30 @@ def train(
             if progress is not None:
                 progress(epoch + 1, recipe.epochs, loss, accuracy)
     module.eval().requires_grad_(False)
+    if recipe.folds:
+        fold_batch_norm(module)
     return history
+
+
+def add_batch_norm(module: nn.Module) -> None:
+    """Put a batch normalisation behind every convolution of a network, in place."""
+    convolutions = [
+        (parent, name, child)
+        for parent in module.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, nn.Conv2d)
+    ]
+    for parent, name, child in convolutions:
+        norm = nn.BatchNorm2d(child.out_channels).to(child.weight)
+        setattr(parent, name, nn.Sequential(child, norm))
+
+
+def fold_batch_norm(module: nn.Module) -> None:
+    """Undo `add_batch_norm`, in place: a network in evaluation mode computes the same without them."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Sequential) and [type(part) for part in child] == [nn.Conv2d, nn.BatchNorm2d]:
+                setattr(parent, name, fuse_conv_bn_eval(*child).requires_grad_(False))
 
 
 def accuracy(classifier: Classifier, samples: Samples) -> float:

@@ -11,7 +11,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from ..errors import Refusal, UserError
 from ..rng import generator
-from .recipe import Images, Recipe
+from .recipe import Images, Recipe, add_batch_norm, fold_batch_norm
 
 
 def train_stacked(modules: Sequence[nn.Module], recipe: Recipe, images: Sequence[Images], seeds: Sequence[int]) -> None:
@@ -29,6 +29,8 @@ def train_stacked(modules: Sequence[nn.Module], recipe: Recipe, images: Sequence
     if len({len(part) for part in images}) != 1:
         raise ValueError("networks that are trained side by side need the same number of images")
     for module in modules:
+        if recipe.folds:
+            add_batch_norm(module)
         module.train().requires_grad_(True)
     parameters, buffers = stack_module_state(list(modules))
     like = next(iter(parameters.values()))
@@ -68,3 +70,5 @@ def train_stacked(modules: Sequence[nn.Module], recipe: Recipe, images: Sequence
         states = {**dict(zip(parameters, holder)), **buffers}
         module.load_state_dict({name: tensor[index].detach() for name, tensor in states.items()})
         module.eval().requires_grad_(False)
+        if recipe.folds:
+            fold_batch_norm(module)
