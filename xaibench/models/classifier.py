@@ -72,8 +72,13 @@ class Classifier:
             yield slice(start, min(start + self.batch_size, count))
 
     def select(self, logits: torch.Tensor, targets: torch.Tensor, output: str | None = None) -> torch.Tensor:
-        """Logits [B,K] and targets [B] -> the explained output of each sample [B]; differentiable."""
+        """Logits [B,K] and targets [B] -> the explained output of each sample [B]; differentiable.
+
+        output: one of OUTPUTS, or `accuracy`: 1 where the target is the prediction, else 0.
+        """
         output = output or self.output
+        if output == "accuracy":
+            return (logits.argmax(-1) == targets).to(logits)
         values = logits.softmax(-1) if output == "probability" else logits
         return values.gather(1, targets.view(-1, 1)).squeeze(1)
 
