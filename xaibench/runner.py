@@ -81,6 +81,7 @@ class Cell(Explanations):
         self.seconds |= {"responses": 0.0, "scores": 0.0}
         self.check_masks(f"metric={job.metric}", self.metric)
         self.metric.check(self.classifier)
+        self.metric.check_data(self.dataset)
         self._wanted = inspect.signature(self.metric.evaluate).parameters
         if "explain" in self._wanted and "samples" in inspect.signature(self.method.attribute).parameters:
             raise Refusal(f"metric={job.metric} explains inputs of its own, which method={job.method} has no maps of")
@@ -127,6 +128,7 @@ class Cell(Explanations):
         context: dict[str, Any] = {
             "explain": functools.partial(self._explain, batch),
             "others": {name: other[rows] for name, other in others.items()},
+            "other_logits": {name: other.logits_of(chosen) for name, other in self.others.items()},
             "data": self.loader,
         }
         if self.metric_fit is not None:
@@ -163,8 +165,10 @@ class Cell(Explanations):
     def _compute_replies(self, samples: Sequence[int]) -> Arrays:
         generators = rng.sample_generators(self.job.seed, "response", samples)
         batch = self.load(samples)
+        wants_data = "data" in inspect.signature(self.metric.respond).parameters
+        context = {"data": self.loader} if wants_data else {}
         with self.timed("responses"):
-            replies = self.metric.respond(self.classifier, batch, generators)
+            replies = self.metric.respond(self.classifier, batch, generators, **context)
         return {name: tensor.cpu().numpy() for name, tensor in replies.items()}
 
     # ---- what a stage asks of another ----------------------------------------------------------------------------
@@ -178,10 +182,18 @@ class Cell(Explanations):
         }
 
     def _scores_cost(self, classifier: Classifier) -> tuple[int, int]:
-        """Nominal (forward, backward) passes of `evaluate` per sample, the maps that it asks for included."""
-        further = self.metric.explanations(classifier) + len(self.others)
+        """Nominal (forward, backward) passes of `evaluate` per sample, the maps that `explain` makes included."""
+        further = self.metric.explanations(classifier)
         pairs = zip(self.metric.cost(classifier), self.method.cost(classifier))
         forwards, backwards = (own + further * of_map for own, of_map in pairs)
+        return forwards, backwards
+
+    @property
+    def _metric_cost(self) -> tuple[int, int]:
+        """Nominal passes per sample of the whole metric, those of the maps that it needs of others included."""
+        own = self._scores_cost(self.classifier)
+        others = [other.method.cost(other.classifier) for other in self.others.values()]
+        forwards, backwards = (sum(passes) for passes in zip(own, *others))
         return forwards, backwards
 
     # ---- for people ----------------------------------------------------------------------------------------------
@@ -192,7 +204,7 @@ class Cell(Explanations):
         stages = [(other.maps, other.method.cost) for other in self.others.values()]
         if self.metric.reads_maps:
             stages.insert(0, (self.maps, self.method.cost))
-        for stage, cost in (*stages, (self.scores, self.metric.cost)):
+        for stage, cost in (*stages, (self.scores, self._scores_cost)):
             missing = len(stage.artefact.missing(self.samples))
             passes = missing * sum(cost(self.classifier))
             rows.append((stage.artefact.kind, stage.artefact.key, len(self.samples) - missing, missing, passes))
@@ -231,7 +243,7 @@ class Cell(Explanations):
                 "collapse": self.how if self.metric.reads_maps else None,
                 "sign": self.metric.sign if self.metric.reads_maps else None,
                 "method_cost": self.method.cost(self.classifier) if self.metric.reads_maps else (0, 0),
-                "metric_cost": self._scores_cost(self.classifier),
+                "metric_cost": self._metric_cost,
                 "tuned_on": job.tuned_on if self.metric.reads_maps else (),
                 "seconds": {
                     stage.artefact.kind: stage.artefact.manifest().get("seconds", 0.0)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..datasets.base import Batch
+from ..datasets.base import Batch, Dataset
 from ..models.classifier import Classifier
 
 
@@ -56,6 +56,9 @@ class Metric(ABC):
     def check(self, classifier: Classifier) -> None:
         """Raise `Refusal`, before any work, if this network cannot be scored."""
 
+    def check_data(self, dataset: Dataset) -> None:
+        """Raise `Refusal`, before any work, if this data set lacks what the definition needs (`needs_mask` apart)."""
+
     def cost(self, classifier: Classifier) -> tuple[int, int]:
         """Nominal (forward, backward) passes per sample, from the definition."""
         return (0, 0)
@@ -72,7 +75,10 @@ class Metric(ABC):
     def respond(
         self, classifier: Classifier, batch: Batch, generators: list[torch.Generator]
     ) -> dict[str, torch.Tensor]:
-        """What the model answers whatever the method: named [B,...] tensors, cached once per model and data set."""
+        """What the model answers whatever the method: named [B,...] tensors, cached once per model and data set.
+
+        A metric whose `respond` names `data` receives the `datasets.base.Samples`, as in `evaluate`.
+        """
         return {}
 
     def responses_spec(self) -> dict[str, Any]:
@@ -98,8 +104,9 @@ class Metric(ABC):
         others. NaN marks a value that is undefined for this sample: it is excluded, counted and named.
 
         A metric that names further parameters receives them. `fitted`: what its `fit` returned (see
-        `methods.base.Fitted`). `others`: name -> [B,H,W], the maps that `needs` named. `explain(inputs, targets,
-        purpose, masks)` -> [B,H,W]: the method's maps of other inputs or targets, one per sample of the batch;
-        another `purpose` means other random draws; masks [B,H,W] default to the batch's. `data`: the
-        `datasets.base.Samples` from which other samples can be loaded.
+        `methods.base.Fitted`). `others`: name -> [B,H,W], the maps that `needs` named, and `other_logits`: name ->
+        [B,K], what their networks answer to their inputs. `explain(inputs, targets, purpose, masks)` -> [B,H,W]: the
+        method's maps of other inputs or targets, one per sample of the batch; another `purpose` means other random
+        draws; masks [B,H,W] default to the batch's. `data`: the `datasets.base.Samples` from which other samples can
+        be loaded.
         """
