@@ -37,7 +37,8 @@ class Infidelity(Metric):
     draws: perturbations of each image. They belong to the sample: every method meets the same.
     largest: of a square, its side as a share of the image's shorter side. fill: what a removed pixel shows. sigma:
         of the blur, for `fill: blur`, in pixels.
-    noise: standard deviation of the gaussian, in units of the normalised input.
+    noise: standard deviation of the gaussian, in units of the normalised input. As it goes to 0 the gradient becomes
+        exact; where it is so large that the output's drop has little to do with its direction, all maps score alike.
     normalize: multiply each image's map by the factor that fits best, E[I.a drop] / E[(I.a)^2], before. The
         authors' code always does, Captum's default does not. Most maps have units of their own (bits, shares, a
         maximum of 1), whose scale would otherwise be all that is measured. The factor may be negative, so a negated
@@ -59,7 +60,7 @@ class Infidelity(Metric):
         largest: float = 0.36,
         fill: Fill = "zero",
         sigma: float = 5.0,
-        noise: float = 0.2,
+        noise: float = 0.02,
         normalize: bool = True,
     ) -> None:
         if perturbation not in get_args(Perturbation):
