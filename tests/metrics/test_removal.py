@@ -52,7 +52,7 @@ def test_noise_does_not_depend_on_what_is_removed(convnet, batch_for):
     fills, remove = removal.everything(classifier, batch, draws), removal.of(classifier, batch, draws)
     masks = (torch.rand(4, 1, 12, 12) < 0.5).double()
     out = torch.empty(4, 3, 12, 12, dtype=torch.float64)
-    remove(1, masks, out)
+    remove([(1, slice(0, 4), slice(0, 4))], masks, out)
     assert torch.equal(out, torch.where(masks > 0, fills[1], batch.inputs[1]))
 
 
@@ -63,7 +63,7 @@ def test_linear_is_the_imputer_plus_noise_of_a_hundredth_of_the_pixel_range(conv
     remove = removal.of(classifier, batch, drawn(removal, batch))
     masks = (torch.rand(3, 1, 64, 64) < torch.tensor([0.2, 0.5, 0.9]).view(3, 1, 1, 1)).double()
     out = torch.empty(3, 3, 64, 64, dtype=torch.float64)
-    remove(0, masks, out)
+    remove([(0, slice(0, 3), slice(0, 3))], masks, out)
     noise = (out - impute(batch.inputs[[0]].expand(3, -1, -1, -1), masks)) * 0.2  # the classifier's std
     assert (noise[(masks == 0).expand_as(noise)] == 0).all()
     for i in range(3):

@@ -15,8 +15,10 @@ from ..models.preprocessing import Preprocessing
 Paint = Callable[[int, slice, torch.Tensor], None]
 # Writes where the versions `points` of one sample lose pixels into `out` [n,1,H,W], 1.0 or 0.0.
 Mask = Callable[[int, slice, torch.Tensor], None]
-# Writes one sample without the pixels of `masks` [n,1,H,W] into `out` [n,C,H,W]: remove(sample, masks, out).
-Remove = Callable[[int, torch.Tensor, torch.Tensor], None]
+# A run of versions of one sample within an inner batch: the sample, which of its versions, the rows that they take.
+Run = tuple[int, slice, slice]
+# Writes an inner batch without the pixels of `masks` [n,1,H,W] into `out` [n,C,H,W]: remove(runs, masks, out).
+Remove = Callable[[Sequence[Run], torch.Tensor, torch.Tensor], None]
 
 # What a removed pixel shows: the words of `fills`, which do not depend on what else is removed; `noise`, uniform pixel
 # values; and `linear`, the noisy linear imputer of ROAD, which infers the removed pixels from those that are left.
@@ -36,7 +38,6 @@ def counts_of(features: int, steps: int | None) -> list[int]:
     return list(dict.fromkeys(round(step * features / steps) for step in range(steps + 1)))
 
 
-@torch.no_grad()
 def versions(
     classifier: Classifier,
     like: torch.Tensor,
@@ -52,14 +53,31 @@ def versions(
     The B * X images are rows of one long call, built into one buffer as the inner batches need them: the model is
     called ceil(B * X / classifier.batch_size) times, and no more than one inner batch exists at a time.
     """
+
+    def build(runs: Sequence[Run], images: torch.Tensor) -> None:
+        for sample, part, into in runs:
+            paint(sample, part, images[into])
+
+    return _scores(classifier, like, points, build, targets, output)
+
+
+@torch.no_grad()
+def _scores(
+    classifier: Classifier,
+    like: torch.Tensor,
+    points: int,
+    build: Callable[[Sequence[Run], torch.Tensor], None],
+    targets: torch.Tensor,
+    output: str | None,
+) -> torch.Tensor:
+    """`versions` of images that `build(runs, out)` writes an inner batch at a time."""
     samples = len(like)
     row_targets = targets.view(samples, -1).expand(-1, points).reshape(-1)
     scores = like.new_empty(samples * points)
     buffer = like.new_empty((min(classifier.batch_size, samples * points), *like.shape[1:]))
     for rows in classifier.chunks(samples * points):
         images = buffer[: rows.stop - rows.start]
-        for sample, part, into in _runs(rows, points):
-            paint(sample, part, images[into])
+        build(list(_runs(rows, points)), images)
         scores[rows] = classifier.select(classifier.module(images), row_targets[rows], output)
     return scores.view(samples, points)
 
@@ -76,12 +94,13 @@ def masked(
     """The model's scores [B,X] of inputs [B,C,H,W] without the pixels that `mask` names for each of X versions."""
     buffer = inputs.new_empty((min(classifier.batch_size, len(inputs) * points), 1, *inputs.shape[2:]))
 
-    def paint(sample: int, part: slice, out: torch.Tensor) -> None:
-        removed = buffer[: len(out)]
-        mask(sample, part, removed)
-        remove(sample, removed, out)
+    def build(runs: Sequence[Run], images: torch.Tensor) -> None:
+        removed = buffer[: len(images)]
+        for sample, part, into in runs:
+            mask(sample, part, removed[into])
+        remove(runs, removed, images)
 
-    return versions(classifier, inputs, points, paint, targets, output)
+    return _scores(classifier, inputs, points, build, targets, output)
 
 
 def curve(
@@ -111,9 +130,10 @@ def curve(
 def replacing(inputs: torch.Tensor, fills: torch.Tensor) -> Remove:
     """Removal by replacement: a removed pixel of inputs [B,C,H,W] shows the one of fills [B,C,H,W]."""
 
-    def remove(sample: int, masks: torch.Tensor, out: torch.Tensor) -> None:
-        # At 0.0 and 1.0 lerp is exact: on a CPU ten times as fast as torch.where.
-        torch.lerp(inputs[sample], fills[sample], masks, out=out)
+    def remove(runs: Sequence[Run], masks: torch.Tensor, out: torch.Tensor) -> None:
+        for sample, _, into in runs:
+            # At 0.0 and 1.0 lerp is exact: on a CPU ten times as fast as torch.where.
+            torch.lerp(inputs[sample], fills[sample], masks[into], out=out[into])
 
     return remove
 
@@ -124,9 +144,12 @@ def imputing(inputs: torch.Tensor, noises: torch.Tensor) -> Remove:
     noises [B,C,H,W]: one field for each image, whatever is removed from it.
     """
 
-    def remove(sample: int, masks: torch.Tensor, out: torch.Tensor) -> None:
-        imputed = impute(inputs[sample].expand(len(masks), -1, -1, -1), masks)
-        torch.addcmul(imputed, masks, noises[sample], out=out)
+    def remove(runs: Sequence[Run], masks: torch.Tensor, out: torch.Tensor) -> None:
+        for sample, _, into in runs:
+            out[into] = inputs[sample]
+        imputed = impute(out, masks)
+        for sample, _, into in runs:
+            torch.addcmul(imputed[into], masks[into], noises[sample], out=out[into])
 
     return remove
 
@@ -185,7 +208,7 @@ def _generators(draws: dict[str, torch.Tensor] | None) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(int(seed)) for seed in draws["fill_seed"]]
 
 
-def _runs(rows: slice, points: int) -> Iterator[tuple[int, slice, slice]]:
+def _runs(rows: slice, points: int) -> Iterator[Run]:
     """Rows of the sample-major grid as one run per sample: (sample, its points, where they lie within the rows)."""
     row = rows.start
     while row < rows.stop:
