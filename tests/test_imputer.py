@@ -7,6 +7,7 @@ from scipy.sparse import lil_matrix
 from scipy.sparse.linalg import spsolve
 from torch.nn import functional
 
+from xaibench import imputer
 from xaibench.imputer import impute
 
 WEIGHTS = {(y, x): 1 / 12 if y and x else 1 / 6 for y in (-1, 0, 1) for x in (-1, 0, 1) if y or x}
@@ -118,6 +119,14 @@ def test_an_image_does_not_depend_on_its_neighbours():
     for i in range(6):
         alone = impute(images[[i]], masks[[i]])[0]
         assert (together[i] - alone).abs().max() <= 1e-9 * images[i].abs().max().clamp(min=1)
+
+
+def test_a_large_batch_in_parts_is_the_same(monkeypatch):
+    images, masks = torch.randn(6, 3, 30, 30, dtype=torch.float64), torch.cat([first(orders((30, 30)), 0.9)] * 2)
+    expected = impute(images, masks)
+    for values in (1, 7 * 900, 12 * 900):
+        monkeypatch.setattr(imputer, "PART", values)
+        torch.testing.assert_close(impute(images, masks), expected, rtol=0, atol=1e-9)
 
 
 def test_the_result_follows_scale_and_shift():

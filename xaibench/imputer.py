@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional
 
 LIMIT = 100  # steps; far more than any mask takes
+PART = 2**19  # values at a time on a CPU: what its caches hold
 
 
 @torch.no_grad()
@@ -21,6 +22,9 @@ def impute(images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     looking at its neighbours. Where no pixel is left to infer from, every pixel is the channel's mean over the image.
     Raises ArithmeticError if the solver does not converge.
     """
+    if images.is_cpu and images.numel() > PART and len(images) > 1:
+        size = max(1, PART // images[0].numel())
+        return torch.cat([impute(*part) for part in zip(images.split(size), masks.split(size))])
     removed, known = masks.double(), images.double()
     left = (1 - removed).sum((2, 3), keepdim=True)
     mean_left = ((1 - removed) * known).sum((2, 3), keepdim=True) / left.clamp(min=1)
