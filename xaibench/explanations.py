@@ -197,7 +197,7 @@ class Explanations:
         if arrays is None:
             if self.job.runner.reuse == "only-cache":
                 raise UserError(f"runner.reuse=only-cache: {artefact.folder} is missing; use runner.reuse=missing")
-            artefact.create(self._provenance())
+            artefact.create(self.made_by())
             with artefact.claim("fit"):
                 arrays = artefact.load_whole("fit")
                 if arrays is None:
@@ -272,14 +272,17 @@ class Explanations:
             raise UserError(f"dataset.filter={dataclasses.asdict(self.job.selection.filter)} leaves no sample")
         return kept, passed_over
 
-    def stage(self, kind: str, names: Sequence[str], spec: dict[str, Any], order, compute, cost=None) -> Stage:
-        """An artefact with a row per sample of `order`. cost: the passes that a sample takes, as `Method.cost`."""
+    def stage(
+        self, kind: str, names: Sequence[str], spec: dict[str, Any], order, compute, cost=None, size=None
+    ) -> Stage:
+        """An artefact with a row per sample of `order`. cost: the passes that a sample takes, as `Method.cost`; from
+        it follows how many samples make a block, unless `size` says so."""
         return Stage(
             artefact=Artefact(self.root, kind, names, spec),
             order=order,
-            size=lambda: SHARD_SAMPLES if cost is None else self._block_size(*cost(self.classifier)),
+            size=lambda: size or (SHARD_SAMPLES if cost is None else self._block_size(*cost(self.classifier))),
             compute=compute,
-            provenance=self._provenance(),
+            provenance=self.made_by(),
             checksums=None if kind == "scores" else self._checksums,
             only_cache=self.job.runner.reuse == "only-cache",
             report=lambda kind, done: self.report(kind, done),
@@ -296,7 +299,8 @@ class Explanations:
             self.classifier.module(torch.zeros(1, *self.classifier.input_size, device=self.device))
         return counter.get_total_flops()
 
-    def _provenance(self) -> dict[str, object]:
+    def made_by(self) -> dict[str, object]:
+        """Versions, commit and device, for the artefacts' spec.json."""
         return {"versions": provenance.versions(), "commit": provenance.commit(), "device": str(self.device)}
 
 

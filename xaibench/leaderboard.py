@@ -35,7 +35,7 @@ COMMON = "@common"
 
 @dataclass(frozen=True)
 class Cell:
-    """One score file: its card (the JSON) and its per-sample columns, indexed by sample."""
+    """One score file: its card (the JSON) and its columns, indexed by sample, or by repeat."""
 
     card: Mapping[str, Any]
     columns: pd.DataFrame
@@ -56,9 +56,12 @@ def read_cell(path: Path) -> Cell:
         raise UserError(f"{path}: it cannot be read with its .json ({error}); delete both and run again") from error
     if card.get("schema") != SCHEMA:
         raise UserError(f"{path}: schema {card.get('schema')} is not {SCHEMA}; run again with this version")
-    rows = rows[rows["sample"] >= 0]
+    # Rows of samples, or of the repeats of a metric over the whole data set; the others are means of curves.
+    repeats = rows["repeat"].astype(str)
+    index = "sample" if (rows["sample"] >= 0).any() else "repeat"
+    rows = rows[(rows["sample"] >= 0) | (repeats != "")]
     values = pd.to_numeric(rows["value"].where(rows["status"] == "ok"), errors="coerce")
-    columns = rows.assign(value=values).pivot(index="sample", columns="statistic", values="value")
+    columns = rows.assign(value=values).pivot(index=index, columns="statistic", values="value")
     return Cell(card, columns)
 
 

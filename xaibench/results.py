@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from . import provenance
 from .cache import SCHEMA, digest, pack, safe_name
@@ -26,6 +27,7 @@ BOOKKEEPING = ("sample", "status", "target", "input_crc32")
 class Record:
     """Everything but the numbers about one cell: labels, keys, samples, declarations, costs.
 
+    samples: the ids of the rows; with `repeats`, the numbers of the repeats of a metric over the whole data set.
     computed: whether this run computed anything, or only read what was there.
     """
 
@@ -42,6 +44,7 @@ class Record:
     axes: Mapping[str, Sequence[float]]
     keys: Mapping[str, str]
     computed: bool
+    repeats: bool = False
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -59,9 +62,7 @@ def write(record: Record, columns: Mapping[str, np.ndarray]) -> Outcome:
     columns: name -> [n] or [n,X] in the order of record.samples, with `status`. The CSV is a function of the numbers
     alone: the same numbers give the same bytes.
     """
-    sample_key = digest(list(record.samples))
-    keys = {**record.keys, "sample_key": sample_key}
-    score_key = digest(keys)
+    score_key = digest(dict(record.keys))
     folder = record.results / "scores" / safe_name(record.model) / safe_name(record.dataset) / safe_name(record.metric)
     stem = folder / f"{safe_name(record.method)}-{score_key}"
     order = np.argsort(record.samples)
@@ -87,7 +88,7 @@ def write(record: Record, columns: Mapping[str, np.ndarray]) -> Outcome:
         "method_variant": record.method_variant,
         "metric": record.metric,
         "metric_variant": record.metric_variant,
-        "keys": {**keys, "score_key": score_key},
+        "keys": {**record.keys, "score_key": score_key},
         "n": len(samples),
         "excluded": _excluded(columns),
         "filtered": dict(record.filtered),
@@ -112,20 +113,22 @@ def _rows(record: Record, samples: np.ndarray, columns: Mapping[str, np.ndarray]
         if values.ndim == 1:
             for sample, status, value in zip(samples, statuses, values):
                 word = STATUS[int(status)] if status != OK or math.isfinite(value) else UNDEFINED
-                yield [name, "", str(sample), "", word, number(value) if word == "ok" else ""]
+                place = ["-1", str(sample)] if record.repeats else [str(sample), ""]
+                yield [name, "", *place, word, number(value) if word == "ok" else ""]
             continue
         finite = values[np.isfinite(values).all(axis=1)]
-        for statistic, curve in _bands(name, finite).items():
+        for statistic, curve in _bands(name, finite, record.repeats).items():
             for x, value in zip(record.axes[name], curve):
                 yield [statistic, number(x), "-1", "", "ok", number(value)]
 
 
-def _bands(name: str, curves: np.ndarray) -> dict[str, np.ndarray]:
-    """The mean curve and its band of 1.96 standard errors to either side; nothing without samples."""
+def _bands(name: str, curves: np.ndarray, repeats: bool) -> dict[str, np.ndarray]:
+    """The mean curve and its 95 % band: 1.96 standard errors, Student's t for repeats; nothing without samples."""
     if not len(curves):
         return {}
-    mean = curves.mean(axis=0)
-    half = 1.96 * curves.std(axis=0, ddof=1) / math.sqrt(len(curves)) if len(curves) > 1 else np.zeros_like(mean)
+    mean, n = curves.mean(axis=0), len(curves)
+    width = float(stats.t.ppf(0.975, n - 1)) if repeats and n > 1 else 1.96
+    half = width * curves.std(axis=0, ddof=1) / math.sqrt(n) if n > 1 else np.zeros_like(mean)
     return {name: mean, f"{name}_low": mean - half, f"{name}_high": mean + half}
 
 

@@ -10,6 +10,7 @@ what is missing is computed and kept.
 """
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 import tempfile
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 
 from . import keys, results, rng, show
-from .build import build
+from .build import TARGET, build, locate
 from .cache import digest
 from .config import Job
 from .datasets.base import Batch
@@ -32,7 +33,8 @@ from .metrics.base import Metric
 from .metrics.ranking import collapse
 from .models.classifier import Classifier
 from .results import BOOKKEEPING, OK, Outcome
-from .stage import Arrays
+from .retraining import Retraining
+from .stage import Arrays, Stage
 
 # The method of scores that belong to the model.
 NO_METHOD = "none"
@@ -44,21 +46,24 @@ def run(job: Job) -> Outcome | None:
     Raises UserError (a Refusal, for a pairing that cannot work) before any work, and CacheError on a full disk.
     """
     with _cache_folder(job) as root:
-        cell = Cell(job, root)
+        retrains = hasattr(locate(job.metric_spec[TARGET], "metric"), "maskings")
+        cell = (RetrainingCell if retrains else Cell)(job, root)
         if job.runner.plan:
             show.plan(cell.title, cell.plan())
             return None
         if job.runner.reuse == "force":
             cell.forget()
-        with show.progress(cell.title, len(cell.samples)) as cell.report:
+        with show.progress(cell.title, cell.work()) as report:
+            for explanations in cell.all_explanations:
+                explanations.report = report
+            cell.announce()
             cell.scores.fill_all()
-        for stage in (cell.replies, cell.maps, cell.scores):
+        for stage in cell.own_stages:
             stage.finish(cell.seconds[stage.artefact.kind])
-        for other in cell.others.values():
-            other.maps.finish(other.seconds["maps"])
-        for explanations in (cell, *cell.others.values()):
+        for explanations in cell.all_explanations:
+            explanations.maps.finish(explanations.seconds["maps"])
             explanations.logits.finish(0.0)
-        return results.write(cell.record(), cell.scores.rows(cell.samples))
+        return results.write(cell.record(), cell.scores.rows(cell.scores.order))
 
 
 @contextlib.contextmanager
@@ -82,10 +87,16 @@ class Cell(Explanations):
         self.check_masks(f"metric={job.metric}", self.metric)
         self.metric.check(self.classifier)
         self.metric.check_data(self.dataset)
+        self.add_stages()
+
+    def add_stages(self) -> None:
+        """The maps of other Jobs that the metric reads, the replies, and the scores."""
+        job = self.job
         self._wanted = inspect.signature(self.metric.evaluate).parameters
         if "explain" in self._wanted and "samples" in inspect.signature(self.method.attribute).parameters:
             raise Refusal(f"metric={job.metric} explains inputs of its own, which method={job.method} has no maps of")
-        self.others = {name: Explanations(other, root, self.samples) for name, other in self.metric.needs(job).items()}
+        others = self.metric.needs(job)
+        self.others = {name: Explanations(other, self.root, self.samples) for name, other in others.items()}
 
         self.metric_fit = self.fit_of(self.metric, job.metric, job.metric_spec)
         names = (*self.names, job.metric)
@@ -102,6 +113,23 @@ class Cell(Explanations):
         scored |= {"maps": self.maps.artefact.key, "collapse": self.how} if self.metric.reads_maps else self.explained
         by = job.method if self.metric.reads_maps else NO_METHOD
         self.scores = self.stage("scores", (*names, by), scored, self.samples, self._compute_scores, self._scores_cost)
+
+    def announce(self) -> None:
+        """Say what long work lies ahead."""
+
+    @property
+    def own_stages(self) -> tuple[Stage, ...]:
+        """The stages that are the metric's."""
+        return self.replies, self.scores
+
+    @property
+    def all_explanations(self) -> list[Explanations]:
+        """Everything with maps that this cell reads."""
+        return [self, *self.others.values()]
+
+    def work(self) -> dict[str, int]:
+        """How much there is of each kind, for progress."""
+        return {"maps": len(self.samples) * len(self.all_explanations), "scores": len(self.samples)}
 
     @property
     def how(self) -> str:
@@ -237,6 +265,7 @@ class Cell(Explanations):
                 "metric_key": digest(keys.metric(self.metric, job.metric_spec)),
                 # Everything the numbers depend on, for scores that read no maps too: seed, target, fit.
                 "numbers_key": self.scores.artefact.key,
+                "sample_key": digest(list(self.samples)),
             },
             computed=any(self.seconds.values()),
             details={
@@ -247,11 +276,86 @@ class Cell(Explanations):
                 "tuned_on": job.tuned_on if self.metric.reads_maps else (),
                 "seconds": {
                     stage.artefact.kind: stage.artefact.manifest().get("seconds", 0.0)
-                    for stage in (self.maps, self.replies, self.scores)
+                    for stage in (self.maps, *self.own_stages)
                 },
                 "peak_memory_bytes": peak_memory(self.device),
                 "device": str(self.device),
                 "threads": torch.get_num_threads(),
                 "config": job.config,
             },
+        )
+
+
+class RetrainingCell(Cell):
+    """A cell whose metric retrains networks: its scores have a row per repeat, and its maps are those of two splits."""
+
+    def add_stages(self) -> None:
+        """The trainings, and the scores made from them."""
+        job = self.job
+        self.retraining = Retraining(self, self.metric)
+        scored = {"metric": keys.metric(self.metric, job.metric_spec), "trainings": self.retraining.keys}
+        names, repeats = (*self.names, job.metric, job.method), list(range(self.metric.repeats))
+        self.scores = self.stage("scores", names, scored, repeats, self._compute_scores, size=1)
+
+    def announce(self) -> None:
+        """Say how long the trainings will take."""
+        self.retraining.announce()
+
+    @property
+    def own_stages(self) -> tuple[Stage, ...]:
+        """The scores alone: nothing is asked of the network that is explained."""
+        return (self.scores,)
+
+    @property
+    def all_explanations(self) -> list[Explanations]:
+        """Those of the two splits."""
+        return list(self.retraining.explained.values())
+
+    def work(self) -> dict[str, int]:
+        """How much there is to do of each kind."""
+        return self.retraining.work()
+
+    @property
+    def _metric_cost(self) -> tuple[int, int]:
+        """Nominal (forward, backward) passes of all trainings together."""
+        each = self.retraining.passes // 3 * len(self.retraining.keys)
+        return each, each
+
+    def _compute_scores(self, repeats: Sequence[int]) -> Arrays:
+        found = [self.metric.evaluate(self.retraining.accuracies(repeat)) for repeat in repeats]
+        columns = {name: torch.stack([row[name] for row in found]).numpy() for name in found[0]}
+        return {"status": np.full(len(repeats), OK), **columns}
+
+    def plan(self) -> list[tuple[str, str, int, int, int]]:
+        """As `Cell.plan`; a step of training counts as three passes of an image."""
+        rows = []
+        for part in self.all_explanations:
+            missing = len(part.maps.artefact.missing(part.samples))
+            passes = missing * sum(self.method.cost(self.classifier))
+            rows.append(("maps", part.maps.artefact.key, len(part.samples) - missing, missing, passes))
+        total, missing = len(self.retraining.keys), len(self.retraining.missing)
+        rows.append(("trainings", self.scores.artefact.key, total - missing, missing, missing * self.retraining.passes))
+        return rows
+
+    def forget(self) -> None:
+        """Remove the maps, trainings and scores of this job."""
+        self.retraining.forget()
+        self.scores.artefact.remove()
+
+    def record(self) -> results.Record:
+        """A row per repeat instead of per sample."""
+        record = super().record()
+        train, test = self.all_explanations
+        seconds = {"maps": sum(part.maps.artefact.manifest().get("seconds", 0.0) for part in (train, test))}
+        return dataclasses.replace(
+            record,
+            samples=tuple(self.scores.order),
+            repeats=True,
+            filtered=test.filtered,
+            keys={
+                **record.keys,
+                "map_key": test.maps.artefact.key,
+                "sample_key": digest({"samples": list(test.samples), "repeats": self.metric.repeats}),
+            },
+            details={**record.details, "seconds": {**record.details["seconds"], **seconds}},
         )

@@ -5,7 +5,7 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +37,19 @@ def talk_on_stderr(level: int = logging.INFO) -> None:
 
 
 @contextlib.contextmanager
-def progress(title: str, samples: int) -> Iterator[Callable[[str, int], None]]:
-    """Progress of one cell on stderr with an estimate of the time left; yields report(kind, samples done)."""
+def progress(title: str, work: Mapping[str, int]) -> Iterator[Callable[[str, int], None]]:
+    """Progress of one cell on stderr with an estimate of the time left; yields report(kind, how many are done).
+
+    work: how many there are of each kind: maps, scores, trainings. Other kinds are not shown.
+    """
     if not stderr.is_terminal:
-        yield _lines(title, samples)
+        yield _lines(title, work)
         return
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=stderr, transient=True) as bars:
-        tasks = {kind: bars.add_task(f"{title}: {kind}", total=samples) for kind in ("maps", "scores")}
+        tasks = {kind: bars.add_task(f"{title}: {kind}", total=total) for kind, total in work.items()}
 
         def report(kind: str, done: int) -> None:
             if kind in tasks:
@@ -55,19 +58,20 @@ def progress(title: str, samples: int) -> Iterator[Callable[[str, int], None]]:
         yield report
 
 
-def _lines(title: str, samples: int) -> Callable[[str, int], None]:
+def _lines(title: str, work: Mapping[str, int]) -> Callable[[str, int], None]:
     done: Counter[str] = Counter()
-    started = last = time.monotonic()
+    began: dict[str, float] = {}
+    last = opened = time.monotonic()
 
     def report(kind: str, more: int) -> None:
         nonlocal last
         done[kind] += more
         now = time.monotonic()
-        if kind in ("maps", "scores") and now - last > SECONDS_BETWEEN_LINES and done[kind] < samples:
+        started = began.setdefault(kind, opened if len(began) == 0 else last)
+        if kind in work and now - last > SECONDS_BETWEEN_LINES and done[kind] < work[kind]:
             last = now
-            left = (now - started) / done[kind] * (samples - done[kind])
-            said = f"{title}: {kind} of {done[kind]} of {samples} samples, about {left:.0f} s left"
-            stderr.print(said, highlight=False)
+            left = (now - started) / done[kind] * (work[kind] - done[kind])
+            stderr.print(f"{title}: {done[kind]} of {work[kind]} {kind}, about {left:.0f} s left", highlight=False)
 
     return report
 

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from xaibench.build import bind, build
 from xaibench.errors import UserError
-from xaibench.metrics.base import Metric
+from xaibench.metrics.base import Measure
 
 YAMLS = sorted((Path(__file__).parents[2] / "conf" / "metric").glob("*.yaml"))
 SPECS = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in YAMLS}
@@ -22,7 +22,7 @@ def test_yaml_names_every_parameter_with_its_default(name):
     # Two yamls may share a class: one of them states its defaults.
     sharing = [spec for spec in SPECS.values() if spec["_target_"] == SPECS[name]["_target_"]]
     assert defaults in [bind(spec, "metric")[1] for spec in sharing]
-    assert isinstance(build(SPECS[name], "metric"), Metric)
+    assert isinstance(build(SPECS[name], "metric"), Measure)
 
 
 @pytest.mark.parametrize(

@@ -35,8 +35,8 @@ class Statistic:
     tolerance: float = 0.005
 
 
-class Metric(ABC):
-    """Base class with the defaults; any class with these attributes will do. Constructor arguments are the parameters.
+class Measure:
+    """What every metric declares, with defaults. Constructor arguments are the parameters.
 
     version: bumped when the numbers change; part of every key.
     statistics: what the leaderboard shows. The first one is the headline.
@@ -63,6 +63,14 @@ class Metric(ABC):
         """Nominal (forward, backward) passes per sample, from the definition."""
         return (0, 0)
 
+    def axes(self, classifier: Classifier) -> dict[str, torch.Tensor]:
+        """The x axis of every curve that `evaluate` returns, by column name."""
+        return {}
+
+
+class Metric(Measure, ABC):
+    """A metric that scores one sample after the other; any class with these attributes will do."""
+
     def explanations(self, classifier: Classifier) -> int:
         """How many further maps per sample `evaluate` asks `explain` for."""
         return 0
@@ -83,10 +91,6 @@ class Metric(ABC):
 
     def responses_spec(self) -> dict[str, Any]:
         """The parameters that `respond` depends on: part of the key of its artefact."""
-        return {}
-
-    def axes(self, classifier: Classifier) -> dict[str, torch.Tensor]:
-        """The x axis of every curve that `evaluate` returns, by column name."""
         return {}
 
     @abstractmethod
