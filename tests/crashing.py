@@ -18,6 +18,8 @@ POINTS = {
     "renamed": ("xaibench.cache", "_sync_folder", "after"),
     "before the manifest": ("xaibench.cache", "Artefact.finish", "before"),
     "in the middle of a metric": ("xaibench.metrics.degradation", "Degradation.evaluate", "before"),
+    "in the middle of a training": ("xaibench.models.recipe", "_train_epoch", "before"),
+    "a training kept": ("xaibench.cache", "Artefact.save_whole", "after"),
     "between rows and card": ("xaibench.results", "_remove_superseded", "before"),
 }
 
