@@ -25,11 +25,12 @@ class SmallestSufficientRegion(Metric):
     scores -log(p) of the original: a map is of use if it is below `constant` in the leaderboard. The least possible
     value is log(0.05) = -3.0.
 
-    One far pixel above the threshold blows the box up, so noisy maps lose whatever they mean. The paper's maps are
-    masks between 0 and 1; how other maps become a region is an option here:
+    The headline is the mean over the images. -log(p) has no upper bound, so that a few crops in which the class is
+    lost decide it; `median` is the same column's median. One far pixel above the threshold blows the box up, and then
+    the score is that of the whole image. How a map becomes a region is an option here:
 
-    threshold, of: a pixel is salient if it is at least `threshold` times the map's maximum (`of: max`; 0.5 halves a
-        mask, 0.2 is the convention of CAM's boxes) or times its mean (`of: mean`; as Zhang et al. 2018 make boxes).
+    threshold, of: a pixel is salient if it is at least `threshold` times the map's maximum (`of: max`; boxes around
+        CAMs take 0.2, Zhou et al. 2016) or times its mean (`of: mean`; Zhang et al. 2018 make boxes so).
     sign: `positive` (negative values are 0) or `absolute`. collapse: see `Metric`.
 
     A map without a positive value has no salient region: undefined (NaN). So has one where no pixel reaches the
@@ -38,15 +39,14 @@ class SmallestSufficientRegion(Metric):
     Columns: smallest_sufficient_region, area (a), probability (p).
     """
 
-    statistics = (
-        Statistic(
-            "smallest_sufficient_region", "lower", "smallest_sufficient_region", low=-3.0, unit="log area - log p"
-        ),
+    statistics = tuple(
+        Statistic(name, "lower", "smallest_sufficient_region", kind=kind, low=-3.0, unit="log area - log p")
+        for name, kind in (("smallest_sufficient_region", "mean"), ("median", "median"))
     )
 
     def __init__(
         self,
-        threshold: float = 0.5,
+        threshold: float = 0.2,
         of: Literal["max", "mean"] = "max",
         collapse: Collapse | None = None,
         sign: Literal["positive", "absolute"] = "positive",
