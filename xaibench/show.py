@@ -60,16 +60,17 @@ def progress(title: str, work: Mapping[str, int]) -> Iterator[Callable[[str, int
 
 def _lines(title: str, work: Mapping[str, int]) -> Callable[[str, int], None]:
     done: Counter[str] = Counter()
-    began: dict[str, float] = {}
-    last = opened = time.monotonic()
+    began: dict[str, float] = {}  # a kind begins where what was reported before it ended
+    said = before = time.monotonic()
 
     def report(kind: str, more: int) -> None:
-        nonlocal last
+        nonlocal said, before
         done[kind] += more
         now = time.monotonic()
-        started = began.setdefault(kind, opened if len(began) == 0 else last)
-        if kind in work and now - last > SECONDS_BETWEEN_LINES and done[kind] < work[kind]:
-            last = now
+        started = began.setdefault(kind, before)
+        before = now
+        if kind in work and now - said > SECONDS_BETWEEN_LINES and done[kind] < work[kind]:
+            said = now
             left = (now - started) / done[kind] * (work[kind] - done[kind])
             stderr.print(f"{title}: {done[kind]} of {work[kind]} {kind}, about {left:.0f} s left", highlight=False)
 
