@@ -74,6 +74,10 @@ class Selection:
     filter: Filter = Filter()
 
 
+# The target of explanations by other weights: the class that the Job they belong to explains.
+ORIGINAL = "original"
+
+
 @dataclass(frozen=True)
 class Job:
     """One cell of a benchmark as plain data and labels; the runner builds the objects.
@@ -81,6 +85,7 @@ class Job:
     model, dataset, method, metric: labels for people. *_spec: specifications for `build`. *_variant: what was
     overridden, as `key=value` text, '' if nothing was; run_variant is the part of seed, target and output. tuned_on:
     the metrics that the method's yaml says it was tuned on. config: the whole resolved configuration, for provenance.
+    weights_state: `trained`, or what metrics ask for: a `models.randomise.Randomisation`, or `permuted_labels:SEED`.
     """
 
     model: str
@@ -104,6 +109,7 @@ class Job:
     cache: Path
     results: Path
     config: dict[str, Any]
+    weights_state: str = "trained"
 
 
 # ---- from a composed configuration to a Job ------------------------------------------------------------------------

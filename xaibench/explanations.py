@@ -13,6 +13,7 @@ import functools
 import inspect
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from . import keys, provenance, rng
 from .build import build
 from .cache import SHARD_SAMPLES, Artefact
-from .config import Job
+from .config import ORIGINAL, Job
 from .datasets.base import Batch, Dataset, Samples
 from .device import default_batch_size, find_device
 from .errors import Refusal, UserError, XaibenchError
 from .methods.base import Method
 from .metrics.base import Metric
 from .metrics.ranking import collapse
+from .models.classifier import Classifier
 from .models.loading import check_input, load_classifier
+from .models.randomise import PERMUTED_LABELS, Randomisation, is_randomised, randomised
 from .results import NONFINITE_MAP, OK
 from .stage import Arrays, Stage
 from .training import split_samples, trained_weights
@@ -49,33 +52,49 @@ class Explanations:
     Raises UserError (a Refusal, for a pairing that cannot work) before any work.
     """
 
-    def __init__(self, job: Job, root: Path, samples: list[int] | None = None) -> None:
-        """samples: the ids to explain; None selects them as the job says."""
-        self.job, self.root = job, root
+    def __init__(
+        self,
+        job: Job,
+        root: Path,
+        samples: list[int] | None = None,
+        like: "Explanations | None" = None,
+        collapsed: str | None = None,
+    ) -> None:
+        """samples: the ids to explain; None selects them as the job says.
+
+        like: explanations of the same model and data by other weights. Data, decoded images and the trained network
+        are theirs, and so are the targets of `target=original`. collapsed: keep maps collapsed in this way, [B,1,H,W].
+        """
+        self.job, self.root, self.like, self.kept_collapsed = job, root, like, collapsed
         self.seconds = {"maps": 0.0}
         self.report: Callable[[str, int], None] = lambda kind, done: None
 
         self.device = find_device(job.runner.device)
-        self.dataset: Dataset = build(job.dataset_spec, "dataset")
         self.method: Method = build(job.method_spec, "method")
-        self.classifier = load_classifier(
-            job.model,
-            job.model_spec,
-            output=job.output,
-            device=self.device,
-            trained=lambda: trained_weights(job, root, self.device),
-        )
-        automatic = default_batch_size(self.classifier.input_size, self.device)
-        self.classifier.batch_size = job.runner.batch_size or automatic
-        self.loader = Samples(self.dataset, self.classifier.preprocessing, (), self.device)
-        self._check_pairing()
+        if like is None:
+            self.dataset: Dataset = build(job.dataset_spec, "dataset")
+            self.learned = self._load_network()
+            self.loader = Samples(self.dataset, self.learned.preprocessing, (), self.device)
+            self._recent: deque[Batch] = deque(maxlen=2)
+            self._samples_to_fit: Samples | None = None
+            self._check_pairing()
+        else:
+            self.dataset, self.loader, self._recent = like.dataset, like.loader, like._recent
+            self.outputs = like.outputs
+            self.learned = self._load_network() if job.weights_state.startswith(PERMUTED_LABELS) else like.learned
+            if "samples" in inspect.signature(self.method.attribute).parameters:
+                raise Refusal(f"metric={job.metric} explains other networks, which method={job.method} has no maps of")
 
         self.base = {
-            "model": keys.model(self.classifier),
+            "model": keys.model(self.learned, job.weights_state),
             "data": keys.data(self.dataset, job.dataset_spec),
         }
         self.names = (job.model, job.dataset)
         self.explained = {**self.base, "explained": keys.explained(job)}
+        if job.target == ORIGINAL:
+            self.explained["explained"] = dict(like.explained["explained"])
+            if like.job.target == "predicted":
+                self.explained["explained"]["predicted_by"] = like.base["model"]
         everything = rng.permutation(len(self.dataset), job.selection.seed)
         self.logits = self.stage("responses", (*self.names, "logits"), self.base, everything, self._compute_logits)
         self.samples, self.filtered = self._select(everything) if samples is None else (samples, {})
@@ -83,13 +102,44 @@ class Explanations:
             self.logits.order = self.samples
 
         self.fit = self.fit_of(self.method, job.method, job.method_spec)
+        self._fitted_here, self._fitted_there = (
+            functools.lru_cache(maxsize=1)(lambda one: one.fitted(one.fit)) for _ in range(2)
+        )
         mapped = self.explained | {
             "method": keys.method(self.method, job.method_spec),
             "fit": self.fit and self.fit.artefact.key,
         }
+        if collapsed is not None:
+            mapped["collapsed"] = collapsed
         self.maps = self.stage(
             "maps", (*self.names, job.method), mapped, self.samples, self._compute_maps, self.method.cost
         )
+
+    # ---- the network ---------------------------------------------------------------------------------------------
+
+    @property
+    def classifier(self) -> Classifier:
+        """The network that is explained. Of randomised ones the last is kept in memory, and made when it is needed."""
+        if not is_randomised(self.job.weights_state):
+            return self.learned
+        return (self.like or self)._randomised(self.job.weights_state)
+
+    @functools.cached_property
+    def _randomised(self) -> Callable[[str], Classifier]:
+        return functools.lru_cache(maxsize=1)(lambda state: randomised(self.learned, Randomisation.parse(state)))
+
+    def _load_network(self) -> Classifier:
+        job = self.job
+        classifier = load_classifier(
+            job.model,
+            job.model_spec,
+            output=job.output,
+            device=self.device,
+            trained=lambda: trained_weights(job, self.root, self.device),
+        )
+        automatic = default_batch_size(classifier.input_size, self.device)
+        classifier.batch_size = job.runner.batch_size or automatic
+        return classifier
 
     # ---- maps ----------------------------------------------------------------------------------------------------
 
@@ -133,6 +183,8 @@ class Explanations:
             self._state  # noqa: B018 (fitted here, so that its time is not the maps')
         with self.timed("maps"):
             maps = self.attribute(batch.inputs, batch.targets, samples, masks=batch.masks, labels=batch.labels)
+        if self.kept_collapsed is not None:
+            maps = collapse(maps, self.kept_collapsed)[:, None]
         columns = {
             "maps": maps,
             "target": batch.targets,
@@ -150,7 +202,7 @@ class Explanations:
         self.seconds[kind] += time.perf_counter() - started
 
     def _compute_logits(self, samples: Sequence[int]) -> Arrays:
-        return {"logits": self.classifier.logits(self._decoded(tuple(samples)).inputs).cpu().numpy()}
+        return {"logits": self.classifier.logits(self._decoded(samples).inputs).cpu().numpy()}
 
     # ---- samples -------------------------------------------------------------------------------------------------
 
@@ -160,7 +212,9 @@ class Explanations:
 
     def load(self, samples: Sequence[int]) -> Batch:
         """Samples with the targets that are explained."""
-        batch = self._decoded(tuple(samples))
+        if self.job.target == ORIGINAL:
+            return self.like.load(samples)
+        batch = self._decoded(samples)
         if self.outputs == 1:
             return dataclasses.replace(batch, targets=torch.zeros_like(batch.labels, dtype=torch.int64))
         if self.job.target == "predicted":
@@ -169,13 +223,17 @@ class Explanations:
             return dataclasses.replace(batch, targets=torch.full_like(batch.labels, int(self.job.target[6:])))
         return batch
 
-    @functools.cached_property
-    def _decoded(self) -> Callable[[tuple[int, ...]], Batch]:
-        """Decoded samples. The last two blocks stay in memory, for the stages that follow and check them."""
-        return functools.lru_cache(maxsize=2)(self.loader.load)
+    def _decoded(self, samples: Sequence[int]) -> Batch:
+        """Decoded samples. The last two blocks stay in memory, for the stages that follow and check them, or parts."""
+        for batch in self._recent:
+            places = {sample: place for place, sample in enumerate(batch.samples)}
+            if places.keys() >= set(samples):
+                return _take(batch, [places[sample] for sample in samples])
+        self._recent.append(self.loader.load(samples))
+        return self._recent[-1]
 
     def _checksums(self, samples: Sequence[int]) -> np.ndarray:
-        return np.asarray(self._decoded(tuple(samples)).crc, dtype=np.uint32)
+        return np.asarray(self._decoded(samples).crc, dtype=np.uint32)
 
     # ---- what is fitted once -------------------------------------------------------------------------------------
 
@@ -209,11 +267,19 @@ class Explanations:
             artefact.tidy()
         return {key: torch.from_numpy(array).to(self.device) for key, array in arrays.items()}
 
-    @functools.cached_property
+    @property
     def _state(self) -> dict[str, torch.Tensor]:
-        return self.fitted(self.fit)
+        """What the method fitted to the network that is explained; of other weights, the last is kept in memory."""
+        return (self._fitted_here if self.like is None else self.like._fitted_there)(self)
 
     def _fit_samples(self, name: str) -> Samples:
+        if self.like is not None:
+            return self.like._fit_samples(name)
+        if self._samples_to_fit is None:
+            self._samples_to_fit = self._choose_fit_samples(name)
+        return self._samples_to_fit
+
+    def _choose_fit_samples(self, name: str) -> Samples:
         fit, loader = self.job.fit, self.loader
         try:
             return split_samples(
@@ -280,7 +346,7 @@ class Explanations:
         return Stage(
             artefact=Artefact(self.root, kind, names, spec),
             order=order,
-            size=lambda: size or (SHARD_SAMPLES if cost is None else self._block_size(*cost(self.classifier))),
+            size=lambda: size or (SHARD_SAMPLES if cost is None else self._block_size(*cost(self.learned))),
             compute=compute,
             provenance=self.made_by(),
             checksums=None if kind == "scores" else self._checksums,
@@ -295,8 +361,10 @@ class Explanations:
 
     @functools.cached_property
     def _forward_flops(self) -> int:
+        if self.like is not None:
+            return self.like._forward_flops
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            self.classifier.module(torch.zeros(1, *self.classifier.input_size, device=self.device))
+            self.learned.module(torch.zeros(1, *self.learned.input_size, device=self.device))
         return counter.get_total_flops()
 
     def made_by(self) -> dict[str, object]:
@@ -311,6 +379,18 @@ class Fit:
     worker: Method | Metric
     name: str
     artefact: Artefact
+
+
+def _take(batch: Batch, places: list[int]) -> Batch:
+    """Some samples of a batch."""
+    return Batch(
+        samples=tuple(batch.samples[place] for place in places),
+        inputs=batch.inputs[places],
+        labels=batch.labels[places],
+        targets=batch.targets[places],
+        masks=None if batch.masks is None else batch.masks[places],
+        crc=tuple(batch.crc[place] for place in places),
+    )
 
 
 def _check_maps(name: str, maps: torch.Tensor, inputs: torch.Tensor) -> None:

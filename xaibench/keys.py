@@ -20,12 +20,12 @@ Spec = dict[str, Any]
 _LOCATION = ("root", "download", "classes", "boxes", "max_box", "path")
 
 
-def model(classifier: Classifier) -> Spec:
-    """The network, its weights and what it makes of an image."""
+def model(classifier: Classifier, state: str = "trained") -> Spec:
+    """The network, its weights and what it makes of an image. state: what has become of the classifier's weights."""
     return {
         "definition": dict(classifier.definition),
         "weights": classifier.weights_digest,
-        "weights_state": classifier.weights_state,
+        "weights_state": classifier.weights_state if state == "trained" else state,
         "preprocessing": asdict(classifier.preprocessing),
         "input_size": list(classifier.input_size),
     }

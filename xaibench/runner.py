@@ -87,6 +87,7 @@ class Cell(Explanations):
         self.check_masks(f"metric={job.metric}", self.metric)
         self.metric.check(self.classifier)
         self.metric.check_data(self.dataset)
+        self.others: dict[str, Explanations] = {}
         self.add_stages()
 
     def add_stages(self) -> None:
@@ -95,8 +96,10 @@ class Cell(Explanations):
         self._wanted = inspect.signature(self.metric.evaluate).parameters
         if "explain" in self._wanted and "samples" in inspect.signature(self.method.attribute).parameters:
             raise Refusal(f"metric={job.metric} explains inputs of its own, which method={job.method} has no maps of")
-        others = self.metric.needs(job)
-        self.others = {name: Explanations(other, self.root, self.samples) for name, other in others.items()}
+        context = {"classifier": self.classifier}
+        wanted = inspect.signature(self.metric.needs).parameters
+        others = self.metric.needs(job, **{name: value for name, value in context.items() if name in wanted})
+        self.others = {name: self._other(other) for name, other in others.items()}
 
         self.metric_fit = self.fit_of(self.metric, job.metric, job.metric_spec)
         names = (*self.names, job.metric)
@@ -113,6 +116,13 @@ class Cell(Explanations):
         scored |= {"maps": self.maps.artefact.key, "collapse": self.how} if self.metric.reads_maps else self.explained
         by = job.method if self.metric.reads_maps else NO_METHOD
         self.scores = self.stage("scores", (*names, by), scored, self.samples, self._compute_scores, self._scores_cost)
+
+    def _other(self, job: Job) -> Explanations:
+        """The maps of another Job. Of other weights they are kept collapsed: only this kind of metric reads them."""
+        if job.weights_state == self.job.weights_state:
+            return Explanations(job, self.root, self.samples)
+        kept = None if self.how == "none" else self.how
+        return Explanations(job, self.root, self.samples, like=self, collapsed=kept)
 
     def announce(self) -> None:
         """Say what long work lies ahead."""
@@ -187,7 +197,7 @@ class Cell(Explanations):
     ) -> torch.Tensor:
         """What a metric's `evaluate` receives as `explain`, with the batch that it scores."""
         masks = batch.masks if masks is None else masks
-        maps = self.attribute(inputs, targets, batch.samples, f"method {purpose}", masks, batch.labels)
+        maps = self.attribute(inputs, targets, batch.samples, f"method {purpose}".strip(), masks, batch.labels)
         return collapse(maps, self.how, self.metric.sign)
 
     def _compute_replies(self, samples: Sequence[int]) -> Arrays:
@@ -220,7 +230,7 @@ class Cell(Explanations):
     def _metric_cost(self) -> tuple[int, int]:
         """Nominal passes per sample of the whole metric, those of the maps that it needs of others included."""
         own = self._scores_cost(self.classifier)
-        others = [other.method.cost(other.classifier) for other in self.others.values()]
+        others = [other.method.cost(other.learned) for other in self.others.values()]
         forwards, backwards = (sum(passes) for passes in zip(own, *others))
         return forwards, backwards
 
@@ -273,6 +283,7 @@ class Cell(Explanations):
                 "sign": self.metric.sign if self.metric.reads_maps else None,
                 "method_cost": self.method.cost(self.classifier) if self.metric.reads_maps else (0, 0),
                 "metric_cost": self._metric_cost,
+                "others": {name: other.maps.artefact.key for name, other in self.others.items()},
                 "tuned_on": job.tuned_on if self.metric.reads_maps else (),
                 "seconds": {
                     stage.artefact.kind: stage.artefact.manifest().get("seconds", 0.0)
@@ -287,7 +298,7 @@ class Cell(Explanations):
 
 
 class RetrainingCell(Cell):
-    """A cell whose metric retrains networks: its scores have a row per repeat, and its maps are those of two splits."""
+    """A cell whose metric retrains networks: its scores have a row per repeat, and its maps are those of several splits."""
 
     def add_stages(self) -> None:
         """The trainings, and the scores made from them."""
@@ -308,7 +319,7 @@ class RetrainingCell(Cell):
 
     @property
     def all_explanations(self) -> list[Explanations]:
-        """Those of the two splits."""
+        """Those of the splits."""
         return list(self.retraining.explained.values())
 
     def work(self) -> dict[str, int]:
@@ -345,8 +356,9 @@ class RetrainingCell(Cell):
     def record(self) -> results.Record:
         """A row per repeat instead of per sample."""
         record = super().record()
-        train, test = self.all_explanations
-        seconds = {"maps": sum(part.maps.artefact.manifest().get("seconds", 0.0) for part in (train, test))}
+        test = self.retraining.explained["test"]
+        parts = [part.maps.artefact.manifest().get("seconds", 0.0) for part in self.all_explanations]
+        seconds = {"maps": sum(parts)}
         return dataclasses.replace(
             record,
             samples=tuple(self.scores.order),

@@ -17,7 +17,8 @@ from .errors import UserError
 from .models import checkpoint
 from .models.loading import build_module, check_input, load_classifier
 from .models.preprocessing import Preprocessing
-from .models.recipe import Recipe, accuracy, train
+from .models.randomise import PERMUTED_LABELS
+from .models.recipe import Images, Recipe, accuracy, train
 
 log = logging.getLogger(__name__)
 SPLIT = "train"
@@ -41,6 +42,7 @@ def trained_weights(job: Job, root: Path, device: torch.device) -> Path:
 
     Resumed after an interruption; claimed, so that two processes do not train the same network. Raises UserError for
     a model without a recipe.
+    With the weights state `permuted_labels:SEED` it is trained on the training samples' labels in another order.
     """
     if not job.model_spec.get("recipe"):
         raise UserError(f"model={job.model} has no recipe to train it by; set model.weights to a file or to random")
@@ -53,6 +55,9 @@ def trained_weights(job: Job, root: Path, device: torch.device) -> Path:
         "recipe": asdict(recipe),
         "data": keys.data(samples.dataset, {**job.dataset_spec, "split": SPLIT}),
     }
+    permuted = job.weights_state.startswith(PERMUTED_LABELS)
+    if permuted:
+        spec["labels"] = job.weights_state
     artefact = Artefact(root, "weights", (job.model, job.dataset), spec)
     path = artefact.folder / "weights.safetensors"
     if path.exists():
@@ -64,13 +69,28 @@ def trained_weights(job: Job, root: Path, device: torch.device) -> Path:
     with artefact.claim("training"):
         if path.exists():
             return path
-        log.info("training %s on %d samples of %s", job.model, len(samples), job.dataset)
+        labels = " with permuted labels" if permuted else ""
+        log.info("training %s on %d samples of %s%s", job.model, len(samples), job.dataset, labels)
+        images = PermutedLabels(Images(samples), job.weights_state) if permuted else Images(samples)
         module = build_module(job.model_spec, seed=recipe.seed).to(device)
         state = artefact.folder / "state.safetensors"
-        train(module, recipe, samples, checkpoint=state, progress=show.epochs(f"training {job.model}"))
+        train(module, recipe, images, checkpoint=state, progress=show.epochs(f"training {job.model}"))
         checkpoint.write(path, module.state_dict())
         state.unlink(missing_ok=True)
     return path
+
+
+class PermutedLabels(Images):
+    """Images with each other's labels, as many of each as before; which ones, the state says (its seed is in it)."""
+
+    def __init__(self, images: Images, state: str) -> None:
+        self.images, self.samples = images, images.samples
+        self.identity = f"{images.identity} {state}"
+        self.order = torch.randperm(len(images), generator=rng.generator(state))
+
+    def load(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pixels [B,C,H,W] of these positions, and labels [B] of others."""
+        return self.images.load(positions)[0], self.images.load(self.order[positions])[1]
 
 
 def train_and_test(job: Job, device: torch.device) -> tuple[Path, float]:

@@ -77,7 +77,9 @@ class Metric(Measure, ABC):
 
     def needs(self, job: Any) -> dict[str, Any]:
         """Further maps of the same samples that `evaluate` reads, by a name of the metric's own: variants of the
-        cell's Job (`dataclasses.replace(job, ...)`), such as other weights. They are cached like any other maps."""
+        cell's Job (`dataclasses.replace(job, ...)`), such as other weights (`Job.weights_state`, and the target
+        `original` for that of the cell). They are cached like any other maps. A `needs` that names `classifier`
+        receives the network."""
         return {}
 
     def respond(
@@ -111,6 +113,6 @@ class Metric(Measure, ABC):
         `methods.base.Fitted`). `others`: name -> [B,H,W], the maps that `needs` named, and `other_logits`: name ->
         [B,K], what their networks answer to their inputs. `explain(inputs, targets, purpose, masks)` -> [B,H,W]: the
         method's maps of other inputs or targets, one per sample of the batch; another `purpose` means other random
-        draws; masks [B,H,W] default to the batch's. `data`: the `datasets.base.Samples` from which other samples can
-        be loaded.
+        draws, '' those of `maps`; masks [B,H,W] default to the batch's. `data`: the `datasets.base.Samples` from which
+        other samples can be loaded.
         """

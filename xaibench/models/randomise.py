@@ -16,6 +16,8 @@ Mode = Literal["cascade", "independent", "bottom_up"]
 Init = Literal["he_normal", "normal"]
 BatchNorm = Literal["reset", "affine", "keep"]
 MODES: tuple[str, ...] = get_args(Mode)
+# The weights state of a network that was trained on permuted labels, followed by :SEED.
+PERMUTED_LABELS = "permuted_labels"
 # Between the first and the last layer of a block that is no module of its own.
 TO = ".."
 
@@ -53,6 +55,11 @@ class Randomisation:
         if not known or not parts[1].isdigit():
             raise UserError(f"weights state {state}: expected MODE:BLOCK:SEED:INIT:BATCH_NORM, {nearest(mode, MODES)}")
         return cls(mode, parts[0], int(parts[1]), parts[2], parts[3])
+
+
+def is_randomised(state: str) -> bool:
+    """Whether a weights state is a `Randomisation`."""
+    return state.partition(":")[0] in MODES
 
 
 def randomised(classifier: Classifier, randomisation: Randomisation) -> Classifier:
