@@ -11,8 +11,9 @@ from .. import rng
 from ..datasets.base import Batch
 from ..errors import nearest
 from ..models.classifier import Classifier
+from ..versions import masked, versions
 from .base import Metric, Statistic
-from .perturbation import Fill, Removal, masked, versions
+from .perturbation import Fill, Removal
 
 Perturbation = Literal["square", "gaussian"]
 Span = tuple[torch.Tensor, torch.Tensor]

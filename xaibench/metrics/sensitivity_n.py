@@ -12,8 +12,9 @@ from .. import rng
 from ..datasets.base import Batch
 from ..errors import Refusal
 from ..models.classifier import Classifier
+from ..versions import masked
 from .base import Metric, Statistic
-from .perturbation import Fill, Removal, masked
+from .perturbation import Fill, Removal
 from .ranking import Collapse, Sign, tile_grid
 
 # Values of bool and double matrices that exist at a time, to bound the memory of large images.

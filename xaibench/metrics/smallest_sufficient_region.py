@@ -9,8 +9,8 @@ from torch.nn import functional
 from ..datasets.base import Batch
 from ..errors import Refusal
 from ..models.classifier import Classifier
+from ..versions import versions
 from .base import Metric, Statistic
-from .perturbation import versions
 from .ranking import Collapse
 
 SMALLEST = 0.05  # areas below this share of the image count as this: the definition's constant
