@@ -49,7 +49,7 @@ resize: null
 crop: null
 input_size: [1, 8, 8]
 layers: {}
-recipe: {_target_: xaibench.models.recipe.Recipe, epochs: 6, batch_size: 20, lr: 0.02}
+recipe: {_target_: xaibench.models.recipe.Recipe, epochs: 6, batch_size: 20, lr: 0.02, select: last}
 """
 ARGUMENTS = ["run", "--config-dir", "conf", "model=linear", "dataset=corner", "target=label", "metric.target=label"]
 FEW = ["metric.fractions=[0.0625,0.5]", "metric.repeats=2"]  # 4 pixels, 32 pixels
@@ -164,6 +164,15 @@ def test_maps_explain_the_predicted_class_of_both_splits_by_default(xaibench: Ca
     specs = [json.loads(path.read_text())["spec"] for path in world.glob("cache/maps/*/*/gradient/*/spec.json")]
     assert {spec["data"]["split"] for spec in specs} == {"train", "test"}
     assert {spec["explained"]["target"] for spec in specs} == {"predicted"}
+
+
+def test_a_recipe_that_selects_by_validation_masks_that_split_too(xaibench: Callable, world: Path):
+    best = ("model.recipe.select=best", "metric.validation_limit=30")
+    assert xaibench(*ARGUMENTS, "metric=roar", "method=oracle", *FEW, *best)[0] == 0
+    manifests = world.glob("cache/maps/*/*/oracle/*/manifest.json")
+    sizes = [sum(len(shard["samples"]) for shard in json.loads(path.read_text())["shards"]) for path in manifests]
+    assert sorted(sizes) == [30, 100, 200]
+    assert (values(world, "oracle")["accuracy_at_0.0625"] < 0.65).all()
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from .results import OK
 
 log = logging.getLogger(__name__)
 
-TRAIN, TEST = "train", "test"
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
 # Parameters up to which a GPU is given all networks of a repeat at once.
 SMALL = 5_000_000
 
@@ -60,13 +60,15 @@ class Retraining:
             TRAIN: self._explained(TRAIN, limited),
             TEST: self._explained(test, self.job.selection),
         }
+        if self.recipe.select == "best":
+            held_out = dataclasses.replace(limited, limit=metric.validation_limit)
+            self.explained[VALIDATION] = self._explained(VALIDATION, held_out)
         self.stack = metric.stack or self._default_stack()
 
     # ---- what is there, and what is to be done ---------------------------------------------------------------------
 
     def artefact(self, masking: Masking | None, repeat: int) -> Artefact:
         """Where the accuracy of one training is kept."""
-        train, test = self.explained[TRAIN], self.explained[TEST]
         spec: dict[str, Any] = {
             "definition": dict(self.cell.classifier.definition),
             "preprocessing": asdict(self.cell.classifier.preprocessing),
@@ -82,7 +84,7 @@ class Retraining:
             spec["seed"] = self.job.seed
             names[2] = masking.by if masking.by == "random" else self.job.method
         if masking is not None and masking.by == "method":
-            spec["maps"] = {TRAIN: train.maps.artefact.key, TEST: test.maps.artefact.key}
+            spec["maps"] = {split: part.maps.artefact.key for split, part in self.explained.items()}
             spec["ranking"] = {"collapse": self._how, "sign": self.metric.sign}
         return Artefact(self.cell.root, "trainings", names, spec)
 
@@ -158,11 +160,13 @@ class Retraining:
             seed = rng.seed_of(self.recipe.seed, "repeat", repeat)
             modules = [build_module(self.job.model_spec, seed=seed).to(self.cell.device) for _ in maskings]
             images = [self._masked(TRAIN, masking) for masking in maskings]
+            held_out = [self._masked(VALIDATION, masking) for masking in maskings if VALIDATION in self.explained]
             state = artefacts[0].folder / "state.safetensors"
             if self.stack > 1:
-                train_stacked(modules, self.recipe, images, [seed] * len(modules))
+                train_stacked(modules, self.recipe, images, [seed] * len(modules), held_out)
             else:
-                train(modules[0], self.recipe, images[0], seed=seed, checkpoint=state)
+                held_out = held_out[0] if held_out else None
+                train(modules[0], self.recipe, images[0], seed=seed, validation=held_out, checkpoint=state)
             for masking, artefact, module in zip(maskings, artefacts, modules):
                 right = accuracy_on(module, self._masked(TEST, masking), self.cell.classifier.batch_size)
                 artefact.save_whole("accuracy", {"accuracy": np.array([right])})

@@ -298,7 +298,7 @@ class Cell(Explanations):
 
 
 class RetrainingCell(Cell):
-    """A cell whose metric retrains networks: its scores have a row per repeat, and its maps are those of several splits."""
+    """A cell whose metric retrains networks: its scores have a row per repeat, its maps are those of several splits."""
 
     def add_stages(self) -> None:
         """The trainings, and the scores made from them."""

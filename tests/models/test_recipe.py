@@ -77,6 +77,24 @@ def test_batch_normalisation_that_is_folded_leaves_the_network_that_its_class_sa
     torch.testing.assert_close(ours(inputs), theirs(inputs), rtol=0, atol=1e-12)
 
 
+def test_the_best_epoch_is_the_first_of_the_highest_accuracy_on_validation(tmp_path):
+    # The rate is so high that accuracy goes up and down.
+    recipe, images = Recipe(epochs=8, batch_size=10, lr=1.0, select="best"), Images(samples_of())
+    net, state = make_net(), tmp_path / "state.safetensors"
+    history = train(net, recipe, images, validation=images, checkpoint=state)
+    assert len(set(history["validation"])) > 2 and history["validation"][-1] < max(history["validation"])
+    assert recipes.accuracy_on(net, images) == max(history["validation"])
+    epochs = history["validation"].index(max(history["validation"])) + 1
+    shorter = make_net()
+    train(shorter, replace(recipe, select="last", epochs=epochs), images)
+    assert equal(net, shorter)
+    # Taken up after its end, the best weights are still there.
+    again = make_net()
+    assert train(again, recipe, images, validation=images, checkpoint=state) == history and equal(again, net)
+    with pytest.raises(ValueError, match="validation"):
+        train(make_net(), recipe, images)
+
+
 def test_equals_an_obvious_loop():
     recipe = Recipe(epochs=3, batch_size=16, lr=0.1, momentum=0.5, weight_decay=0.01)
     ours = nn.Sequential(nn.Flatten(), nn.Linear(432, 2))

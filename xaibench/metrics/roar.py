@@ -45,7 +45,8 @@ class Roar(Measure):
 
     fractions: between 0 and 1. repeats: networks per fraction. fill: `zero` is the data set's mean, as the theses have
         it. target: of the maps; `label`, `predicted` or `fixed:<k>`, whatever the run's own. train_limit: train samples
-        (None: all); `dataset.limit` is of test samples.
+        (None: all); `dataset.limit` is of test samples. validation_limit: validation samples, for recipes that select
+        the best epoch by them (`model.recipe.select=best`); they lose their pixels too.
     stack: networks trained side by side: None is all of a repeat on a GPU and 1 on a CPU, where it does not pay.
     collapse, sign: see `Metric`.
 
@@ -61,17 +62,24 @@ class Roar(Measure):
         keep: bool = False,
         target: str = "predicted",
         train_limit: int | None = 3000,
+        validation_limit: int | None = 500,
         stack: int | None = None,
         collapse: Collapse | None = None,
         sign: Sign = "signed",
     ) -> None:
         if not fractions or sorted(set(fractions)) != list(fractions) or not 0 < fractions[0] <= fractions[-1] < 1:
             raise ValueError(f"fractions={list(fractions)}: expected rising numbers between 0 and 1")
-        for name, value in (("repeats", repeats), ("train_limit", train_limit), ("stack", stack)):
+        for name, value in (
+            ("repeats", repeats),
+            ("train_limit", train_limit),
+            ("validation_limit", validation_limit),
+            ("stack", stack),
+        ):
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: expected a positive number")
         self.fractions, self.repeats, self.fill, self.keep = tuple(fractions), repeats, fill, keep
-        self.target, self.train_limit, self.stack = target, train_limit, stack
+        self.target, self.stack = target, stack
+        self.train_limit, self.validation_limit = train_limit, validation_limit
         self.collapse, self.sign = collapse, sign
         name, better = ("kar", "higher") if keep else ("roar", "lower")
         kind, unit = "repeats", "accuracy"

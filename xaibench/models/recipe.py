@@ -36,8 +36,10 @@ class Recipe:
     schedule: `constant`; `step`, a tenth of lr after half and a hundredth after three quarters of the training (He et
         al. 2016); `one_cycle`, up to lr and down again in cosines (Smith and Topin 2018, PyTorch's OneCycleLR).
     augment: `crop_flip` shifts by up to 4 pixels, black at the border, and mirrors half of the images.
-    batch_norm: `folded` trains with batch normalisation behind every convolution and folds it into them at the end, so
+    batch_norm: `folded` trains with batch normalisation behind every biased convolution and folds it in at the end, so
         that the trained network is what its class says; `as_is` trains the network as it is.
+    select: `last` keeps the weights of the last epoch, `best` those of the epoch with the highest accuracy on the
+        validation split, the first one of equals.
     seed: of the order, the augmentation and the network's own randomness; the initial weights are the caller's.
     """
 
@@ -50,6 +52,7 @@ class Recipe:
     schedule: Literal["constant", "step", "one_cycle"] = "constant"
     augment: Literal["none", "crop_flip"] = "none"
     batch_norm: Literal["as_is", "folded"] = "as_is"
+    select: Literal["last", "best"] = "last"
     seed: int = 0
 
     @property
@@ -86,20 +89,24 @@ def train(
     samples: "Samples | Images",
     *,
     seed: int | None = None,
+    validation: "Images | None" = None,
     checkpoint: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, list[float]]:
     """Train the network in place -> {"loss": one per epoch, "accuracy": one per epoch}, over the epoch's own batches.
 
     samples: what to train on; `Images` where several trainings share what is decoded, or change it.
-    seed: instead of the recipe's. checkpoint: a file for the state (weights, optimiser, history), replaced after every
+    seed: instead of the recipe's. validation: for `select: best`, which adds "validation" to what is returned.
+    checkpoint: a file for the state (weights, optimiser, history), replaced after every
     epoch. If it holds the state of this very training, that is taken up, and the weights end up bit for bit what they
     are without the interruption (on one machine, with one thread count); any other content is ignored and replaced.
     progress: called after every epoch with (epochs done, epochs, loss, accuracy).
     The network ends up in evaluation mode without gradients. The pixels are decoded once and kept in memory as long
     as they take at most 2 GiB, otherwise decoded anew for every batch.
-    Raises UserError if the loss stops being finite.
+    Raises UserError if the loss stops being finite, and ValueError if there is nothing to select the best epoch by.
     """
+    if recipe.select == "best" and validation is None:
+        raise ValueError("select=best needs validation images")
     seed = recipe.seed if seed is None else seed
     device = next(module.parameters()).device
     if recipe.folds:
@@ -111,7 +118,7 @@ def train(
         "recipe": json.dumps(asdict(recipe) | {"seed": seed}, sort_keys=True),
         "data": images.identity,
     }
-    history = _take_up(checkpoint, identity, module, optimizer)
+    history, best = _take_up(checkpoint, identity, module, optimizer)
     # Kernels that add in a varying order would make two trainings differ.
     with (
         torch.enable_grad(),
@@ -127,10 +134,17 @@ def train(
                 )
             history["loss"].append(loss)
             history["accuracy"].append(accuracy)
+            if recipe.select == "best":
+                share = accuracy_on(module.eval(), validation)
+                if share > max(history.setdefault("validation", []), default=-1):
+                    best = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+                history["validation"].append(share)
             if checkpoint is not None:
-                files.write(checkpoint, _state(module, optimizer, history), identity)
+                files.write(checkpoint, _state(module, optimizer, history, best), identity)
             if progress is not None:
                 progress(epoch + 1, recipe.epochs, loss, accuracy)
+    if best:
+        module.load_state_dict(best)
     module.eval().requires_grad_(False)
     if recipe.folds:
         fold_batch_norm(module)
@@ -138,12 +152,12 @@ def train(
 
 
 def add_batch_norm(module: nn.Module) -> None:
-    """Put a batch normalisation behind every convolution of a network, in place."""
+    """Put a batch normalisation behind every convolution that has a bias, in place: that is where it can be folded."""
     convolutions = [
         (parent, name, child)
         for parent in module.modules()
         for name, child in parent.named_children()
-        if isinstance(child, nn.Conv2d)
+        if isinstance(child, nn.Conv2d) and child.bias is not None
     ]
     for parent, name, child in convolutions:
         norm = nn.BatchNorm2d(child.out_channels).to(child.weight)
@@ -278,31 +292,38 @@ def _cosine(start: float, end: float, share: float) -> float:
 
 
 def _state(
-    module: nn.Module, optimizer: torch.optim.Optimizer, history: dict[str, list[float]]
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    history: dict[str, list[float]],
+    best: dict[str, torch.Tensor],
 ) -> dict[str, torch.Tensor]:
     tensors = {f"module/{name}": tensor for name, tensor in module.state_dict().items()}
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{key}": v for key, v in values.items() if isinstance(v, torch.Tensor)}
+    tensors |= {f"best/{name}": tensor for name, tensor in best.items()}
     return tensors | {f"history/{key}": torch.tensor(v, dtype=torch.float64) for key, v in history.items()}
 
 
 def _take_up(
     path: Path | None, identity: dict[str, str], module: nn.Module, optimizer: torch.optim.Optimizer
-) -> dict[str, list[float]]:
-    """Load the state of this very training, if the file holds it, and give its history; otherwise an empty one."""
+) -> tuple[dict[str, list[float]], dict[str, torch.Tensor]]:
+    """Load the state of this very training, if the file holds it -> its history and the best weights so far."""
     history: dict[str, list[float]] = {"loss": [], "accuracy": []}
+    best: dict[str, torch.Tensor] = {}
     if path is None:
-        return history
+        return history, best
     remove_leftovers(path.parent)
     tensors = files.read_own(path, identity)
     if tensors is None:
-        return history
+        return history, best
     state: dict[int, dict[str, torch.Tensor]] = {}
     weights: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         kind, _, rest = name.partition("/")
         if kind == "module":
             weights[rest] = tensor
+        elif kind == "best":
+            best[rest] = tensor
         elif kind == "history":
             history[rest] = tensor.tolist()
         else:
@@ -310,4 +331,4 @@ def _take_up(
             state.setdefault(int(index), {})[key] = tensor
     files.fit(module, weights, str(path))
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return history
+    return history, best

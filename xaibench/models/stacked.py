@@ -11,16 +11,23 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from ..errors import Refusal, UserError
 from ..rng import generator
-from .recipe import Images, Recipe, add_batch_norm, fold_batch_norm
+from .recipe import Images, Recipe, accuracy_on, add_batch_norm, fold_batch_norm
 
 
-def train_stacked(modules: Sequence[nn.Module], recipe: Recipe, images: Sequence[Images], seeds: Sequence[int]) -> None:
+def train_stacked(
+    modules: Sequence[nn.Module],
+    recipe: Recipe,
+    images: Sequence[Images],
+    seeds: Sequence[int],
+    validation: Sequence[Images] = (),
+) -> None:
     """Train networks of one architecture in place, side by side, each on its own images [N] with its own seed.
 
     Every network takes the steps that `recipe.train` would give it alone: the same batches in the same order, the same
     augmentation, the same rates. Rounding differs, and grows over a training, so that a result says which of the two
     made it. It pays on a GPU that one small network leaves idle; on a CPU it is slower than one by one.
 
+    validation: each network's own, for `select: best`.
     The networks end up in evaluation mode without gradients. Raises Refusal for networks with dropout, whose draws
     would differ, ValueError for images that differ in number, and UserError if a loss stops being finite.
     """
@@ -41,7 +48,13 @@ def train_stacked(modules: Sequence[nn.Module], recipe: Recipe, images: Sequence
     def forward(weights: dict[str, torch.Tensor], state: dict[str, torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
         return functional_call(skeleton, (weights, state), (inputs,))
 
-    count = len(images[0])
+    def restore() -> None:
+        """Give the networks their weights and statistics as they are now."""
+        states = {**dict(zip(parameters, holder)), **buffers}
+        for index, module in enumerate(modules):
+            module.load_state_dict({name: tensor[index].detach() for name, tensor in states.items()})
+
+    count, best = len(images[0]), [(-1.0, {})] * len(modules)
     with (
         torch.enable_grad(),
         torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
@@ -66,9 +79,16 @@ def train_stacked(modules: Sequence[nn.Module], recipe: Recipe, images: Sequence
                 optimizer.step()
             if not math.isfinite(loss.item()):
                 raise UserError(f"a training diverged in epoch {epoch + 1}: try a smaller model.recipe.lr={recipe.lr}")
-    for index, module in enumerate(modules):
-        states = {**dict(zip(parameters, holder)), **buffers}
-        module.load_state_dict({name: tensor[index].detach() for name, tensor in states.items()})
+            if recipe.select == "best":
+                restore()
+                for index, (module, part) in enumerate(zip(modules, validation, strict=True)):
+                    share = accuracy_on(module.eval(), part)
+                    if share > best[index][0]:
+                        best[index] = share, copy.deepcopy(module.state_dict())
+    restore()
+    for module, (_, state) in zip(modules, best):
+        if state:
+            module.load_state_dict(state)
         module.eval().requires_grad_(False)
         if recipe.folds:
             fold_batch_norm(module)
