@@ -1,27 +1,42 @@
-"""What the perturbation metrics cost over the bare forward passes that they need, and whether their memory grows.
+"""What the metrics cost: time over the bare passes that they need, what methods share, and whether memory grows.
 
-    python scripts/bench.py                      # time and memory, every network with every metric
-    python scripts/bench.py --profile            # and where the rest of the time goes
-    python scripts/bench.py --models smallcnn --no-memory --threads 1
+    python scripts/bench.py limits sharing --threads 1     # tables by name; all of them if none is named
+    python scripts/bench.py limits --models smallcnn --metrics degradation --profile
+    python scripts/bench.py memory                         # peak memory of runs on 100 and 1000 images
+    python scripts/bench.py cascade trainings              # maps under randomised networks, and ROAR's trainings
 
-Time: `metric.evaluate` at the runner's own batch size, beside bare passes of as many images, from a buffer that is
-there already, at the fastest batch of 8, 16, 32 and 64. The two run in turn and the median ratio of a pair counts, so
-that a busy machine slows both alike. Weights are random: they change no time.
+Time: medians over pairs of the work and of what it is held against, one after the other, so that a busy machine slows
+both alike; with one thread it is the processor's time. Weights are random: they change no time.
 
-Memory (Linux, CPU): for each number of samples processes of their own, and the peak of their resident memory during
-evaluation above what they held after imports and loading the model. Samples come in blocks, as in a run; few steps,
-since steps change the number of passes and not what is held. Once with the C library's allocator as it is, which keeps
-some freed memory and more of it in some runs than in others, and once returning every large block when it is freed,
-which shows what the metric itself holds.
+limits    A metric as a method pays for it: `respond` and `evaluate` at the runner's own batch size. Beside it as many
+          bare forward passes (and gradients, where it asks for further maps) as it makes, from a buffer that is there
+          already, at the fastest batch of 8, 16, 32 and 64. A target is set for metrics that perturb: 1.15, or 1.25 on
+          networks under 20 million multiply-adds.
+sharing   Ten methods under a metric, whose responses are computed once, over one method.
+memory    (Linux, CPU) For each number of samples processes of their own: the peak of the resident memory of a whole
+          run, maps and result files included, above what the process held after imports. Few steps, which change the
+          number of passes. Once with the C library's allocator as it is, which keeps some freed memory and more of it
+          in some runs than in others, and once returning every large block when it is freed.
+cascade   The runner's maps under k randomised networks over k times the bare maps of the same images.
+trainings ROAR's trainings per hour, one by one and stacked.
+
+What other libraries take for the same work: scripts/bench_peers.py.
 """
 
 import argparse
+import copy
+import cProfile
+import inspect
 import os
+import pstats
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -30,225 +45,441 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from xaibench.datasets.base import Batch
+from xaibench.build import build
+from xaibench.config import compose_job
+from xaibench.datasets.base import Samples
+from xaibench.datasets.shapes import Shapes
 from xaibench.device import default_batch_size
-from xaibench.fills import filled
 from xaibench.listing import CONF
+from xaibench.methods.gradient import Gradient
 from xaibench.metrics.base import Metric
-from xaibench.metrics.degradation import Degradation
-from xaibench.metrics.insertion_deletion import InsertionDeletion
-from xaibench.metrics.ranking import places
+from xaibench.metrics.perturbation import Removal
+from xaibench.metrics.ranking import collapse
 from xaibench.models.classifier import Classifier
 from xaibench.models.loading import load_classifier
+from xaibench.models.recipe import Images, train
+from xaibench.models.stacked import train_stacked
 from xaibench.rng import sample_generators
+from xaibench.runner import Cell, run
 
-METRICS = {"degradation": Degradation, "insertion_deletion": InsertionDeletion}
 TIME_TARGETS = {"smallcnn": 1.25, "mobilenet_v2": 1.15}
-MEMORY_TARGET = 1.10
+# What a network of 1000 classes needs.
+OVERRIDES = {("mobilenet_v2", "completeness_soundness"): {"labels": 5}}
 BATCH_SIZES = (8, 16, 32, 64)
-MEMORY_SAMPLES = (50, 500)
-MEMORY_BLOCK = 25
-MEMORY_STEPS = 2
+PASSES = 300
+
+SHARING = ("sensitivity_n", "infidelity")
+SHARING_METHODS = 10
+SHARING_TARGET = 1.3
+
+MEMORY_TARGET = 1.10
+MEMORY_SAMPLES = (100, 1000)
 MEMORY_RUNS = 3
+MEMORY_OVERRIDES = {
+    "degradation": ("steps=2",),
+    "insertion_deletion": ("steps=2",),
+    "lerf": ("steps=2",),
+    "region_perturbation": ("regions=2",),
+    "road": ("percentages=[50]",),
+    "sensitivity_n": ("points=2", "sets=3"),
+    "infidelity": ("draws=4",),
+    "completeness_soundness": ("labels=2", "steps=3"),
+    "max_sensitivity": ("draws=2",),
+    "smallest_sufficient_region": (),
+    "pointing_game": (),
+}
 ALLOCATORS = {"as it is": {}, "returning": {"MALLOC_MMAP_THRESHOLD_": str(2**18)}}
+
+# Parts of a metric's time, by the functions that spend it.
+PARTS = {"ranking": ("ranking.py", "places"), "fills": ("fills.py", "filled"), "imputation": ("imputer.py", "impute")}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"of {', '.join(TABLES)} (all)")
     parser.add_argument("--models", nargs="+", choices=TIME_TARGETS, default=list(TIME_TARGETS))
-    parser.add_argument("--metrics", nargs="+", choices=METRICS, default=list(METRICS))
-    parser.add_argument("--samples", type=int, default=4, help="samples per evaluation")
-    parser.add_argument("--pairs", type=int, default=7, help="evaluations, each beside its bare passes")
+    parser.add_argument("--metrics", nargs="+", help="of the table (all)")
+    parser.add_argument(
+        "--samples", type=int, default=4, help="the fewest of an evaluation; of the cascade, 16 times them"
+    )
+    parser.add_argument("--pairs", type=int, default=7, help="measurements, each beside what it is held against")
     parser.add_argument("--threads", type=int, help="torch's threads (its own choice if not given)")
-    parser.add_argument("--batch-size", type=int, help="of the metric (the runner's own choice if not given)")
+    parser.add_argument("--batch-size", type=int, help="of the metrics (the runner's own choice if not given)")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--profile", action="store_true", help="what the time beside the network is spent on")
-    parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--profile", action="store_true", help="with limits: what the time beside the network is")
     parser.add_argument("--memory-of", nargs=3, metavar=("MODEL", "METRIC", "SAMPLES"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    torch.set_grad_enabled(False)
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    if arguments.memory_of:
-        model, metric, samples = arguments.memory_of
+    options = parser.parse_args()
+    if unknown := set(options.tables) - set(TABLES):
+        parser.error(f"{', '.join(unknown)}: expected of {', '.join(TABLES)}")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.memory_of:
+        model, metric, samples = options.memory_of
         print(peak_growth(model, metric, int(samples)))
         return
-    cells = [(model, metric) for model in arguments.models for metric in arguments.metrics]
     console = Console(width=120)
-    console.print(f"torch {torch.__version__}, {arguments.device}, {torch.get_num_threads()} threads")
-    times = Table("model", "metric", "batch", "fastest", "metric ms", "bare ms", "ratio", "quartiles", "target")
-    profile = Table("model", "metric", "ranking ms", "fills ms", "building and scoring ms", title="beside the network")
-    for model, metric in cells:
-        print(f"{model} {metric} ...", file=sys.stderr)
-        times.add_row(model, metric, *measure_time(model, metric, arguments))
-        if arguments.profile:
-            profile.add_row(model, metric, *measure_parts(model, metric, arguments))
-    console.print(times, "(milliseconds per sample)")
-    if arguments.profile:
-        console.print(profile)
-    if not arguments.no_memory:
-        few, many = MEMORY_SAMPLES
-        memory = Table("model", "metric", "allocator", f"{few} samples MiB", f"{many} samples MiB", "ratio", "target")
-        for model, metric in cells:
-            for allocator in ALLOCATORS:
-                print(f"{model} {metric} memory, allocator {allocator} ...", file=sys.stderr)
-                memory.add_row(model, metric, allocator, *measure_memory(model, metric, allocator))
-        console.print(memory)
+    console.print(f"torch {torch.__version__}, {options.device}, {torch.get_num_threads()} threads")
+    for name in options.tables or TABLES:
+        for table in TABLES[name](options):
+            console.print(table)
 
 
-def measure_time(model: str, metric_name: str, arguments: argparse.Namespace) -> list[str]:
-    classifier, metric = classifier_of(model, arguments.device), METRICS[metric_name]()
-    evaluate = evaluation(metric, classifier, arguments.samples)
-    classifier.batch_size = arguments.batch_size or classifier.batch_size
-    rows = count_rows(classifier, evaluate)
-    fastest = fastest_batch(classifier)
-    buffer = torch.randn(fastest, *classifier.input_size, device=classifier.device)
+# ---- limits ----------------------------------------------------------------------------------------------------------
+
+
+def limits(options: argparse.Namespace) -> list[Table]:
+    columns = ("model", "metric", "n", "passes", "gradients", "ms", "bare ms", "ratio", "quartiles", "target")
+    times = Table(*columns, title="over the bare passes (per sample)")
+    profile = Table("model", "metric", *(f"{part} ms" for part in PARTS), "all ms", title="beside the network")
+    for model in options.models:
+        for name in options.metrics or per_sample_metrics():
+            print(f"{model} {name} ...", file=sys.stderr)
+            metric = metric_of(name, OVERRIDES.get((model, name), {}))
+            times.add_row(model, name, *time_over_limit(model, metric, options))
+            if options.profile:
+                profile.add_row(model, name, *time_of_parts(model, metric, options))
+    return [times, profile] if options.profile else [times]
+
+
+def time_over_limit(model: str, metric: Metric, options: argparse.Namespace) -> list[str]:
+    classifier = classifier_of(model, options)
+    work = Work(metric, classifier, samples_for(metric, classifier, options))
+    samples = len(work.batch.samples)
+    forwards, gradients = count_passes(classifier, work.everything)
+    found = pairs(work.everything, bare_passes(classifier, forwards, gradients), options)
+    spent, needed = (1e3 * statistics.median(times) / samples for times in zip(*found))
+    row = [str(samples), f"{forwards / samples:.0f}", f"{gradients / samples:.0f}", f"{spent:.2f}"]
+    if not forwards + gradients:
+        return [*row, "", "", "", ""]
+    target = TIME_TARGETS[model] if perturbs(metric) else None
+    return [*row, f"{needed:.2f}", *ratio_of(found, target)]
+
+
+def time_of_parts(model: str, metric: Metric, options: argparse.Namespace) -> list[str]:
+    """Where the time beside the network goes: milliseconds per sample, with a network that answers at once."""
+    classifier = classifier_of(model, options)
+    work = Work(metric, classifier, samples_for(metric, classifier, options))
+    samples = len(work.batch.samples)
+    # Further maps are those that are there.
+    work.explain = lambda inputs, targets, purpose, masks=None: work.maps
+    classifier.module = Stub(classifier.logits(work.batch.inputs[:1])).to(classifier.device)
+    work.everything()
+    total = statistics.median(seconds(work.everything, options.device) for _ in range(options.pairs))
+    with cProfile.Profile(time.process_time if torch.get_num_threads() == 1 else time.perf_counter) as profile:
+        work.everything()
+    found = pstats.Stats(profile).stats
+    parts = [
+        sum(entry[3] for (path, _, function), entry in found.items() if (Path(path).name, function) == part)
+        for part in PARTS.values()
+    ]
+    return [f"{1e3 * part / samples:.2f}" for part in (*parts, total)]
+
+
+def samples_for(metric: Metric, classifier: Classifier, options: argparse.Namespace) -> int:
+    """As many samples as cost `PASSES` passes, at least `--samples` and at most the 64 of a block of a run."""
+    passes = sum(count_passes(classifier, Work(metric, classifier, 1).everything))
+    return min(max(options.samples, PASSES // max(passes, 1)), 64)
+
+
+def per_sample_metrics() -> list[str]:
+    """The metrics that score one map after the other: not those that retrain networks or score the network itself."""
+    names = sorted(path.stem for path in (CONF / "metric").glob("*.yaml"))
+    built = {name: metric_of(name) for name in names}
+    return [name for name, metric in built.items() if isinstance(metric, Metric) and metric.reads_maps]
+
+
+def perturbs(metric: Metric) -> bool:
+    """Whether most of a metric's work is to ask for perturbed images."""
+    return any(isinstance(value, Removal) for value in vars(metric).values()) or type(metric).__name__ == "Road"
+
+
+class Work:
+    """A metric's work on a few samples of `shapes` with the maps of `gradient`, as in a run."""
+
+    def __init__(self, metric: Metric, classifier: Classifier, samples: int) -> None:
+        self.metric, self.classifier = metric, classifier
+        self.how = metric.collapse or Gradient.collapse
+        self.data = Samples(Shapes(), classifier.preprocessing, range(samples), classifier.device)
+        self.batch = self.data.load(self.data.ids)
+        self.maps = self.explain(self.batch.inputs, self.batch.targets, "")
+        self.logits = classifier.logits(self.batch.inputs)
+
+    def respond(self) -> dict[str, torch.Tensor]:
+        """What does not depend on the method."""
+        return self.metric.respond(self.classifier, self.batch, self._generators(), **self._context("respond"))
+
+    def evaluate(self, responses: dict[str, torch.Tensor]) -> None:
+        """What every method pays for."""
+        context = self._context("evaluate")
+        self.metric.evaluate(self.classifier, self.batch, self.maps, responses, self._generators(), **context)
+
+    def everything(self) -> None:
+        self.evaluate(self.respond())
+
+    def explain(self, inputs: torch.Tensor, targets: torch.Tensor, purpose: str, masks: object = None) -> torch.Tensor:
+        maps = Gradient().attribute(self.classifier, inputs, targets, self._generators())
+        return collapse(maps, self.how, self.metric.sign)
+
+    def _generators(self) -> list[torch.Generator]:
+        return sample_generators(0, "bench", self.data.ids)
+
+    def _context(self, function: str) -> dict[str, object]:
+        wanted = inspect.signature(getattr(self.metric, function)).parameters
+        context = {
+            "explain": self.explain,
+            "data": self.data,
+            # Of other networks, whatever they are called.
+            "others": defaultdict(lambda: self.maps, other=self.maps),
+            "other_logits": defaultdict(lambda: self.logits, other=self.logits),
+        }
+        return {name: value for name, value in context.items() if name in wanted}
+
+
+def count_passes(classifier: Classifier, work: Callable[[], object]) -> tuple[int, int]:
+    """How many images the network sees during some work: (forwards alone, forwards for a gradient)."""
+    counts = {False: 0, True: 0}
+
+    def count(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        counts[torch.is_grad_enabled() and inputs[0].requires_grad] += len(inputs[0])
+
+    hook = classifier.module.register_forward_pre_hook(count)
+    work()
+    hook.remove()
+    return counts[False], counts[True]
+
+
+def bare_passes(classifier: Classifier, forwards: int, gradients: int) -> Callable[[], None]:
+    """As many passes at the fastest batch, and nothing else."""
+    size = fastest_batch(classifier)
+    buffer = torch.randn(size, *classifier.input_size, device=classifier.device)
+    targets = torch.zeros(size, dtype=torch.int64, device=classifier.device)
+    classifier = replace(classifier, batch_size=size)
 
     def bare() -> None:
-        for start in range(0, rows, fastest):
-            classifier.module(buffer[: min(fastest, rows - start)])
+        with torch.no_grad():
+            for start in range(0, forwards, size):
+                classifier.module(buffer[: min(size, forwards - start)])
+        for start in range(0, gradients, size):
+            rows = slice(min(size, gradients - start))
+            classifier.gradient(buffer[rows], targets[rows])
 
-    pairs = [(seconds(evaluate), seconds(bare)) for _ in range(arguments.pairs)]
-    low, ratio, high = statistics.quantiles([spent / needed for spent, needed in pairs], n=4)
-    spent, needed = (statistics.median(times) / arguments.samples * 1e3 for times in zip(*pairs))
-    target = TIME_TARGETS[model]
-    return [
-        str(classifier.batch_size),
-        str(fastest),
-        f"{spent:.1f}",
-        f"{needed:.1f}",
-        verdict(ratio, target),
-        f"{low:.3f} to {high:.3f}",
-        f"{target:.2f}",
-    ]
+    return bare
 
 
-def measure_parts(model: str, metric_name: str, arguments: argparse.Namespace) -> list[str]:
-    """The parts of an evaluation that are not the network: ranking and fills alone, the rest with a stub for it."""
-    classifier, metric = classifier_of(model, arguments.device), METRICS[metric_name]()
-    classifier.module = Stub().to(classifier.device)
-    batch = batch_of(classifier, arguments.samples)
-    maps = torch.randn(arguments.samples, *classifier.input_size[1:], device=classifier.device)
-    words = {getattr(metric, name) for name in ("fill", "deletion_fill", "insertion_fill") if hasattr(metric, name)}
-
-    def rank() -> None:
-        places(maps, sample_generators(0, "metric", batch.samples), getattr(metric, "tile", 1))
-
-    def fill() -> None:
-        for word in words:
-            filled(batch.inputs, word, classifier.preprocessing)
-
-    evaluate = evaluation(metric, classifier, arguments.samples)
-    ranking, filling, everything = (
-        statistics.median(seconds(part) for _ in range(arguments.pairs)) / arguments.samples * 1e3
-        for part in (rank, fill, evaluate)
-    )
-    return [f"{ranking:.2f}", f"{filling:.2f}", f"{everything - ranking - filling:.2f}"]
-
-
-def measure_memory(model: str, metric: str, allocator: str) -> list[str]:
-    """The medians of several processes each."""
-
-    def growth(samples: int) -> float:
-        command = [sys.executable, __file__, "--memory-of", model, metric, str(samples)]
-        environment = {**os.environ, **ALLOCATORS[allocator]}
-        runs = [
-            subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-            for _ in range(MEMORY_RUNS)
-        ]
-        return statistics.median(int(run.stdout) for run in runs)
-
-    few, many = map(growth, MEMORY_SAMPLES)
-    return [f"{few / 2**20:.0f}", f"{many / 2**20:.0f}", verdict(many / few, MEMORY_TARGET), f"{MEMORY_TARGET:.2f}"]
-
-
-def peak_growth(model: str, metric_name: str, samples: int) -> int:
-    """Bytes by which evaluating samples, block by block, raises this process's peak above what it holds now."""
-    classifier, metric = classifier_of(model), METRICS[metric_name](steps=MEMORY_STEPS)
-    held = memory("VmRSS")
-    # Otherwise the peak would be that of the imports, or of the parent process.
-    Path("/proc/self/clear_refs").write_text("5")
-    for _ in range(0, samples, MEMORY_BLOCK):
-        evaluation(metric, classifier, MEMORY_BLOCK)()
-    return memory("VmHWM") - held
-
-
-def memory(field: str) -> int:
-    """A figure of this process in bytes: VmRSS is what it holds, VmHWM the most that it has held."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
-
-
-def classifier_of(model: str, device: str = "cpu") -> Classifier:
-    """The network of conf/model with random weights, as the runner would load it."""
-    spec = OmegaConf.load(CONF / "model" / f"{model}.yaml")
-    spec.weights = "random"
-    classifier = load_classifier(model, OmegaConf.to_container(spec), device=device)
-    classifier.batch_size = default_batch_size(classifier.input_size, classifier.device)
-    return classifier
-
-
-def batch_of(classifier: Classifier, samples: int) -> Batch:
-    inputs = torch.randn(samples, *classifier.input_size, device=classifier.device)
-    targets = torch.zeros(samples, dtype=torch.int64, device=classifier.device)
-    return Batch(tuple(range(samples)), inputs, targets, targets, None, (0,) * samples)
-
-
-def evaluation(metric: Metric, classifier: Classifier, samples: int) -> Callable[[], None]:
-    """One evaluation of random maps, with the method-independent responses there already, as in a run."""
-    batch = batch_of(classifier, samples)
-    maps = torch.randn(samples, *classifier.input_size[1:], device=classifier.device)
-    responses = metric.respond(classifier, batch, [])
-
-    def evaluate() -> None:
-        generators = sample_generators(0, "metric", batch.samples)
-        metric.evaluate(classifier, batch, maps, responses, generators)
-
-    return evaluate
-
-
-def count_rows(classifier: Classifier, evaluate: Callable[[], None]) -> int:
-    """How many images the network sees in one evaluation."""
-    sizes: list[int] = []
-    hook = classifier.module.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
-    evaluate()
-    hook.remove()
-    return sum(sizes)
-
-
+@torch.no_grad()
 def fastest_batch(classifier: Classifier, rounds: int = 3) -> int:
     """The batch size at which bare passes take the least time per image, by the median of interleaved rounds."""
     buffer = torch.randn(max(BATCH_SIZES), *classifier.input_size, device=classifier.device)
     times: dict[int, list[float]] = {size: [] for size in BATCH_SIZES}
     for round_ in range(rounds + 1):
         for size in BATCH_SIZES:
-            spent = seconds(lambda: [classifier.module(part) for part in buffer.split(size)])  # noqa: B023
+            work = lambda: [classifier.module(part) for part in buffer.split(size)]  # noqa: B023, E731
+            spent = seconds(work, classifier.device)
             if round_:  # the first warms up
                 times[size].append(spent)
     return min(BATCH_SIZES, key=lambda size: statistics.median(times[size]))
 
 
-def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
+class Stub(nn.Module):
+    """A network that answers at once."""
+
+    def __init__(self, like: torch.Tensor) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(1, like.shape[1]), requires_grad=False)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.logits + 0 * inputs.flatten(1)[:, :1]  # with a gradient, for who asks for it
+
+
+# ---- sharing ---------------------------------------------------------------------------------------------------------
+
+
+def sharing(options: argparse.Namespace) -> list[Table]:
+    columns = ("model", "metric", "ten, ms", "one, ms", "ratio", "quartiles", "target")
+    table = Table(*columns, title="ten methods over one (per sample)")
+    for model in options.models:
+        for name in options.metrics or SHARING:
+            print(f"{model} {name} sharing ...", file=sys.stderr)
+            work = Work(metric_of(name), classifier_of(model, options), options.samples)
+
+            def methods(count: int, work: Work = work) -> None:
+                responses = work.respond()
+                for _ in range(count):
+                    work.evaluate(responses)
+
+            methods(1)
+            found = pairs(lambda: methods(SHARING_METHODS), lambda: methods(1), options)
+            ten, one = (f"{1e3 * statistics.median(times) / options.samples:.1f}" for times in zip(*found))
+            table.add_row(model, name, ten, one, *ratio_of(found, SHARING_TARGET))
+    return [table]
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+def memory(options: argparse.Namespace) -> list[Table]:
+    few, many = MEMORY_SAMPLES
+    columns = ("metric", "allocator", f"{few} samples MiB", f"{many} samples MiB", "ratio", "target")
+    table = Table(*columns, title="peak memory of a run on smallcnn above imports")
+    for metric in options.metrics or MEMORY_OVERRIDES:
+        for allocator in ALLOCATORS:
+            print(f"{metric} memory, allocator {allocator} ...", file=sys.stderr)
+            low, high = (growth("smallcnn", metric, samples, allocator) for samples in MEMORY_SAMPLES)
+            cells = (f"{low / 2**20:.0f}", f"{high / 2**20:.0f}", verdict(high / low, MEMORY_TARGET))
+            table.add_row(metric, allocator, *cells, f"{MEMORY_TARGET:.2f}")
+    return [table]
+
+
+def growth(model: str, metric: str, samples: int, allocator: str) -> float:
+    """The median of several processes' `peak_growth`."""
+    command = [sys.executable, __file__, "--threads", "1", "--memory-of", model, metric, str(samples)]
+    environment = {**os.environ, **ALLOCATORS[allocator]}
+    runs = [
+        subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+        for _ in range(MEMORY_RUNS)
+    ]
+    return statistics.median(int(finished.stdout.split()[-1]) for finished in runs)
+
+
+def peak_growth(model: str, metric: str, samples: int) -> int:
+    """Bytes by which a whole run raises this process's peak above what it holds now."""
+    overrides = [f"metric.{override}" for override in MEMORY_OVERRIDES.get(metric, ())]
+    with tempfile.TemporaryDirectory() as folder:
+        job = job_of(model, metric, samples, folder, overrides)
+        held = resident("VmRSS")
+        # Otherwise the peak would be that of the imports, or of the parent process.
+        Path("/proc/self/clear_refs").write_text("5")
+        run(job)
+        return resident("VmHWM") - held
+
+
+def resident(field: str) -> int:
+    """A figure of this process in bytes: VmRSS is what it holds, VmHWM the most that it has held."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+# ---- randomised and retrained networks -------------------------------------------------------------------------------
+
+
+def cascade(options: argparse.Namespace) -> list[Table]:
+    columns = ("model", "states", "samples", "ms per map", "bare ms per map", "ratio", "quartiles")
+    table = Table(*columns, title="maps under randomised networks over as many bare maps")
+    samples = 16 * options.samples
+    for model in options.models:
+        print(f"{model} cascade ...", file=sys.stderr)
+        classifier = classifier_of(model, options)
+        batch = Samples(Shapes(), classifier.preprocessing, (), classifier.device).load(range(samples))
+        states, found = 0, []
+        for _ in range(options.pairs):
+            with tempfile.TemporaryDirectory() as folder:
+                cell = Cell(job_of(model, "parameter_randomization", samples, folder, ["metric.seeds=1"]), Path(folder))
+                cell.maps.fill_all()  # data, outputs and targets are there from now on
+                others = list(cell.others.values())
+                states = len(others)
+
+                def randomised(others: list = others) -> None:
+                    for other in others:
+                        other.maps.fill_all()
+
+                def bare(times: int = states) -> None:
+                    for _ in range(times):
+                        Gradient().attribute(classifier, batch.inputs, batch.targets, [])  # noqa: B023
+
+                found.append((seconds(randomised, options.device), seconds(bare, options.device)))
+        each = [f"{1e3 * statistics.median(times) / samples / states:.2f}" for times in zip(*found)]
+        table.add_row(model, str(states), str(samples), *each, *ratio_of(found, None)[:2])
+    return [table]
+
+
+def trainings(options: argparse.Namespace, networks: int = 4, images: int = 256) -> list[Table]:
+    columns = ("model", "trained", "seconds each", "trainings per hour")
+    table = Table(*columns, title=f"ROAR's trainings: an epoch of {images} images, {networks} networks")
+    spec = OmegaConf.to_container(OmegaConf.load(CONF / "model" / "smallcnn.yaml"), resolve=False)
+    recipe = replace(build(spec["recipe"], "recipe"), epochs=1)
+    classifier = classifier_of("smallcnn", options)
+    pixels = Images(Samples(Shapes("train"), classifier.preprocessing, range(images), classifier.device))
+
+    def one_by_one() -> None:
+        for seed in range(networks):
+            train(copy.deepcopy(classifier.module), recipe, pixels, seed=seed)
+
+    def stacked() -> None:
+        modules = [copy.deepcopy(classifier.module) for _ in range(networks)]
+        train_stacked(modules, recipe, [pixels] * networks, range(networks))
+
+    print("smallcnn trainings ...", file=sys.stderr)
+    for way, times in zip(("one by one", "stacked"), zip(*pairs(one_by_one, stacked, options))):
+        each = statistics.median(times) / networks
+        table.add_row("smallcnn", way, f"{each:.2f}", f"{3600 / each:.0f}")
+    return [table]
+
+
+# ---- what the tables share -------------------------------------------------------------------------------------------
+
+
+def metric_of(name: str, overrides: dict[str, object] | None = None) -> Metric:
+    """The metric of conf/metric, with its defaults but for the overrides."""
+    spec = OmegaConf.to_container(OmegaConf.load(CONF / "metric" / f"{name}.yaml"))
+    return build(spec | (overrides or {}), "metric")
+
+
+def classifier_of(model: str, options: argparse.Namespace) -> Classifier:
+    """The network of conf/model with random weights, as the runner would load it."""
+    spec = OmegaConf.load(CONF / "model" / f"{model}.yaml")
+    spec.weights, spec.recipe = "random", None
+    classifier = load_classifier(model, OmegaConf.to_container(spec), device=options.device)
+    automatic = default_batch_size(classifier.input_size, classifier.device)
+    classifier.batch_size = options.batch_size or automatic
+    return classifier
+
+
+def job_of(model: str, metric: str, samples: int, folder: str, overrides: list[str]) -> object:
+    """A run on shapes with maps of `gradient` and random weights that leaves nothing behind."""
+    names = [f"model={model}", "model.weights=random", "method=gradient", f"metric={metric}"]
+    rest = [f"dataset.limit={samples}", f"paths.cache={folder}/cache", f"paths.results={folder}/results"]
+    return compose_job([*names, *rest, "runner.device=cpu", *overrides])
+
+
+def pairs(
+    work: Callable[[], object], other: Callable[[], object], options: argparse.Namespace
+) -> list[tuple[float, float]]:
+    """Seconds of both, one after the other, several times; the first time does not count."""
+    found = [(seconds(work, options.device), seconds(other, options.device)) for _ in range(1 + options.pairs)]
+    return found[1:]
+
+
+def seconds(work: Callable[[], object], device: torch.device | str = "cpu") -> float:
+    """Wall time of a call, the device's queue emptied before and after; processor time if there is one thread."""
+    on_gpu = torch.device(device).type == "cuda"
+    clock = time.process_time if not on_gpu and torch.get_num_threads() == 1 else time.perf_counter
+    if on_gpu:
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    start = clock()
+    work()
+    if on_gpu:
+        torch.cuda.synchronize()
+    return clock() - start
+
+
+def ratio_of(found: list[tuple[float, float]], target: float | None) -> list[str]:
+    """The median ratio of pairs, its quartiles, and the target."""
+    low, ratio, high = statistics.quantiles([spent / needed for spent, needed in found], n=4)
+    shown = f"{ratio:.3f}" if target is None else verdict(ratio, target)
+    return [shown, f"{low:.3f} to {high:.3f}", "" if target is None else f"{target:.2f}"]
 
 
 def verdict(ratio: float, target: float) -> str:
     return f"[{'green' if ratio <= target else 'red'}]{ratio:.3f}[/]"
 
 
-class Stub(nn.Module):
-    """A network that answers at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.logits = nn.Parameter(torch.zeros(1, 10))
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return self.logits.expand(len(inputs), -1)
+TABLES: dict[str, Callable[[argparse.Namespace], list[Table]]] = {
+    "limits": limits,
+    "sharing": sharing,
+    "memory": memory,
+    "cascade": cascade,
+    "trainings": trainings,
+}
 
 
 if __name__ == "__main__":
