@@ -1,5 +1,6 @@
 """ROAR and KAR: what is removed, who wins where the truth is known, what is shared, and what survives a kill."""
 
+import contextlib
 import json
 import signal
 from collections.abc import Callable
@@ -205,9 +206,25 @@ def test_what_cannot_work_is_refused_before_any_work(xaibench: Callable, world: 
     assert not (world / "cache" / "trainings").exists()
 
 
-def test_it_says_how_long_it_will_take(xaibench: Callable, world: Path, caplog: pytest.LogCaptureFixture):
-    assert xaibench(*ARGUMENTS, "metric=roar", "method=oracle", *FEW)[0] == 0
-    assert "roar: 10 trainings of 200 images x 6 epochs, about" in caplog.text
-    caplog.clear()
-    assert xaibench(*ARGUMENTS, "metric=roar", "method=oracle", *FEW)[0] == 0
-    assert "trainings" not in caplog.text
+def test_progress_counts_the_trainings_that_are_missing(world: Path, monkeypatch: pytest.MonkeyPatch):
+    from xaibench import runner, show
+    from xaibench.config import compose_job
+
+    seen, shown = [], {}
+
+    @contextlib.contextmanager
+    def progress(title, work):
+        shown.update(work)
+        yield lambda kind, done: seen.append((kind, done))
+
+    monkeypatch.setattr(show, "progress", progress)
+    monkeypatch.syspath_prepend(str(world))
+    runner.run(compose_job([f"--config-dir={world / 'conf'}", *ARGUMENTS[3:], "metric=roar", "method=oracle", *FEW]))
+    counted = {kind: sum(done for other, done in seen if other == kind) for kind in shown}
+    assert counted == shown == {"maps": 300, "trainings": 10}
+
+
+def test_it_says_how_long_it_will_take(xaibench: Callable, world: Path):
+    arguments = (*ARGUMENTS, "metric=roar", "method=oracle", *FEW)
+    assert "roar: 10 trainings of 200 images x 6 epochs, about" in xaibench(*arguments)[2]
+    assert "trainings" not in xaibench(*arguments)[2]

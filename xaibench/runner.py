@@ -54,7 +54,7 @@ def run(job: Job) -> Outcome | None:
         if job.runner.reuse == "force":
             cell.forget()
         with show.progress(cell.title, cell.work()) as report:
-            for explanations in cell.all_explanations:
+            for explanations in (cell, *cell.all_explanations):
                 explanations.report = report
             cell.announce()
             cell.scores.fill_all()
@@ -249,8 +249,9 @@ class Cell(Explanations):
         return rows
 
     def forget(self) -> None:
-        """Remove the maps and scores of this job, for `runner.reuse=force`."""
-        self.maps.artefact.remove()
+        """Remove the maps, those by other weights included, and scores of this job, for `runner.reuse=force`."""
+        for explanations in (self, *(other for other in self.others.values() if other.like is not None)):
+            explanations.maps.artefact.remove()
         self.scores.artefact.remove()
 
     def record(self) -> results.Record:
