@@ -26,7 +26,8 @@ class GridPointingGame(Metric):
     Each image is shrunk to its cell, so that the mosaic has the network's input size: every network takes it, and
     what a method has fitted (feature statistics, masks of a layer) keeps its shape. (The original puts images of full
     size side by side, for networks that take inputs of any size, and keeps those that the network is surest of.)
-    Objects shrink too, so look at `probability`: where the network no longer sees the class, a map cannot show it.
+    Objects shrink too, so look at `probability`: where it is no better than chance, the network does not find the
+    class in the mosaic, and no map can show where it is.
 
     A mosaic without positive attribution is undefined (NaN).
 
