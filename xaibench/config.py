@@ -157,7 +157,7 @@ def make_job(config: DictConfig) -> Job:
 
     def of_fit(group: str) -> dict[str, Any]:
         """The fit's overrides, where they change the numbers: for what has something to fit."""
-        return fitted if hasattr(locate(plain[group][TARGET], group), "fit") else {}
+        return fitted if fitted and getattr(build(plain[group], group), "fit", None) is not None else {}
 
     job = Job(
         model=model,

@@ -239,7 +239,7 @@ class Explanations:
 
     def fit_of(self, worker: Method | Metric, name: str, spec: dict[str, Any]) -> "Fit | None":
         """Where what a method or metric fits is kept; None if it fits nothing."""
-        if not hasattr(worker, "fit"):
+        if getattr(worker, "fit", None) is None:
             return None
         samples = self._fit_samples(name)
         data = keys.data(samples.dataset, {**self.job.dataset_spec, "split": self.job.fit.split})

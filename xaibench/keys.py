@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from .build import TARGET, describe
+from .build import TARGET, describe, is_spec, locate
 from .config import Job
 from .datasets.base import Dataset
 from .methods.base import Method
@@ -54,7 +54,7 @@ def fit(worker: Method | Metric, spec: Mapping[str, Any], job: Job, fit_data: Sp
 
     One whose fit depends on some of its parameters only says so with `fit_parameters`.
     """
-    described = {**describe(spec, "fit"), "version": worker.version}
+    described = {**_versioned(describe(spec, "fit")), "version": worker.version}
     chosen = getattr(worker, "fit_parameters", None)
     if chosen is not None:
         described = {name: value for name, value in described.items() if name in (TARGET, "version", *chosen)}
@@ -73,5 +73,14 @@ def replies(scoring: Metric, spec: Mapping[str, Any]) -> Spec:
 
 
 def _contents(spec: Mapping[str, Any], where: str, has_fingerprint: bool) -> Spec:
-    described = describe(spec, where)
+    described = _versioned(describe(spec, where))
     return {k: v for k, v in described.items() if not (has_fingerprint and k in _LOCATION)}
+
+
+def _versioned(described: Spec) -> Spec:
+    """The specifications nested in a description with the versions of what they name: a method within a method."""
+    nested = {name: _versioned(value) for name, value in described.items() if is_spec(value)}
+    for name, value in nested.items():
+        version = getattr(locate(value[TARGET], name), "version", None)
+        nested[name] = value if version is None else {**value, "version": version}
+    return described | nested

@@ -36,6 +36,14 @@ def from_seeds(seeds: torch.Tensor) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(int(seed)) for seed in seeds]
 
 
+def offspring(generators: Sequence[torch.Generator], count: int) -> list[list[torch.Generator]]:
+    """`count` further generators from each generator, which stays where it is."""
+    copies = [torch.Generator() for _ in generators]
+    for copy, generator in zip(copies, generators):
+        copy.set_state(generator.get_state())
+    return [from_seeds(torch.randint(2**62, (count,), generator=copy)) for copy in copies]
+
+
 def permutation(count: int, seed: int) -> list[int]:
     """The order in which `limit` takes samples: a smaller limit is a prefix of a larger one."""
     return torch.randperm(count, generator=generator("samples", seed)).tolist()

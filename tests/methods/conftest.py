@@ -12,7 +12,7 @@ from xaibench.build import build
 YAMLS = sorted((Path(__file__).parents[2] / "conf" / "method").glob("*.yaml"))
 
 # Enough copies to be cut by every batch size, few enough to be quick.
-SMALL = {"samples": 6, "steps": 6}
+SMALL = {"samples": 6, "steps": 6, "players": 4, "references": 4}
 
 
 def settings(name: str) -> dict:
@@ -30,7 +30,12 @@ def make(tmp_path):
             spec["path"] = str(tmp_path / "maps.npz")
             maps = np.random.default_rng(0).standard_normal((64, *SIZE))
             np.savez(spec["path"], maps=maps, sample=np.arange(64)[::-1])
-        spec |= {key: value for key, value in SMALL.items() if key in spec} | overrides
-        return build(spec, "method")
+        return build(small(spec) | overrides, "method")
 
     return make
+
+
+def small(spec: dict) -> dict:
+    """A specification with few copies, those within it too."""
+    spec = {key: small(value) if isinstance(value, dict) else value for key, value in spec.items()}
+    return spec | {key: value for key, value in SMALL.items() if key in spec}

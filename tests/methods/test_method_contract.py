@@ -8,6 +8,7 @@ import torch
 
 from tests.methods.conftest import YAMLS, settings
 from tests.methods.nets import SIZE, VGGLike, classifier, seeded
+from tests.methods.test_iba import samples as images
 from xaibench.build import build, locate
 from xaibench.methods.base import Fitted
 from xaibench.rng import sample_generators
@@ -21,6 +22,9 @@ DIRECT = [name for name in NAMES if not issubclass(locate(settings(name)["_targe
 
 def maps_of(method, network, inputs, ids):
     """Maps of the samples `ids` in one call, with everything a method may ask for by name."""
+    context = {}
+    if getattr(method, "fit", None) is not None:
+        context["fitted"] = method.fit(network, images(10), torch.Generator().manual_seed(0))
     return method.attribute(
         network,
         inputs[list(ids)],
@@ -28,6 +32,7 @@ def maps_of(method, network, inputs, ids):
         sample_generators(0, "maps", ids),
         masks=inputs[list(ids), 0] > 0,
         samples=tuple(ids),
+        **context,
     )
 
 

@@ -50,7 +50,8 @@ class Fitted(Method):
     """A method with something to estimate once per model and data set: statistics, patterns, a readout network.
 
     `fit(classifier, samples)` gets `datasets.base.Samples` of the fit split and returns named tensors (CPU). The
-    runner caches them as an artefact of its own and hands them to `attribute` as `fitted`.
+    runner caches them as an artefact of its own and hands them to `attribute` as `fitted`. A method of which only some
+    parameters need that need not be one of these: it has a `fit`, which is None where there is nothing to estimate.
 
     fit_parameters: the constructor's parameters that `fit` depends on (None: all), so that methods which differ in
         others share what was fitted.

@@ -6,6 +6,9 @@ import torch
 
 from ..models.classifier import Classifier
 
+# One copy of the samples in a slice.
+Piece = tuple[int, slice]
+
 
 def over_copies(
     classifier: Classifier,
@@ -23,15 +26,24 @@ def over_copies(
     Whoever adds up the values as they come adds them, for each sample, in the order of its copies: the sum is the
     same to the last bit whatever the batch size and the neighbours, as long as the network's answers are.
     """
-    batch = len(targets)
-    # Rows are ordered by copy, then by sample, so that a call holds few and long slices of samples.
-    for rows in classifier.chunks(batch * copies):
-        pieces = [
-            (copy, slice(max(rows.start - copy * batch, 0), min(rows.stop - copy * batch, batch)))
-            for copy in range(rows.start // batch, (rows.stop - 1) // batch + 1)
-        ]
+    for pieces in rows_of_copies(classifier, len(targets), copies):
         values = evaluate(
             torch.cat([make(copy, part) for copy, part in pieces]), torch.cat([targets[part] for _, part in pieces])
         )
-        for (copy, part), piece in zip(pieces, values.split([part.stop - part.start for _, part in pieces])):
-            yield copy, part, piece
+        yield from pieces_of(values, pieces)
+
+
+def rows_of_copies(classifier: Classifier, batch: int, copies: int) -> Iterator[list[Piece]]:
+    """The calls of the network in which `over_copies` evaluates its rows: for each the pieces (copy, part) it holds."""
+    # Rows are ordered by copy, then by sample, so that a call holds few and long slices of samples.
+    for rows in classifier.chunks(batch * copies):
+        yield [
+            (copy, slice(max(rows.start - copy * batch, 0), min(rows.stop - copy * batch, batch)))
+            for copy in range(rows.start // batch, (rows.stop - 1) // batch + 1)
+        ]
+
+
+def pieces_of(values: torch.Tensor, pieces: list[Piece]) -> Iterator[tuple[int, slice, torch.Tensor]]:
+    """(copy, part, values of its rows) for the pieces of one call."""
+    for (copy, part), piece in zip(pieces, values.split([part.stop - part.start for _, part in pieces])):
+        yield copy, part, piece

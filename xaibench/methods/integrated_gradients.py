@@ -6,46 +6,59 @@ import numpy as np
 import torch
 
 from ..errors import nearest
-from ..fills import FILLS, Fill, filled
 from ..models.classifier import Classifier
 from .base import Method
+from .baselines import Baselines
 from .copies import over_copies
 
 Quadrature = Literal["riemann_right", "riemann_left", "riemann_middle", "riemann_trapezoid", "gausslegendre"]
+Factor = Literal["product", "average_gradient", "difference"]
 
 
 class IntegratedGradients(Method):
     """(x - x') times the integral over a in [0, 1] of the gradient at x' + a (x - x'): [B,C,H,W], signed.
 
     Sundararajan et al. 2017, eq. 1; the default quadrature is their eq. 3. In units of the explained output, and
-    complete: up to the error of the quadrature a map sums to f(x) - f(x').
+    complete: up to the error of the quadrature a map sums to f(x) - f(x'). Of several baselines the mean is taken.
 
     steps: points of the quadrature, each one gradient.
-    baseline: x', one of the fill words; `blur` is the input itself under a Gaussian of `sigma` pixels.
+    baseline: x', one or a list of the words of `baselines`; `blur` is the input itself under a Gaussian of `sigma`
+        pixels, `value` is the pixel value `value`, `dataset` stands for `references` images of the fit split.
     quadrature: where the points lie and what they weigh, see `points`.
-    Raises ValueError for another word, for no steps (trapezoid: fewer than two) and for a sigma that is not positive.
+    factor: the `product`, or one of its two factors as a map of its own (Heurich 2021): the `average_gradient` on the
+        path (which the released code of the information bottleneck calls integrated gradients), or the `difference`
+        x - x', which asks the network nothing.
+    Raises ValueError for another word, for no steps (trapezoid: fewer than two) and for figures out of range.
     """
+
+    fit_parameters = ("references",)
 
     def __init__(
         self,
         steps: int = 50,
-        baseline: Fill = "zero",
+        baseline: list[str] | str = "zero",
         quadrature: Quadrature = "riemann_right",
+        factor: Factor = "product",
         sigma: float = 5.0,
+        value: float = 0.5,
+        references: int = 10,
     ) -> None:
-        if baseline not in FILLS:
-            raise ValueError(f"baseline={baseline}: {nearest(baseline, FILLS)}")
-        if quadrature not in get_args(Quadrature):
-            raise ValueError(f"quadrature={quadrature}: {nearest(quadrature, get_args(Quadrature))}")
+        for name, word, words in (
+            ("quadrature", quadrature, get_args(Quadrature)),
+            ("factor", factor, get_args(Factor)),
+        ):
+            if word not in words:
+                raise ValueError(f"{name}={word}: {nearest(word, words)}")
         fewest = 2 if quadrature == "riemann_trapezoid" else 1
         if steps < fewest:
             raise ValueError(f"steps={steps}: expected at least {fewest} for quadrature={quadrature}")
-        if sigma <= 0:
-            raise ValueError(f"sigma={sigma}: expected a positive number of pixels")
-        self.steps, self.baseline, self.quadrature, self.sigma = steps, baseline, quadrature, sigma
+        self.steps, self.quadrature, self.factor = steps, quadrature, factor
+        self.baselines = Baselines(baseline, sigma, value, references)
+        self.fit = self.baselines.fit if self.baselines.from_data else None
 
     def cost(self, classifier: Classifier) -> tuple[int, int]:
-        return (self.steps, self.steps)
+        passes = 0 if self.factor == "difference" else self.steps * len(self.baselines)
+        return (passes, passes)
 
     def attribute(
         self,
@@ -53,19 +66,31 @@ class IntegratedGradients(Method):
         inputs: torch.Tensor,
         targets: torch.Tensor,
         generators: list[torch.Generator],
+        fitted: dict[str, torch.Tensor] | None = None,
         **context: Any,
     ) -> torch.Tensor:
-        baselines = filled(inputs, self.baseline, classifier.preprocessing, self.sigma)
-        way = inputs - baselines
+        starts = self.baselines.of(classifier, inputs, generators, fitted)
+        total, integral = torch.zeros_like(inputs), torch.zeros_like(inputs)
+        if self.factor == "difference":
+            for start in starts:
+                total += inputs - start
+            return total / len(starts)
         places, weights = points(self.quadrature, self.steps)
 
-        def on_the_path(step: int, part: slice) -> torch.Tensor:
-            return baselines[part] + places[step] * way[part]
+        def on_the_path(copy: int, part: slice) -> torch.Tensor:
+            which, step = divmod(copy, self.steps)
+            start = starts[which][part]
+            return start + places[step] * (inputs[part] - start)
 
-        integral = torch.zeros_like(inputs)
-        for step, part, gradient in over_copies(classifier, targets, self.steps, on_the_path, classifier.gradient):
+        copies = self.steps * len(starts)
+        for copy, part, gradient in over_copies(classifier, targets, copies, on_the_path, classifier.gradient):
+            which, step = divmod(copy, self.steps)
             integral[part] += weights[step] * gradient
-        return way * integral
+            if step == self.steps - 1:
+                way = inputs[part] - starts[which][part] if self.factor == "product" else 1
+                total[part] += way * integral[part]
+                integral[part] = 0
+        return total / len(starts)
 
 
 def points(quadrature: str, steps: int) -> tuple[list[float], list[float]]:

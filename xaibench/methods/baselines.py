@@ -1,0 +1,76 @@
+"""What a method measures from: baselines given by words, or images of the data set."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from .. import fills
+from ..errors import Refusal, nearest
+from ..models.classifier import Classifier
+
+BASELINES: tuple[str, ...] = (*fills.FILLS, "zero_normalised", "noise", "dataset")
+
+
+class Baselines:
+    """One or several baselines of each input.
+
+    words: the fill words (`zero`, also called `zero_normalised`; `blur` with its `sigma`, `value` with its `value`);
+        `noise`, uniform pixel values, drawn anew wherever the word occurs; `dataset`, which stands for `references`
+        images of the fit split, the same for every input.
+    Raises ValueError for another word, for none, and for figures out of range.
+    """
+
+    def __init__(self, words: str | Sequence[str], sigma: float, value: float, references: int) -> None:
+        self.words = (words,) if isinstance(words, str) else tuple(words)
+        if not self.words:
+            raise ValueError("baseline=[]: expected at least one word")
+        for word in self.words:
+            if word not in BASELINES:
+                raise ValueError(f"baseline={word}: {nearest(word, BASELINES)}")
+        if not sigma > 0:
+            raise ValueError(f"sigma={sigma}: expected a positive number of pixels")
+        if not 0 <= value <= 1:
+            raise ValueError(f"value={value}: expected a pixel value from 0 to 1")
+        if references < 1:
+            raise ValueError(f"references={references}: expected at least 1 image")
+        self.sigma, self.value, self.references = sigma, value, references
+
+    def __len__(self) -> int:
+        return sum(self.references if word == "dataset" else 1 for word in self.words)
+
+    @property
+    def from_data(self) -> bool:
+        """Whether there is something to fit."""
+        return "dataset" in self.words
+
+    def fit(self, classifier: Classifier, samples: Any, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """`references` [n,C,H,W]: images chosen at random among the samples; what a method's `fit` returns."""
+        if len(samples.ids) < self.references:
+            raise Refusal(
+                f"references={self.references}: there are {len(samples.ids)} samples to draw baselines from "
+                "(fit.split, fit.limit)"
+            )
+        chosen = torch.randperm(len(samples.ids), generator=generator)[: self.references]
+        return {"references": samples.load([samples.ids[place] for place in chosen.tolist()]).inputs.cpu()}
+
+    def of(
+        self,
+        classifier: Classifier,
+        inputs: torch.Tensor,
+        generators: Sequence[torch.Generator],
+        fitted: Mapping[str, torch.Tensor] | None,
+    ) -> list[torch.Tensor]:
+        """The baselines of inputs [B,C,H,W], each [B,C,H,W]. fitted: what `fit` returned, for `dataset`."""
+        found = []
+        for word in self.words:
+            if word == "dataset":
+                if fitted is None:
+                    raise Refusal("baseline=dataset needs the references that its fit draws")
+                found += [reference.expand_as(inputs) for reference in fitted["references"].to(inputs)]
+            elif word == "noise":
+                found.append(fills.noise(inputs, classifier.preprocessing, generators))
+            else:
+                word = "zero" if word == "zero_normalised" else word
+                found.append(fills.filled(inputs, word, classifier.preprocessing, self.sigma, self.value))
+        return found
