@@ -12,8 +12,8 @@ from .base import Metric, Statistic
 from .perturbation import Fill, Removal, counts_of, curve
 from .ranking import Collapse, Sign, places
 
-# With more classes than this, a map and a path for each would cost too much.
-MOST_LABELS = 10
+# With more classes than this a map and a path for each would cost too much: LIKELIEST of them are taken.
+MOST_LABELS, LIKELIEST = 10, 5
 
 
 class CompletenessSoundness(Metric):
@@ -29,7 +29,7 @@ class CompletenessSoundness(Metric):
     and only together: a map of adversarial pixels for each label is complete, one that hides everything is sound.
     The paper's wording is that of Loreth 2023; eps1, eps2 and what an absent pixel shows are not given there.
 
-    labels: null takes all labels, and is refused for more than 10. A number takes the explained label and the
+    labels: null takes all labels up to 10 classes, and 5 of more. A number takes the explained label and the
         likeliest others on the original, so many in all; then the statistics are called `completeness_top5` and so
         on, since a minimum over fewer labels is another quantity.
     steps: equal steps along the path, rounded to whole pixels; null puts one pixel at a time. Ties are broken at
@@ -62,23 +62,16 @@ class CompletenessSoundness(Metric):
         self.labels, self.steps, self.eps1, self.eps2 = labels, steps, eps1, eps2
         self.removal = Removal(fill, sigma)
         self.collapse, self.sign = collapse, sign
-        ending, unit = ("", "all labels") if labels is None else (f"_top{labels}", f"{labels} labels")
-        self.statistics = tuple(
-            Statistic(name + ending, "higher", name, low=0, high=1, unit=f"smallest share over {unit}")
-            for name in ("completeness", "soundness")
-        )
+        self.statistics = self._statistics(labels)
 
     def check(self, classifier: Classifier) -> None:
         if classifier.output == "raw":
             raise Refusal(f"completeness_soundness: {classifier.name} has no classes, hence no probabilities")
         classes = _classes(classifier)
-        if self.labels is None and classes > MOST_LABELS:
-            raise Refusal(
-                f"completeness_soundness: {classifier.name} has {classes} classes, and a map of each is too much: set "
-                "metric.labels=5 for the explained label and the 4 likeliest others"
-            )
         if self.labels is not None and self.labels > classes:
             raise Refusal(f"metric.labels={self.labels}: {classifier.name} has {classes} classes; null takes them all")
+        if self.labels is None and classes > MOST_LABELS:
+            self.statistics = self._statistics(LIKELIEST)
 
     def cost(self, classifier: Classifier) -> tuple[int, int]:
         # The ends of the paths, the original and the image without pixels, are shared by all labels.
@@ -133,7 +126,17 @@ class CompletenessSoundness(Metric):
         return {"completeness": alpha.amin(1), "soundness": beta.amin(1)}
 
     def _labels(self, classifier: Classifier) -> int:
-        return _classes(classifier) if self.labels is None else self.labels
+        if self.labels is not None:
+            return self.labels
+        classes = _classes(classifier)
+        return classes if classes <= MOST_LABELS else LIKELIEST
+
+    def _statistics(self, labels: int | None) -> tuple[Statistic, ...]:
+        ending, unit = ("", "all labels") if labels is None else (f"_top{labels}", f"{labels} labels")
+        return tuple(
+            Statistic(name + ending, "higher", name, low=0, high=1, unit=f"smallest share over {unit}")
+            for name in ("completeness", "soundness")
+        )
 
     def _counts(self, classifier: Classifier) -> list[int]:
         height, width = classifier.input_size[1:]
