@@ -27,7 +27,7 @@ class GuidedBackprop(Method):
     """
 
     def check(self, classifier: Classifier) -> None:
-        reached, missed = _count_rectifiers(classifier)
+        reached, missed = count_rectifiers(classifier)
         if missed:
             raise Refusal(
                 f"guided_backprop cannot reach {missed} of the {reached + missed} ReLUs of {classifier.name}: they are "
@@ -103,7 +103,7 @@ def _rectifies(operation: Any, arguments: Any, keywords: Any) -> bool:
     return False
 
 
-def _count_rectifiers(classifier: Classifier) -> tuple[int, int]:
+def count_rectifiers(classifier: Classifier) -> tuple[int, int]:
     """How many ReLUs of one forward pass the hooks reach, and how many they miss."""
     probe = torch.zeros(1, *classifier.input_size, dtype=classifier.dtype, device=classifier.device)
     # With gradients, as in the real pass: without them some modules take a fused path that hides its ReLU.
