@@ -66,7 +66,7 @@ TIME_TARGETS = {"smallcnn": 1.25, "mobilenet_v2": 1.15}
 # What a network of 1000 classes needs.
 OVERRIDES = {("mobilenet_v2", "completeness_soundness"): {"labels": 5}}
 BATCH_SIZES = (8, 16, 32, 64)
-PASSES = 300
+PASSES = 100
 
 SHARING = ("sensitivity_n", "infidelity")
 SHARING_METHODS = 10
@@ -74,7 +74,6 @@ SHARING_TARGET = 1.3
 
 MEMORY_TARGET = 1.10
 MEMORY_SAMPLES = (100, 1000)
-MEMORY_RUNS = 3
 MEMORY_OVERRIDES = {
     "degradation": ("steps=2",),
     "insertion_deletion": ("steps=2",),
@@ -102,7 +101,7 @@ def main() -> None:
     parser.add_argument(
         "--samples", type=int, default=4, help="the fewest of an evaluation; of the cascade, 16 times them"
     )
-    parser.add_argument("--pairs", type=int, default=7, help="measurements, each beside what it is held against")
+    parser.add_argument("--pairs", type=int, default=7, help="measurements of work and limit; processes, for memory")
     parser.add_argument("--threads", type=int, help="torch's threads (its own choice if not given)")
     parser.add_argument("--batch-size", type=int, help="of the metrics (the runner's own choice if not given)")
     parser.add_argument("--device", default="cpu")
@@ -176,8 +175,8 @@ def time_of_parts(model: str, metric: Metric, options: argparse.Namespace) -> li
 
 
 def samples_for(metric: Metric, classifier: Classifier, options: argparse.Namespace) -> int:
-    """As many samples as cost `PASSES` passes, at least `--samples` and at most the 64 of a block of a run."""
-    passes = sum(count_passes(classifier, Work(metric, classifier, 1).everything))
+    """As many samples as cost about `PASSES` passes, at least `--samples` and at most the 64 of a block of a run."""
+    passes = sum(metric.cost(classifier)) + 2 * metric.explanations(classifier)
     return min(max(options.samples, PASSES // max(passes, 1)), 64)
 
 
@@ -324,21 +323,21 @@ def memory(options: argparse.Namespace) -> list[Table]:
     for metric in options.metrics or MEMORY_OVERRIDES:
         for allocator in ALLOCATORS:
             print(f"{metric} memory, allocator {allocator} ...", file=sys.stderr)
-            low, high = (growth("smallcnn", metric, samples, allocator) for samples in MEMORY_SAMPLES)
+            low, high = (growth("smallcnn", metric, samples, allocator, options.pairs) for samples in MEMORY_SAMPLES)
             cells = (f"{low / 2**20:.0f}", f"{high / 2**20:.0f}", verdict(high / low, MEMORY_TARGET))
             table.add_row(metric, allocator, *cells, f"{MEMORY_TARGET:.2f}")
     return [table]
 
 
-def growth(model: str, metric: str, samples: int, allocator: str) -> float:
+def growth(model: str, metric: str, samples: int, allocator: str, runs: int) -> float:
     """The median of several processes' `peak_growth`."""
     command = [sys.executable, __file__, "--threads", "1", "--memory-of", model, metric, str(samples)]
     environment = {**os.environ, **ALLOCATORS[allocator]}
-    runs = [
-        subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-        for _ in range(MEMORY_RUNS)
+    outputs = [
+        subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
+        for _ in range(runs)
     ]
-    return statistics.median(int(finished.stdout.split()[-1]) for finished in runs)
+    return statistics.median(int(output.split()[-1]) for output in outputs)
 
 
 def peak_growth(model: str, metric: str, samples: int) -> int:
@@ -409,6 +408,7 @@ def trainings(options: argparse.Namespace, networks: int = 4, images: int = 256)
         train_stacked(modules, recipe, [pixels] * networks, range(networks))
 
     print("smallcnn trainings ...", file=sys.stderr)
+    stacked()
     for way, times in zip(("one by one", "stacked"), zip(*pairs(one_by_one, stacked, options))):
         each = statistics.median(times) / networks
         table.add_row("smallcnn", way, f"{each:.2f}", f"{3600 / each:.0f}")
@@ -444,9 +444,8 @@ def job_of(model: str, metric: str, samples: int, folder: str, overrides: list[s
 def pairs(
     work: Callable[[], object], other: Callable[[], object], options: argparse.Namespace
 ) -> list[tuple[float, float]]:
-    """Seconds of both, one after the other, several times; the first time does not count."""
-    found = [(seconds(work, options.device), seconds(other, options.device)) for _ in range(1 + options.pairs)]
-    return found[1:]
+    """Seconds of both, one after the other, several times. What the first time makes slower has been done before."""
+    return [(seconds(work, options.device), seconds(other, options.device)) for _ in range(options.pairs)]
 
 
 def seconds(work: Callable[[], object], device: torch.device | str = "cpu") -> float:
