@@ -63,7 +63,8 @@ class Explanations:
         """samples: the ids to explain; None selects them as the job says.
 
         like: explanations of the same model and data by other weights. Data, decoded images and the trained network
-        are theirs, and so are the targets of `target=original`. collapsed: keep maps collapsed in this way, [B,1,H,W].
+        are theirs, and so are the targets of `target=original`. collapsed: keep nothing but maps, collapsed in this
+        way, [B,1,H,W]: what the network answers is not asked for them.
         """
         self.job, self.root, self.like, self.kept_collapsed = job, root, like, collapsed
         self.seconds = {"maps": 0.0}
@@ -178,7 +179,6 @@ class Explanations:
 
     def _compute_maps(self, samples: Sequence[int]) -> Arrays:
         batch = self.load(samples)
-        logits, targets = self.logits_of(samples), batch.targets[:, None]
         if self.fit is not None:
             self._state  # noqa: B018 (fitted here, so that its time is not the maps')
         with self.timed("maps"):
@@ -188,10 +188,12 @@ class Explanations:
         columns = {
             "maps": maps,
             "target": batch.targets,
-            "logit": logits.gather(1, targets)[:, 0].float(),
-            "probability": logits.softmax(-1).gather(1, targets)[:, 0].float(),
             "status": torch.where(maps.isfinite().all(dim=3).all(dim=2).all(dim=1), OK, NONFINITE_MAP),
         }
+        if self.kept_collapsed is None:
+            logits, targets = self.logits_of(samples), batch.targets[:, None]
+            columns["logit"] = logits.gather(1, targets)[:, 0].float()
+            columns["probability"] = logits.softmax(-1).gather(1, targets)[:, 0].float()
         return {name: tensor.cpu().numpy() for name, tensor in columns.items()}
 
     @contextlib.contextmanager

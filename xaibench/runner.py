@@ -166,9 +166,10 @@ class Cell(Explanations):
         context: dict[str, Any] = {
             "explain": functools.partial(self._explain, batch),
             "others": {name: other[rows] for name, other in others.items()},
-            "other_logits": {name: other.logits_of(chosen) for name, other in self.others.items()},
             "data": self.loader,
         }
+        if "other_logits" in self._wanted:
+            context["other_logits"] = {name: other.logits_of(chosen) for name, other in self.others.items()}
         if self.metric_fit is not None:
             context["fitted"] = self.fitted(self.metric_fit)
         generators = rng.sample_generators(self.job.seed, "metric", chosen)
