@@ -37,6 +37,25 @@ class VGGLike(nn.Module):
         return self.head(self.features(inputs))
 
 
+class Pooled(nn.Module):
+    """Three convolutions, in-place ReLUs, the mean over places, one linear layer: what CAM asks for."""
+
+    def __init__(self, classes: int = 5) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 6, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+            nn.Conv2d(6, 8, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(8, 8, 3, padding=1),
+        )
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(inputs))
+
+
 class Linear(nn.Module):
     """Logits W x + b of the flattened input: every attribution has a closed form."""
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from tests.methods.conftest import YAMLS, settings
-from tests.methods.nets import SIZE, VGGLike, classifier, seeded
+from tests.methods.nets import SIZE, Pooled, VGGLike, classifier, seeded
 from tests.methods.test_iba import samples as images
 from xaibench.build import build, locate
 from xaibench.methods.base import Fitted
+from xaibench.methods.gradcam import GuidedGradCAM
 from xaibench.methods.pathway import Pathway
 from xaibench.rng import sample_generators
 
@@ -20,8 +21,14 @@ NAMES = [path.stem for path in YAMLS]
 # they can afford.
 DIRECT = [name for name in NAMES if not issubclass(locate(settings(name)["_target_"], "method"), Fitted)]
 
-# Pathways are chosen before their gradient is taken: passes that cannot share a call. Their own tests count them.
-STAGED = [name for name in DIRECT if issubclass(locate(settings(name)["_target_"], "method"), Pathway)]
+# Pathways are chosen before their gradient is taken, and a product has two factors: passes that cannot share a call.
+# Their own tests count them.
+STAGED = [name for name in DIRECT if issubclass(locate(settings(name)["_target_"], "method"), Pathway | GuidedGradCAM)]
+
+
+def net_for(name):
+    """A network that the method can serve."""
+    return Pooled() if name == "cam" else VGGLike()
 
 
 def maps_of(method, network, inputs, ids):
@@ -83,7 +90,7 @@ def test_defaults_build(name):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", DIRECT)
 def test_maps_are_finite_deterministic_and_leave_no_trace(name, dtype, make):
-    network = classifier(VGGLike(), dtype=dtype, batch_size=4)
+    network = classifier(net_for(name), dtype=dtype, batch_size=4)
     method, inputs = make(name), seeded(10, dtype=dtype)
     copy, before = inputs.clone(), state(network)
     method.check(network)
@@ -99,7 +106,7 @@ def test_maps_are_finite_deterministic_and_leave_no_trace(name, dtype, make):
 @pytest.mark.parametrize("name", DIRECT)
 def test_sample_does_not_depend_on_batch_or_order(name, make):
     method, inputs = make(name), seeded(64)
-    module = VGGLike()
+    module = net_for(name)
     whole = maps_of(method, classifier(module, batch_size=64), inputs, range(64))
     scale = whole.abs().max()
     shuffled = torch.randperm(64, generator=torch.Generator().manual_seed(1)).tolist()
@@ -118,7 +125,7 @@ def test_sample_does_not_depend_on_batch_or_order(name, make):
 @pytest.mark.parametrize("name", DIRECT)
 def test_single_precision_differs_little_between_batches(name, make):
     method, inputs = make(name), seeded(21, dtype=torch.float32)
-    module = VGGLike()
+    module = net_for(name)
     whole = maps_of(method, classifier(module, dtype=torch.float32, batch_size=64), inputs, range(21))
     network = classifier(module, dtype=torch.float32, batch_size=7)
     parts = torch.cat([maps_of(method, network, inputs, [sample]) for sample in range(21)])
@@ -129,7 +136,7 @@ def test_single_precision_differs_little_between_batches(name, make):
 @pytest.mark.parametrize(("samples", "batch_size"), [(10, 4), (1, 4), (5, 32)])
 @pytest.mark.parametrize("name", [name for name in DIRECT if name not in STAGED])
 def test_network_is_called_as_rarely_as_the_batch_size_allows(name, samples, batch_size, make):
-    network = classifier(VGGLike(), batch_size=batch_size)
+    network = classifier(net_for(name), batch_size=batch_size)
     method, calls = make(name), []
     network.module.register_forward_pre_hook(lambda module, arguments: calls.append(len(arguments[0])))
     maps_of(method, network, seeded(samples), range(samples))
