@@ -222,6 +222,16 @@ def test_maps_from_a_file_are_refused(here):
         cell_of(here, *RANDOM, "method=precomputed", "method.path=maps.npz")
 
 
+def test_two_classes_of_one_image_are_explained_with_the_same_noise(here):
+    """So `random` is exactly 1 although its maps are noise; the masks of shapes add where the attribution is."""
+    found = {}
+    for method in ("random", "gradient"):
+        cell = cell_of(here, "metric=class_sensitivity", "dataset.limit=3", f"method={method}")
+        found[method] = cell.scores.rows(cell.samples)
+    assert (found["random"]["ssim"] == 1).all() and (found["random"]["gain"] == 0).all()
+    assert (found["gradient"]["ssim"] < 0.95).all() and np.isfinite(found["gradient"]["gain"]).all()
+
+
 # ---- permuted labels -------------------------------------------------------------------------------------------------
 
 
