@@ -85,7 +85,7 @@ def places(maps: torch.Tensor, generators: list[torch.Generator], tile: int = 1)
     Place 0 is the most relevant tile; all pixels of a tile share one place; equal tiles come in the sample's own
     random order. Least relevant first is the same order from its end.
     """
-    means = tile_means(maps, tile)
+    means = maps if tile == 1 else tile_means(maps, tile)
     order = descending_order(means.flatten(1), generators)
     of_tile = ranks(order).to(torch.int32).view_as(means)
     of_pixel = of_tile.repeat_interleave(tile, dim=1).repeat_interleave(tile, dim=2)
