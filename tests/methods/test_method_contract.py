@@ -11,6 +11,7 @@ from tests.methods.nets import SIZE, Pooled, VGGLike, classifier, seeded
 from tests.methods.test_iba import samples as images
 from xaibench.build import build, locate
 from xaibench.methods.base import Fitted
+from xaibench.methods.captum import Captum
 from xaibench.methods.gradcam import GuidedGradCAM
 from xaibench.methods.pathway import Pathway
 from xaibench.rng import sample_generators
@@ -21,9 +22,10 @@ NAMES = [path.stem for path in YAMLS]
 # they can afford.
 DIRECT = [name for name in NAMES if not issubclass(locate(settings(name)["_target_"], "method"), Fitted)]
 
-# Pathways are chosen before their gradient is taken, and a product has two factors: passes that cannot share a call.
-# Their own tests count them.
-STAGED = [name for name in DIRECT if issubclass(locate(settings(name)["_target_"], "method"), Pathway | GuidedGradCAM)]
+# Pathways are chosen before their gradient is taken, and a product has two factors: passes that cannot share a call;
+# Captum makes batches of its own. Their own tests count them.
+STAGES = Pathway | GuidedGradCAM | Captum
+STAGED = [name for name in DIRECT if issubclass(locate(settings(name)["_target_"], "method"), STAGES)]
 
 
 def net_for(name):
