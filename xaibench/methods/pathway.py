@@ -32,7 +32,12 @@ class Pathway(Method):
         the channels, which removes peaks smaller than the square: [B,1,H,W], not negative. 1 leaves the gradient as
         it is. The thesis's smoothed variants (*) do not say their side.
     Raises ValueError for another word and for an even or negative side.
+
+    Ranking metrics take the largest absolute value over the channels: the sign of a gradient does not say what a
+    pixel speaks for. (The thesis takes the value of largest magnitude; its released code ranks it with its sign.)
     """
+
+    collapse = "max_abs"
 
     def __init__(self, off_path: OffPath = "constant", opening: int = 1) -> None:
         if off_path not in get_args(OffPath):
