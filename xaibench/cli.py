@@ -111,14 +111,15 @@ def _train(arguments: list[str]) -> int:
 
 def _list(arguments: list[str]) -> int:
     """A table of the choices of one group."""
-    from .listing import LISTED, group_of, items
+    from .listing import LISTED, group_of, items, passes
 
     parser = _parser("list", "what there is to run")
     parser.add_argument("what", help=", ".join(f"{group}s" for group in LISTED))
     parser.add_argument("--config-dir", action="append", default=[], help="a folder with configurations of your own")
-    parser.add_argument("--markdown", action="store_true", help="as a Markdown table")
+    parser.add_argument("--markdown", action="store_true", help="as a Markdown table; of methods also what they cost")
     options = parser.parse_args(arguments)
-    listed = items(group_of(options.what), tuple(Path(folder) for folder in options.config_dir))
+    group = group_of(options.what)
+    listed = items(group, tuple(Path(folder) for folder in options.config_dir))
     for item in listed:
         if item.shadowed:
             print(f"xaibench: {item.path} has the name of one of ours, which is taken; rename it", file=sys.stderr)
@@ -126,6 +127,9 @@ def _list(arguments: list[str]) -> int:
     if any(item.tuned_on for item in listed):
         added = ["tuned on", *(", ".join(item.tuned_on) for item in listed)]
         rows = [(*row, more) for row, more in zip(rows, added)]
+    if options.markdown and group == "method":
+        costs = ["passes", *map(passes, listed)]
+        rows = [(*row[:3], cost, *row[3:]) for row, cost in zip(rows, costs)]
     if options.markdown:
         lines = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
         print("\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]))

@@ -1,12 +1,15 @@
 """What there is to run, read from the yaml files alone: neither torch nor Hydra is imported, so it is instant.
+Only what methods cost (`passes`) is asked of the methods themselves.
 
 The first comment line of a yaml is its summary; `# source:`, `# needs:` and `# tuned_on:` lines follow.
 """
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from .errors import UserError, nearest
+from .errors import UserError, XaibenchError, nearest
 
 PACKAGE = Path(__file__).parent
 # A wheel carries conf/ inside the package; in a checkout it stands beside it.
@@ -69,3 +72,29 @@ def read_item(path: Path, shadowed: bool = False) -> Item:
                 summary = text
     tuned_on = tuple(name.strip() for name in facts["tuned_on"].split(",") if name.strip())
     return Item(path.stem, summary, facts["source"], facts["needs"], tuned_on, path, shadowed)
+
+
+def passes(item: Item) -> str:
+    """What one map of a method takes on the bundled network, fitting not counted: `forward + backward` passes, nominal.
+
+    `-` for a method that its yaml alone does not make, such as one that needs a file.
+    """
+    import yaml
+
+    from .build import build
+
+    try:
+        forwards, backwards = build(yaml.safe_load(item.path.read_text(encoding="utf-8")), "method").cost(_bundled())
+    except XaibenchError:
+        return "-"
+    return f"{forwards} + {backwards}"
+
+
+@functools.cache
+def _bundled() -> Any:
+    import yaml
+
+    from .models.loading import load_classifier
+
+    spec = yaml.safe_load((CONF / "model" / "smallcnn.yaml").read_text(encoding="utf-8"))
+    return load_classifier("smallcnn", {**spec, "weights": "random"})
