@@ -208,8 +208,9 @@ def test_the_rows_and_the_card_say_what_was_compared(here, xaibench):
     assert code == 0, said
     (path,) = here.glob("results/scores/*/*/parameter_randomization/*.json")
     card = json.loads(path.read_text())
-    assert list(card["others"]) == sorted(card["others"]) and len(card["others"]) == 6
-    assert "cascade:classifier.3:0:he_normal:reset" in card["others"]
+    steps = [name.split(":")[1:3] for name, _ in card["others"]]
+    blocks = ["classifier.3", "features.9..classifier.1", "features.0..features.6"]
+    assert steps == [[block, seed] for block in blocks for seed in ("0", "1")]
     rows = pd.read_csv(path.with_suffix(".csv"))
     assert rows[rows["statistic"] == "ssim_curve"]["x"].tolist() == [1, 2, 3]
     code, _, said = xaibench("run", *RANDOM, "method=gradient", "runner.reuse=only-cache")

@@ -285,7 +285,8 @@ class Cell(Explanations):
                 "sign": self.metric.sign if self.metric.reads_maps else None,
                 "method_cost": self.method.cost(self.classifier) if self.metric.reads_maps else (0, 0),
                 "metric_cost": self._metric_cost,
-                "others": {name: other.maps.artefact.key for name, other in self.others.items()},
+                # In the order of the steps; the keys of the JSON are sorted.
+                "others": [[name, other.maps.artefact.key] for name, other in self.others.items()],
                 "tuned_on": job.tuned_on if self.metric.reads_maps else (),
                 "seconds": {
                     stage.artefact.kind: stage.artefact.manifest().get("seconds", 0.0)
