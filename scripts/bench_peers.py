@@ -73,7 +73,7 @@ class Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", default="", help="part of the names of rows")
+    parser.add_argument("--rows", default="", help="part of the names of rows (all)")
     parser.add_argument("--pairs", type=int, default=3, help="measurements of both, one after the other")
     parser.add_argument("--threads", type=int, help="torch's threads (its own choice if not given)")
     options = parser.parse_args()
@@ -314,6 +314,10 @@ def captum_rows(colour: Fixture, grey: Fixture) -> list[Row]:
         down, across = ((start[:, None] <= at) & (at < start[:, None] + sides) for start in first.T)
         return torch.where(down[:, None, :, None] & across[:, None, None, :], 0.0, copies)
 
+    def explained(inputs: torch.Tensor | tuple[torch.Tensor], target: torch.Tensor) -> torch.Tensor:
+        """It hands over the images as a tuple and their copies as a tensor."""
+        return colour.gradients(inputs if isinstance(inputs, torch.Tensor) else inputs[0], target)
+
     def theirs(perturb: Callable[..., Any], maps: torch.Tensor) -> Callable[[], torch.Tensor]:
         return lambda: captum.infidelity(
             module, perturb, images, maps, target=targets, n_perturb_samples=DRAWS, normalize=True
@@ -338,9 +342,7 @@ def captum_rows(colour: Fixture, grey: Fixture) -> list[Row]:
             "max_sensitivity",
             "Captum",
             lambda: colour.score(MaxSensitivity(), colour.gradients(images, targets), explain=colour.gradients),
-            lambda: captum.sensitivity_max(
-                lambda inputs, target: colour.gradients(inputs[0], target), images, n_perturb_samples=10, target=targets
-            ),
+            lambda: captum.sensitivity_max(explained, images, n_perturb_samples=10, target=targets),
             remark="noise",
         ),
     ]
