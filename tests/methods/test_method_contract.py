@@ -12,7 +12,9 @@ from tests.methods.test_iba import samples as images
 from xaibench.build import build, locate
 from xaibench.methods.base import Fitted
 from xaibench.methods.captum import Captum
+from xaibench.methods.extremal_perturbation import ExtremalPerturbation
 from xaibench.methods.gradcam import GuidedGradCAM
+from xaibench.methods.meaningful_perturbation import MeaningfulPerturbation
 from xaibench.methods.pathway import Pathway
 from xaibench.rng import sample_generators
 
@@ -23,8 +25,8 @@ NAMES = [path.stem for path in YAMLS]
 DIRECT = [name for name in NAMES if not issubclass(locate(settings(name)["_target_"], "method"), Fitted)]
 
 # Pathways are chosen before their gradient is taken, and a product has two factors: passes that cannot share a call;
-# Captum makes batches of its own. Their own tests count them.
-STAGES = Pathway | GuidedGradCAM | Captum
+# Captum makes batches of its own; each step of an optimisation needs the one before it. Their own tests count them.
+STAGES = Pathway | GuidedGradCAM | Captum | ExtremalPerturbation | MeaningfulPerturbation
 STAGED = [name for name in DIRECT if issubclass(locate(settings(name)["_target_"], "method"), STAGES)]
 
 
