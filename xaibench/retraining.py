@@ -162,13 +162,17 @@ class Retraining:
             images = [self._masked(TRAIN, masking) for masking in maskings]
             held_out = [self._masked(VALIDATION, masking) for masking in maskings if VALIDATION in self.explained]
             state = artefacts[0].folder / "state.safetensors"
-            if self.stack > 1:
-                train_stacked(modules, self.recipe, images, [seed] * len(modules), held_out)
-            else:
-                held_out = held_out[0] if held_out else None
-                train(modules[0], self.recipe, images[0], seed=seed, validation=held_out, checkpoint=state)
-            for masking, artefact, module in zip(maskings, artefacts, modules):
-                right = accuracy_on(module, self._masked(TEST, masking), self.cell.classifier.batch_size)
+            tests = [
+                self._masked(TEST, masking) for masking in maskings
+            ]  # their maps are not part of the training's time
+            with self.cell.timed("scores"):
+                if self.stack > 1:
+                    train_stacked(modules, self.recipe, images, [seed] * len(modules), held_out)
+                else:
+                    held_out = held_out[0] if held_out else None
+                    train(modules[0], self.recipe, images[0], seed=seed, validation=held_out, checkpoint=state)
+            for test, artefact, module in zip(tests, artefacts, modules):
+                right = accuracy_on(module, test, self.cell.classifier.batch_size)
                 artefact.save_whole("accuracy", {"accuracy": np.array([right])})
                 self.cell.report("trainings", 1)
             state.unlink(missing_ok=True)
