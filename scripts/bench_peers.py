@@ -314,9 +314,9 @@ def captum_rows(colour: Fixture, grey: Fixture) -> list[Row]:
         down, across = ((start[:, None] <= at) & (at < start[:, None] + sides) for start in first.T)
         return torch.where(down[:, None, :, None] & across[:, None, None, :], 0.0, copies)
 
-    def explained(inputs: torch.Tensor | tuple[torch.Tensor], target: torch.Tensor) -> torch.Tensor:
-        """It hands over the images as a tuple and their copies as a tensor."""
-        return colour.gradients(inputs if isinstance(inputs, torch.Tensor) else inputs[0], target)
+    def explained(inputs: Any, target: torch.Tensor) -> Any:
+        """It hands over the images as a tuple and wants one back, and their copies in the same way."""
+        return tuple(colour.gradients(images, target) for images in inputs)
 
     def theirs(perturb: Callable[..., Any], maps: torch.Tensor) -> Callable[[], torch.Tensor]:
         return lambda: captum.infidelity(
