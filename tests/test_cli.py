@@ -312,3 +312,8 @@ def test_a_wheel_runs_without_the_checkout(tmp_path):
     assert done.returncode == 0, done.stderr
     assert str(site) in done.stdout
     assert "degradation" in done.stdout
+
+
+def test_a_key_that_one_method_of_a_sweep_lacks_names_the_method(xaibench):
+    code, _, said = xaibench("run", "-m", "method=smoothgrad,gradient", "method.samples=3")
+    assert code == 2 and "'method.samples': method=gradient has no 'samples'" in said

@@ -364,18 +364,33 @@ def _unknown_key(key: str, arguments: Iterable[str]) -> str:
     parent, _, name = key.partition("@")[0].rpartition(".")
     if not parent:
         return f"'{key}' is not a setting of xaibench: {nearest(key, [*TOP_LEVEL, 'experiment'])}"
-    groups = [a.split(",")[0] for a in arguments if re.match(r"(model|dataset|method|metric|experiment)=", a)]
-    try:
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            node = OmegaConf.select(hydra.compose("config", groups), parent)
-    except (HydraException, OmegaConfBaseException):
-        node = None
+    chosen = [a for a in arguments if re.match(r"(model|dataset|method|metric|experiment)=", a)]
+    usual = [a.split(",")[0] for a in chosen]
+    # Of a sweep over the very group, the choice that lacks the key.
+    group = parent.partition(".")[0]
+    swept = next((a.partition("=")[2].split(",") for a in chosen if a.startswith(f"{group}=")), [None])
+    for choice in swept:
+        others = [a for a in usual if not a.startswith(f"{group}=")]
+        node, keys = _node(parent, others + ([] if choice is None else [f"{group}={choice}"]))
+        if name not in keys:
+            break
     if not isinstance(node, DictConfig):
         return f"'{key}' is not a setting of xaibench; see `xaibench run --cfg job`"
+    where = parent if len(swept) == 1 else f"{parent}={choice}"
+    return f"'{key}': {where} has no '{name}': {nearest(name, keys) or 'it has no parameters'}"
+
+
+def _node(path: str, overrides: list[str]) -> tuple[Any, list[str]]:
+    """A node of the composed configuration (None if there is none), and the keys that it takes."""
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            node = OmegaConf.select(hydra.compose("config", overrides), path)
+    except (HydraException, OmegaConfBaseException):
+        return None, []
+    if not isinstance(node, DictConfig):
+        return node, []
     keys = list(node)
-    if TARGET in node:
-        keys = sorted({*keys, *_parameters(node[TARGET])} - {TARGET})
-    return f"'{key}': {parent} has no '{name}': {nearest(name, keys) or 'it has no parameters'}"
+    return node, sorted({*keys, *_parameters(node[TARGET])} - {TARGET}) if TARGET in node else keys
 
 
 def _parameters(target: str) -> list[str]:
