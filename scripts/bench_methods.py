@@ -1,0 +1,310 @@
+"""What the methods cost beside Captum's, and beside the bare passes that their definitions need.
+
+    python scripts/bench_methods.py                                  # every row, on the default network
+    python scripts/bench_methods.py --methods kernel_shap occlusion --model mobilenet_v2 --size 224
+
+Ours, Captum's and the bare passes run in turn on the same inputs, and the medians over the rounds of the ratios count,
+so that a busy machine slows all alike. Captum gets as many perturbed images per call (`perturbations_per_eval`) as we
+do; where it takes only one image at a time, it is called for one after the other. The bare passes are of as many
+images as `cost` says, in the same batches, from a buffer that is there already. Weights are random: they change no
+time.
+
+Optimisations have no counterpart in Captum: the same method stands there, one image at a time.
+
+To add a method: a function from a Bench to a Row, in ROWS.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import captum.attr
+import torch
+from captum._utils.models.linear_model import SkLearnLinearModel
+from torchvision.models import get_model
+
+from xaibench.methods.base import Method
+from xaibench.methods.coalitions import Coalitions
+from xaibench.methods.exact_shapley import ExactShapley
+from xaibench.methods.expected_gradients import ExpectedGradients
+from xaibench.methods.extremal_perturbation import ExtremalPerturbation
+from xaibench.methods.fullgrad import FullGrad
+from xaibench.methods.gradcam import GradCAM, GradCAMPlusPlus, GuidedGradCAM
+from xaibench.methods.gradient import Gradient, InputXGradient
+from xaibench.methods.guided_backprop import GuidedBackprop
+from xaibench.methods.integrated_gradients import IntegratedGradients
+from xaibench.methods.kernel_shap import KernelShap
+from xaibench.methods.lime import Lime
+from xaibench.methods.meaningful_perturbation import MeaningfulPerturbation
+from xaibench.methods.occlusion import Occlusion
+from xaibench.methods.shapley_sampling import ShapleySampling
+from xaibench.methods.smoothgrad import SmoothGrad
+from xaibench.models.classifier import Classifier
+from xaibench.models.smallcnn import SmallCNN
+from xaibench.rng import sample_generators
+
+
+@dataclass
+class Bench:
+    """What every row is measured on."""
+
+    network: Classifier
+    inputs: torch.Tensor
+    targets: torch.Tensor
+
+    def attribute(self, method: Method, part: slice = slice(None)) -> torch.Tensor:
+        inputs = self.inputs[part]
+        generators = sample_generators(0, "bench", range(len(inputs)))
+        return method.attribute(self.network, inputs, self.targets[part], generators)
+
+    def one_by_one(self, explain: Callable[[slice], object]) -> None:
+        for sample in range(len(self.inputs)):
+            explain(slice(sample, sample + 1))
+
+
+@dataclass
+class Row:
+    """One method: ours, what it is compared with, and what `theirs` is if it is not Captum's."""
+
+    ours: Method
+    theirs: Callable[[], object]
+    beside: str = "captum"
+
+
+def occlusion(bench: Bench) -> Row:
+    side = bench.inputs.shape[-1] // 8
+    oracle = captum.attr.Occlusion(bench.network.module)
+    window = (bench.inputs.shape[1], side, side)
+    return Row(
+        Occlusion(side),
+        lambda: oracle.attribute(
+            bench.inputs, window, window, 0, bench.targets, perturbations_per_eval=together(bench)
+        ),
+    )
+
+
+def exact_shapley(bench: Bench) -> Row:
+    """Of four players: Captum asks about the coalitions of all M! orders."""
+    method, oracle = ExactShapley(players=4), captum.attr.ShapleyValues(bench.network.module)
+    return Row(method, on_players(bench, method, oracle.attribute))
+
+
+def shapley_sampling(bench: Bench) -> Row:
+    method = ShapleySampling(players=49, samples=4)
+    oracle = captum.attr.ShapleyValueSampling(bench.network.module)
+    return Row(method, on_players(bench, method, oracle.attribute, n_samples=4))
+
+
+def kernel_shap(bench: Bench) -> Row:
+    method, oracle = KernelShap(players=49, samples=198), captum.attr.KernelShap(bench.network.module)
+    return Row(method, on_players(bench, method, oracle.attribute, n_samples=200, single=True))
+
+
+def lime(bench: Bench) -> Row:
+    """With the same regression; Captum's distance is between images, which changes the weights and not the passes."""
+    method = Lime(players=49, segments="grid", samples=200)
+    oracle = captum.attr.Lime(bench.network.module, SkLearnLinearModel("linear_model.Ridge", alpha=1.0))
+    return Row(method, on_players(bench, method, oracle.attribute, n_samples=200, single=True))
+
+
+def extremal_perturbation(bench: Bench) -> Row:
+    return alone(bench, ExtremalPerturbation(steps=10))
+
+
+def meaningful_perturbation(bench: Bench) -> Row:
+    return alone(bench, MeaningfulPerturbation(steps=10))
+
+
+def gradient(bench: Bench) -> Row:
+    oracle = captum.attr.Saliency(bench.network.module)
+    return Row(Gradient(), lambda: oracle.attribute(bench.inputs, bench.targets, abs=False))
+
+
+def input_x_gradient(bench: Bench) -> Row:
+    oracle = captum.attr.InputXGradient(bench.network.module)
+    return Row(InputXGradient(), lambda: oracle.attribute(bench.inputs, bench.targets))
+
+
+def guided_backprop(bench: Bench) -> Row:
+    oracle = captum.attr.GuidedBackprop(bench.network.module)
+    return Row(GuidedBackprop(), lambda: oracle.attribute(bench.inputs, bench.targets))
+
+
+def integrated_gradients(bench: Bench) -> Row:
+    settings = {"n_steps": 20, "method": "riemann_right", "internal_batch_size": bench.network.batch_size}
+    oracle = captum.attr.IntegratedGradients(bench.network.module)
+    return Row(IntegratedGradients(20), lambda: oracle.attribute(bench.inputs, target=bench.targets, **settings))
+
+
+def smoothgrad(bench: Bench) -> Row:
+    return Row(SmoothGrad(20), noisy(bench, "smoothgrad"))
+
+
+def vargrad(bench: Bench) -> Row:
+    return Row(SmoothGrad(20, aggregate="variance"), noisy(bench, "vargrad"))
+
+
+def gradient_shap(bench: Bench) -> Row:
+    """Captum puts all draws of all images into one call."""
+    oracle, references = captum.attr.GradientShap(bench.network.module), torch.zeros_like(bench.inputs[:2])
+    method = ExpectedGradients(20, ["black", "white"], noise=0.1, unit="input")
+    return Row(method, lambda: oracle.attribute(bench.inputs, references, 20, 0.1, bench.targets))
+
+
+def gradcam(bench: Bench) -> Row:
+    """The limit has a backward pass through the whole network; Grad-CAM's ends at the layer."""
+    oracle = captum.attr.LayerGradCam(bench.network.module, bench.network.layer(last_conv(bench)))
+    side = tuple(bench.inputs.shape[2:])
+    return Row(
+        GradCAM(last_conv(bench)),
+        lambda: captum.attr.LayerAttribution.interpolate(
+            oracle.attribute(bench.inputs, bench.targets), side, "bilinear"
+        ),
+    )
+
+
+def guided_gradcam(bench: Bench) -> Row:
+    oracle = captum.attr.GuidedGradCam(bench.network.module, bench.network.layer(last_conv(bench)))
+    return Row(
+        GuidedGradCAM(last_conv(bench)),
+        lambda: oracle.attribute(bench.inputs, bench.targets, interpolate_mode="bilinear"),
+    )
+
+
+def gradcam_pp(bench: Bench) -> Row:
+    return alone(bench, GradCAMPlusPlus(last_conv(bench)))
+
+
+def fullgrad(bench: Bench) -> Row:
+    return alone(bench, FullGrad())
+
+
+ROWS: dict[str, Callable[[Bench], Row]] = {
+    row.__name__: row
+    for row in (
+        gradient,
+        input_x_gradient,
+        guided_backprop,
+        smoothgrad,
+        vargrad,
+        integrated_gradients,
+        gradient_shap,
+        gradcam,
+        gradcam_pp,
+        guided_gradcam,
+        fullgrad,
+        occlusion,
+        exact_shapley,
+        shapley_sampling,
+        kernel_shap,
+        lime,
+        extremal_perturbation,
+        meaningful_perturbation,
+    )
+}
+
+
+def together(bench: Bench) -> int:
+    """Perturbations of each of the images that fill one call of the network."""
+    return max(1, bench.network.batch_size // len(bench.inputs))
+
+
+def noisy(bench: Bench, kind: str) -> Callable[[], object]:
+    """Captum's noise around the gradient, 20 copies."""
+    oracle = captum.attr.NoiseTunnel(captum.attr.Saliency(bench.network.module))
+    settings = {"nt_samples": 20, "stdevs": 0.5, "abs": False, "nt_samples_batch_size": together(bench)}
+    return lambda: oracle.attribute(bench.inputs, kind, target=bench.targets, **settings)
+
+
+def last_conv(bench: Bench) -> str:
+    """The layer of class activation maps; of torchvision's networks that have stages the last."""
+    return {"smallcnn": "features.12", "mobilenet_v2": "features"}.get(bench.network.name, "layer4")
+
+
+def on_players(
+    bench: Bench, method: Coalitions, attribute: Callable, single: bool = False, **settings: int
+) -> Callable[[], object]:
+    """Captum's method on our players. single: it takes one image at a time."""
+    mask = method.labels(bench.network, bench.inputs)[:1, None]
+    if not single:
+        settings = settings | {"perturbations_per_eval": together(bench)}
+        return lambda: attribute(bench.inputs, 0, bench.targets, feature_mask=mask, **settings)
+    settings = settings | {"perturbations_per_eval": bench.network.batch_size}
+    return lambda: bench.one_by_one(
+        lambda one: attribute(bench.inputs[one], 0, bench.targets[one], feature_mask=mask, **settings)
+    )
+
+
+def alone(bench: Bench, method: Method) -> Row:
+    """A method beside itself without neighbours."""
+    return Row(method, lambda: bench.one_by_one(lambda one: bench.attribute(method, one)), "alone")
+
+
+def bare(bench: Bench, method: Method) -> Callable[[], None]:
+    """The passes of a method's cost for these inputs, and nothing else."""
+    network = bench.network
+    forwards, backwards = (passes * len(bench.inputs) for passes in method.cost(network))
+    buffer = torch.randn(min(network.batch_size, forwards), *network.input_size, device=bench.inputs.device)
+    targets = bench.targets[:1].expand(len(buffer))
+
+    def passes() -> None:
+        for part in network.chunks(forwards):
+            rows = slice(part.stop - part.start)
+            if part.start < backwards:
+                network.gradient(buffer[rows], targets[rows])
+            else:
+                network.scores(buffer[rows], targets[rows])
+
+    return passes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--model", default="mobilenet_v2", help="smallcnn or a name of torchvision's")
+    parser.add_argument("--size", type=int, default=64, help="side of the inputs in pixels")
+    parser.add_argument("--samples", type=int, default=4, help="images side by side")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1, help="1: the processor is timed, not the clock")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.manual_seed(0)
+    module = SmallCNN() if options.model == "smallcnn" else get_model(options.model, weights=None)
+    size = (3, options.size, options.size)
+    network = Classifier(options.model, module.to(options.device), size, batch_size=options.batch_size)
+    inputs = torch.randn(options.samples, *size, device=options.device)
+    bench = Bench(network, inputs, torch.arange(options.samples, device=options.device) % 10)
+    print(f"{options.model}, {options.size} pixels, {options.samples} images, {options.batch_size} per call")
+    print(f"{options.device}, {options.threads} threads, torch {torch.__version__}, captum {captum.__version__}")
+    print("method                          passes  seconds    limit   theirs   ours/limit   ours/theirs")
+    for name in options.methods:
+        row = ROWS[name](bench)
+        works = [lambda: bench.attribute(row.ours), bare(bench, row.ours), row.theirs]  # noqa: B023
+        rounds = [[seconds(work, options.device) for work in works] for _ in range(1 + options.rounds)][1:]
+        ours, limit, theirs = (statistics.median(column) for column in zip(*rounds))
+        over_limit = statistics.median(a / b for a, b, _ in rounds)
+        over_theirs = statistics.median(a / c for a, _, c in rounds)
+        passes = "{}+{}".format(*row.ours.cost(network))
+        times = f"{ours:8.2f} {limit:8.2f} {theirs:8.2f}   {over_limit:10.3f}   {over_theirs:11.3f} ({row.beside})"
+        print(f"{name:25s} {passes:>12s} {times}", flush=True)
+
+
+def seconds(work: Callable[[], object], device: str) -> float:
+    """Time of a call, the device's queue emptied before and after; processor time where there is one thread."""
+    clock = time.process_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    start = clock()
+    work()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return clock() - start
+
+
+if __name__ == "__main__":
+    main()
