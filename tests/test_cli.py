@@ -1,5 +1,6 @@
 """The command line as a person meets it: help, lists, mistakes, sweeps. In this process unless time matters."""
 
+import json
 import os
 import pickle
 import re
@@ -317,3 +318,11 @@ def test_a_wheel_runs_without_the_checkout(tmp_path):
 def test_a_key_that_one_method_of_a_sweep_lacks_names_the_method(xaibench):
     code, _, said = xaibench("run", "-m", "method=smoothgrad,gradient", "method.samples=3")
     assert code == 2 and "'method.samples': method=gradient has no 'samples'" in said
+
+
+def test_a_sweep_may_set_what_the_default_method_lacks(xaibench, here):
+    sweep = ("run", "-m", "method=smoothgrad,vargrad", "method.samples=2", "metric.steps=3", "dataset.limit=2")
+    code, _, said = xaibench(*sweep)
+    assert code == 0, said
+    cards = [json.loads(path.read_text()) for path in here.glob("results/scores/*/*/*/*.json")]
+    assert sorted(card["method_variant"] for card in cards) == ["samples=2", "samples=2"]

@@ -256,7 +256,7 @@ def run_hydra(arguments: list[str], debug: bool) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of Hydra's own printing and exiting
     SweepEnd.failed = None
     _raised.clear()
-    sys.argv = ["xaibench", *arguments]
+    sys.argv = ["xaibench", *_as_sweep(arguments)]
     entry = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(execute)
     try:
         entry()
@@ -267,6 +267,19 @@ def run_hydra(arguments: list[str], debug: bool) -> int:
     if _raised:
         raise _raised[0]
     return 1 if SweepEnd.failed else 0
+
+
+def _as_sweep(arguments: list[str]) -> list[str]:
+    """`method.x=1` as a sweep of one value where `method` is swept: Hydra would try it on the default method first."""
+    if not {"-m", "--multirun"}.intersection(arguments):
+        return arguments
+    swept = {group for group in GROUPS if any(re.match(rf"{group}=.*,", argument) for argument in arguments)}
+
+    def one(argument: str) -> str:
+        match = re.fullmatch(r"(\w+)\.([\w.]+)=([^,()]+|\[.*\])", argument)
+        return f"{match[1]}.{match[2]}=choice({match[3]})" if match and match[1] in swept else argument
+
+    return [one(argument) for argument in arguments]
 
 
 def compose_job(overrides: list[str]) -> Job:
