@@ -42,7 +42,7 @@ class Linear(nn.Sequential):
     def __init__(self): super().__init__(nn.Flatten(), nn.Linear(64, 2))
 '''
 MODEL = """# Linear.
-_target_: world.Linear
+_target_: corner_world.Linear
 weights: random
 mean: [0.5]
 std: [0.25]
@@ -64,11 +64,11 @@ def world(here: Path) -> Path:
 def make_world(folder: Path) -> Path:
     for group, name, text in (
         ("model", "linear", MODEL),
-        ("dataset", "corner", "# Corner.\n_target_: world.Corner\nsplit: test\n"),
+        ("dataset", "corner", "# Corner.\n_target_: corner_world.Corner\nsplit: test\n"),
     ):
         (folder / "conf" / group).mkdir(parents=True)
         (folder / "conf" / group / f"{name}.yaml").write_text(text)
-    (folder / "world.py").write_text(WORLD)
+    (folder / "corner_world.py").write_text(WORLD)
     return folder
 
 
