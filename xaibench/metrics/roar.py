@@ -61,7 +61,7 @@ class Roar(Measure):
         fill: Fill = "zero",
         keep: bool = False,
         target: str = "predicted",
-        train_limit: int | None = 3000,
+        train_limit: int | None = 2000,
         validation_limit: int | None = 500,
         stack: int | None = None,
         collapse: Collapse | None = None,
