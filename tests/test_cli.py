@@ -256,7 +256,9 @@ def test_completion_offers_commands_and_overrides(xaibench, monkeypatch):
 
 
 def test_ctrl_c_ends_with_130_and_keeps_what_was_done(here, spawn):
-    code = "import sys; from xaibench.cli import main; sys.exit(main(sys.argv[1:]))"
+    # A shell starts what it puts into the background with the signal ignored, and a test run may be such a process.
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code = listen + "import sys; from xaibench.cli import main; sys.exit(main(sys.argv[1:]))"
     process = spawn(code, "run", "method=smoothgrad", "dataset.limit=1000", "metric.steps=10")
     deadline = time.monotonic() + 120
     while len(list(here.glob("cache/scores/**/shard-*.h5"))) < 1 and time.monotonic() < deadline:
