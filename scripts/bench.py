@@ -322,8 +322,8 @@ def memory(options: argparse.Namespace) -> list[Table]:
     table = Table(*columns, title="peak memory of a run on smallcnn above imports")
     for metric in options.metrics or MEMORY_OVERRIDES:
         for allocator in ALLOCATORS:
-            print(f"{metric} memory, allocator {allocator} ...", file=sys.stderr)
             low, high = (growth("smallcnn", metric, samples, allocator, options.pairs) for samples in MEMORY_SAMPLES)
+            print(f"{metric} memory, allocator {allocator}: {low:.3g} and {high:.3g} bytes", file=sys.stderr)
             cells = (f"{low / 2**20:.0f}", f"{high / 2**20:.0f}", verdict(high / low, MEMORY_TARGET))
             table.add_row(metric, allocator, *cells, f"{MEMORY_TARGET:.2f}")
     return [table]
