@@ -140,7 +140,7 @@ class Retraining:
     def accuracies(self, repeat: int) -> dict[Masking | None, float]:
         """The accuracy of every masking's network of one repeat: read, or trained now."""
         maskings = self.metric.maskings()
-        absent = [masking for masking, number in self.missing if number == repeat]
+        absent = [masking for masking in maskings if self.artefact(masking, repeat).load_whole("accuracy") is None]
         for start in range(0, len(absent), self.stack):
             self._train(absent[start : start + self.stack], repeat)
         found = {masking: self.artefact(masking, repeat).load_whole("accuracy") for masking in maskings}

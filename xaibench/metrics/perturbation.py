@@ -10,6 +10,7 @@ from ..fills import filled
 from ..imputer import impute
 from ..models.classifier import Classifier
 from ..models.preprocessing import Preprocessing
+from ..rng import draw_seeds, from_seeds
 from ..versions import Remove, Run, masked, replacing
 
 # What a removed pixel shows: the words of `fills`, which do not depend on what else is removed; `noise`, uniform pixel
@@ -92,14 +93,14 @@ class Removal:
         """The seeds [B] of a random fill, as a column of the responses; nothing for the others."""
         if self.fill not in ("noise", "linear"):
             return {}
-        return {"fill_seed": torch.stack([torch.randint(2**62, (), generator=g) for g in generators])}
+        return {"fill_seed": draw_seeds(generators)}
 
     def everything(
         self, classifier: Classifier, batch: Batch, draws: dict[str, torch.Tensor] | None = None
     ) -> torch.Tensor:
         """The images [B,C,H,W] with all pixels removed; `linear` has nothing to infer from: noisy channel means."""
         if self.fill == "noise":
-            pixels = [torch.rand(batch.inputs.shape[1:], generator=g) for g in _generators(draws)]
+            pixels = [torch.rand(batch.inputs.shape[1:], generator=g) for g in from_seeds(draws["fill_seed"])]
             return classifier.preprocessing.normalise(torch.stack(pixels).to(batch.inputs))
         if self.fill == "linear":
             means = filled(batch.inputs, "channel_mean", classifier.preprocessing)
@@ -116,9 +117,6 @@ class Removal:
 def _imputation_noise(
     inputs: torch.Tensor, preprocessing: Preprocessing, draws: dict[str, torch.Tensor]
 ) -> torch.Tensor:
-    fields = torch.stack([torch.randn(inputs.shape[1:], generator=g) for g in _generators(draws)]).to(inputs)
+    seeded = from_seeds(draws["fill_seed"])
+    fields = torch.stack([torch.randn(inputs.shape[1:], generator=g) for g in seeded]).to(inputs)
     return preprocessing.normalise(IMPUTATION_NOISE * fields) - preprocessing.normalise(torch.zeros_like(fields))
-
-
-def _generators(draws: dict[str, torch.Tensor] | None) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(int(seed)) for seed in draws["fill_seed"]]
