@@ -102,7 +102,7 @@ class Artefact:
     """
 
     def __init__(self, root: Path, kind: str, names: Sequence[str], spec: Mapping[str, Any]) -> None:
-        self.kind = kind
+        self.root, self.kind = root, kind
         self.spec = {"schema": SCHEMA, "kind": kind, **spec}
         self.key = digest(self.spec)
         self.folder = Path(root, kind, *(safe_name(name) for name in names), self.key)
@@ -110,7 +110,22 @@ class Artefact:
         self._known: set[str] = set()
         self._last: tuple[str, dict[str, np.ndarray]] | None = None
 
+    @classmethod
+    def opened(cls, root: Path, kind: str, names: Sequence[str], key: str) -> "Artefact | None":
+        """The artefact with this key as its spec.json describes it; None if there is none, or another is described."""
+        path = Path(root, kind, *(safe_name(name) for name in names), key, "spec.json")
+        try:
+            artefact = cls(root, kind, names, json.loads(path.read_text())["spec"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return artefact if artefact.key == key else None
+
     # ---- reading -------------------------------------------------------------------------------------------------
+
+    def samples(self) -> list[int]:
+        """The samples that there are rows of, in the order in which they were written."""
+        self._refresh()
+        return list(self._index)
 
     def missing(self, samples: Iterable[int]) -> list[int]:
         """The samples that no shard names. Shards are read, and checked, when their rows are."""

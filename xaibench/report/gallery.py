@@ -1,0 +1,210 @@
+"""Images beside the maps of each method: what the cache holds, joined with the data set's own pictures."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from ..build import TARGET, build, is_spec, locate
+from ..cache import Artefact
+from ..config import SELECTION
+from ..datasets.base import Dataset, Samples
+from ..errors import XaibenchError
+from ..leaderboard import Cell
+from ..metrics.ranking import COLLAPSES, collapse
+from ..models.preprocessing import Preprocessing
+from .colours import INK, is_signed, painted
+
+# Below this many pixels a side, an input is no picture.
+SMALLEST_SIDE = 8
+
+
+class Absent(Exception):
+    """Something that the gallery needs is not there; the message says what, and how to get it."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image as the network saw it: RGB uint8 [H,W,3], and what the network said.
+
+    label, predicted, explained: names of classes (of a scalar output, its values). probability, explained_probability:
+    of the predicted and of the explained class; None for a scalar output.
+    """
+
+    sample: int
+    pixels: np.ndarray
+    label: str
+    predicted: str
+    probability: float | None
+    explained: str
+    explained_probability: float | None
+
+
+@dataclass(frozen=True)
+class Column:
+    """The maps of one method: float32 [n,H,W], collapsed over channels as its metrics read them."""
+
+    method: str
+    variant: str
+    maps: np.ndarray
+
+    @property
+    def label(self) -> str:
+        """Method and variant."""
+        return f"{self.method} ({self.variant})" if self.variant else self.method
+
+    @property
+    def signed(self) -> bool:
+        """Whether the maps have negative values."""
+        return is_signed(self.maps)
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Images x methods of one model and data set. missing: what is not shown, as sentences."""
+
+    pictures: tuple[Picture, ...]
+    columns: tuple[Column, ...]
+    missing: tuple[str, ...] = ()
+
+
+def collect(cells: Sequence[Cell], cache: Path, limit: int = 16) -> Gallery:
+    """The first `limit` images that all cached methods of these cells have maps of; cells of one model and data set.
+
+    A column per set of maps, in the order of the cells. Nothing is computed: what the cache lacks is said in `missing`.
+    """
+    of_maps: dict[str, list[Cell]] = {}
+    for cell in cells:
+        if cell.card["keys"]["map_key"]:
+            of_maps.setdefault(cell.card["keys"]["map_key"], []).append(cell)
+    found: list[tuple[Cell, str, Artefact]] = []
+    missing = []
+    for sharing in of_maps.values():
+        try:
+            found.append((sharing[0], _collapse_of(sharing), _maps(sharing[0], cache)))
+        except Absent as error:
+            missing.append(str(error))
+    if not found:
+        return Gallery((), (), tuple(missing) or ("No method's maps were scored here.",))
+    shared = set.intersection(*(set(artefact.samples()) for *_, artefact in found))
+    samples = [sample for sample in found[0][2].samples() if sample in shared][:limit]
+    if not samples:
+        return Gallery((), (), (*missing, "No image has maps of all methods."))
+    rows = [artefact.read(samples) for *_, artefact in found]
+    if any(len(row.samples) < len(samples) for row in rows):
+        return Gallery((), (), (*missing, "A damaged shard was removed from the cache: run again, then report again."))
+    try:
+        pictures = _pictures(found[0][0], found[0][2], samples, rows[0].arrays)
+    except (Absent, XaibenchError) as error:
+        return Gallery((), (), (*missing, str(error)))
+    columns = [
+        Column(
+            cell.card["method"],
+            cell.card["method_variant"],
+            collapse(torch.from_numpy(row.arrays["maps"]), how).numpy(),
+        )
+        for (cell, how, _), row in zip(found, rows)
+    ]
+    return Gallery(tuple(pictures), tuple(columns), tuple(missing))
+
+
+def draw(gallery: Gallery) -> Figure:
+    """Rows of images, columns of methods; under each image what the network made of it."""
+    rows, columns = len(gallery.pictures), 1 + len(gallery.columns)
+    height, width, _ = gallery.pictures[0].pixels.shape
+    between, below = width // 12, height // 2
+    step_y, step_x = height + below, width + between
+    # One picture of all tiles: an axes for each of some hundred takes matplotlib seconds.
+    sheet = np.full((rows * step_y, columns * step_x - between, 3), 255, dtype=np.uint8)
+    figure = Figure(figsize=(1.1 * columns, 1.1 * rows * step_y / step_x + 0.5), dpi=100)
+    axes = figure.add_axes((0, 0, 1, 1 - 0.5 / figure.get_figheight()))
+    for row, picture in enumerate(gallery.pictures):
+        tiles = [picture.pixels, *(painted(column.maps[row], column.signed) for column in gallery.columns)]
+        top = row * step_y
+        for place, tile in enumerate(tiles):
+            sheet[top : top + height, place * step_x : place * step_x + width] = tile
+        text = "\n".join(caption(picture))
+        axes.text(0, top + height + 0.04 * height, text, fontsize=6, color=INK, verticalalignment="top")
+    for place, name in enumerate(("image", *(column.label.replace("_", "\n") for column in gallery.columns))):
+        axes.text(place * step_x, -0.05 * height, name, fontsize=7, color=INK, verticalalignment="bottom")
+    axes.imshow(sheet, aspect="auto", interpolation="nearest")
+    axes.axis("off")
+    return figure
+
+
+def caption(picture: Picture) -> tuple[str, str]:
+    """Prediction and explained class of a picture, for below it."""
+    said = (picture.predicted, picture.probability), (picture.explained, picture.explained_probability)
+    predicted, explained = (name if p is None else f"{name} {p:.2f}" for name, p in said)
+    return f"predicted {predicted}", f"explained {explained}"
+
+
+def _maps(cell: Cell, cache: Path) -> Artefact:
+    """The cached maps that a cell scored."""
+    card = cell.card
+    names, key = (card["model"], card["dataset"], card["method"]), card["keys"]["map_key"]
+    artefact = Artefact.opened(cache, "maps", names, key)
+    if artefact is None or not artefact.samples():
+        raise Absent(
+            f"{card['method']}: {cache} has no maps {key}; name the cache of the run with --cache, or run it again."
+        )
+    return artefact
+
+
+def _collapse_of(cells: Sequence[Cell]) -> str:
+    """How the metrics read a method's channels: its own collapse, as those that bring none recorded it."""
+    for cell in cells:
+        if cell.card["collapse"] in COLLAPSES and cell.card["config"]["metric"].get("collapse") is None:
+            return cell.card["collapse"]
+    return "sum"
+
+
+def _pictures(cell: Cell, maps: Artefact, samples: Sequence[int], rows: Mapping[str, np.ndarray]) -> list[Picture]:
+    """The images of these samples, and what the network said, as cached beside the maps. Raises Absent."""
+    dataset = _dataset(cell.card["config"]["dataset"])
+    if dataset.fingerprint != maps.spec["data"]["fingerprint"]:
+        raise Absent(f"{cell.card['dataset']}: the data set has changed since its maps were made; no images are shown.")
+    preprocessing = Preprocessing(**maps.spec["model"]["preprocessing"])
+    batch = Samples(dataset, preprocessing, samples).load(samples)
+    if min(batch.inputs.shape[2:]) < SMALLEST_SIDE:
+        raise Absent(f"{cell.card['dataset']}: inputs of {list(batch.inputs.shape[1:])} are no pictures.")
+    if list(batch.crc) != rows["input_crc32"].tolist():
+        raise Absent(f"{cell.card['dataset']}: images have changed since their maps were made; run again.")
+    spec = {"model": maps.spec["model"], "data": maps.spec["data"]}
+    replies = Artefact(maps.root, "responses", (cell.card["model"], cell.card["dataset"], "logits"), spec)
+    found = replies.read(samples)
+    if len(found.samples) < len(samples):
+        raise Absent(f"{cell.card['model']}: {replies.folder} lacks what the network answers; run again.")
+    logits = torch.from_numpy(found.arrays["logits"])
+    values = preprocessing.denormalise(batch.inputs).clamp(0, 1).mul(255).round().byte()
+    pixels = values.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
+    answers = zip(logits, batch.labels.tolist(), rows["target"].tolist())
+    return [
+        Picture(sample, image, *_said(answer, label, target, dataset.class_names))
+        for sample, image, (answer, label, target) in zip(samples, pixels, answers)
+    ]
+
+
+def _said(
+    logits: torch.Tensor, label: float, target: int, names: Sequence[str]
+) -> tuple[str, str, float | None, str, float | None]:
+    """label, predicted, its probability, explained, its probability: of one image, from its logits [K]."""
+    if len(logits) == 1:
+        return f"{label:g}", f"{logits.item():.3g}", None, "the output", None
+    probabilities = logits.softmax(0)
+    best = int(probabilities.argmax())
+    return names[int(label)], names[best], float(probabilities[best]), names[target], float(probabilities[target])
+
+
+def _dataset(config: Mapping[str, Any]) -> Dataset:
+    """The data set of a score file's configuration. A results folder may come from elsewhere: nothing but a data set
+    is built from what it says."""
+    spec = {name: value for name, value in config.items() if name not in (*SELECTION, "name")}
+    target = locate(spec[TARGET], "dataset")
+    if not (isinstance(target, type) and issubclass(target, Dataset)) or any(map(is_spec, spec.values())):
+        raise Absent(f"dataset={spec[TARGET]}: expected a data set class; no images are shown.")
+    return build(spec, "dataset")
