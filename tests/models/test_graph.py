@@ -1,0 +1,208 @@
+"""A network as steps: the same logits and gradients as the network itself, whatever it is made of."""
+
+import copy
+import gc
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision import models
+
+from tests.methods.nets import VGGLike, classifier, seeded
+from xaibench.errors import Refusal
+from xaibench.methods.rules import AlphaBeta, Composite, passed_on
+from xaibench.models.classifier import Classifier
+from xaibench.models.graph import Affine, Convolution, Graph, Rectifier, Scale
+from xaibench.models.resnet_cifar import ResNetCifar
+
+
+class Everything(nn.Module):
+    """Functional and in-place ReLUs, one module used twice, residual sum, concatenation, mean, arithmetic, shapes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, 3, padding=1, groups=3, bias=False)
+        self.norm = nn.BatchNorm2d(6)
+        self.twice = nn.Conv2d(6, 6, 3, padding=2, dilation=2)
+        self.relu = nn.ReLU(inplace=True)
+        self.pool = nn.AvgPool2d(3, 2, 1)
+        self.before_activation = nn.BatchNorm2d(12)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.first((x * 0.8 - 0.1) / 2))
+        x = F.relu_(x)
+        y = self.relu(self.twice(x))
+        y = self.twice(y)
+        y += x
+        y = F.leaky_relu(y, 0.2)
+        y = torch.cat([F.max_pool2d(y, 3, 2, 1), self.pool(x)], 1)
+        y = F.relu6(self.before_activation(y))
+        y = y.mean((2, 3)).view(x.size(0), -1)
+        return self.head(F.dropout(y, training=self.training))
+
+
+def stirred(module: nn.Module) -> nn.Module:
+    """Batch normalisation with statistics, weights and biases of its own."""
+    draw = torch.Generator().manual_seed(3)
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            for tensor in (part.running_mean, part.bias.data):
+                tensor.copy_(torch.randn(tensor.shape, generator=draw) * 0.3)
+            for tensor in (part.running_var, part.weight.data):
+                tensor.copy_(torch.rand(tensor.shape, generator=draw) + 0.5)
+    return module
+
+
+TORCHVISION = {
+    "vgg11_bn": {},
+    "resnet18": {},
+    "densenet121": {},
+    "mobilenet_v2": {"width_mult": 0.35},
+    "googlenet": {"aux_logits": False, "init_weights": False, "transform_input": True},
+}
+
+
+def networks() -> list:
+    made = [("everything", Everything, (3, 16, 16)), ("vgg_like", VGGLike, (3, 16, 16))]
+    made.append(("resnet8", lambda: ResNetCifar(8), (3, 32, 32)))
+    for name, options in TORCHVISION.items():
+        make = getattr(models, name)
+        made.append(
+            (name, lambda make=make, options=options: make(weights=None, num_classes=7, **options), (3, 64, 64))
+        )
+    return [pytest.param(make, size, id=name) for name, make, size in made]
+
+
+@pytest.mark.parametrize(("make", "size"), networks())
+def test_logits_and_gradients_are_those_of_the_network(make, size):
+    network = classifier(stirred(make()), size)
+    inputs, targets = seeded(2, size), torch.tensor([1, 4])
+    before = copy.deepcopy(network.module.state_dict())
+    graph = Graph.of(network)
+    values = graph.run(inputs)
+    torch.testing.assert_close(values[-1], network.logits(inputs))
+    hot = F.one_hot(targets, values[-1].shape[1]).double()
+    gradient = graph.back(values, hot, Composite())["input"]
+    torch.testing.assert_close(gradient, network.gradient(inputs, targets), rtol=1e-8, atol=1e-12)
+    for name, tensor in network.module.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_the_signal_at_a_named_layer_is_the_gradient_there():
+    """Started at a layer, read at another one, containers included."""
+    network = classifier(stirred(ResNetCifar(8)), (3, 32, 32))
+    inputs = seeded(2, (3, 32, 32))
+    graph = Graph.of(network)
+    values = graph.run(inputs)
+    middle = values[graph.place("layer2")]
+    signal = torch.randn(middle.shape, dtype=torch.float64)
+    found = graph.back(values, signal, Composite(), start="layer2", keep=("input", "layer1", "layer2", "linear"))
+    with torch.enable_grad():
+        x = inputs.clone().requires_grad_(True)
+        net = network.module
+        first = net.layer1(net.relu(net.bn1(net.conv1(x))))
+        expected = torch.autograd.grad(net.layer2(first), (x, first), signal)
+    torch.testing.assert_close(found["input"], expected[0])
+    torch.testing.assert_close(found["layer1"], expected[1])
+    assert torch.equal(found["layer2"], signal)
+    assert torch.equal(found["linear"], torch.zeros_like(values[-1]))
+
+
+def test_batch_normalisation_is_folded_where_nothing_else_reads_the_layer():
+    steps = Graph.of(classifier(stirred(Everything()))).steps
+    (first,) = [step for step in steps if isinstance(step, Convolution) and step.options["groups"] == 3]
+    assert first.bias is not None and first.name == "first"
+    # What is left: arithmetic with constants (three operators), and the normalisation of a concatenation.
+    assert [step.name for step in steps if isinstance(step, Scale)] == ["mul", "sub", "truediv", "before_activation"]
+    assert sum(isinstance(step, Rectifier) for step in steps) == 3
+
+
+def test_names_point_at_their_values():
+    network = classifier(stirred(Everything()))
+    graph = Graph.of(network)
+    assert graph.place("first") == graph.place("norm")
+    assert graph.place("input") == 0 and graph.place("logits") == len(graph.steps)
+    with pytest.raises(Refusal, match="'twice' of Everything runs 2 times"):
+        graph.place("twice")
+    with pytest.raises(Refusal, match="did you mean 'head'"):
+        graph.place("haed")
+
+
+def test_the_graph_follows_the_weights():
+    network = classifier(VGGLike())
+    before = Graph.of(network)
+    assert Graph.of(network) is before
+    with torch.no_grad():
+        network.module.features[0].weight.mul_(2)
+    after = Graph.of(network)
+    assert after is not before
+    torch.testing.assert_close(after.run(seeded(2))[-1], network.logits(seeded(2)))
+
+
+def test_few_networks_are_kept_in_memory():
+    first = classifier(VGGLike())
+    gone = weakref.ref(first.module)
+    Graph.of(first)
+    del first
+    for _ in range(2):
+        Graph.of(classifier(VGGLike()))
+    gc.collect()
+    assert gone() is None
+
+
+class Gated(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x * torch.sigmoid(x)).flatten(1)
+
+
+class Branching(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1) if x.sum() > 0 else -x.flatten(1)
+
+
+class Split(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, second = x.chunk(2, 1)
+        return first.flatten(1) + second.flatten(1)
+
+
+class Counting(nn.Module):
+    """Its steps say nothing of what its hook does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flat = nn.Flatten()
+        self.flat.register_forward_hook(lambda module, arguments, output: output * 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.flat(x)
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        (Gated(), "no rule for 'sigmoid' of Gated"),
+        (Branching(), "Branching cannot be traced by torch.fx"),
+        (Split(), "several tensors|has no rule for 'chunk'"),
+        (Counting(), "do not give its logits"),
+    ],
+)
+def test_what_has_no_steps_is_refused(module, said):
+    with pytest.raises(Refusal, match=said):
+        Graph.of(Classifier(type(module).__name__, module, (4, 8, 8)))
+
+
+def test_relevance_is_conserved_by_the_z_plus_rule_on_real_shapes():
+    """Dropped biases and inputs above 0 behind ReLUs: what the logit has, the input has."""
+    network = classifier(stirred(models.resnet18(weights=None, num_classes=7)), (3, 64, 64))
+    graph = Graph.of(network)
+    values = graph.run(seeded(2, (3, 64, 64)).abs())
+    start = torch.zeros_like(values[-1])
+    start[:, 2] = values[-1][:, 2]
+    affine = [step for step in graph.steps if isinstance(step, Affine)]
+    assert len(affine) == 20 + 8 + 1 + 1  # convolutions, sums, average pooling, linear layer
+    found = graph.back(values, start, Composite(AlphaBeta(), passed_on))["input"]
+    torch.testing.assert_close(found.flatten(1).sum(1), start.sum(1), rtol=1e-6, atol=0)

@@ -1,0 +1,76 @@
+"""Methods whose map is one backward pass by rules of their own."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+
+from ..errors import Refusal
+from ..models.classifier import Classifier
+from ..models.cut import INPUT, LOGITS
+from ..models.graph import Graph, Rule, Step
+from .base import Method
+
+
+class ModifiedBackprop(Method):
+    """One forward pass, and one backward pass in which each step of the network has a rule: [B,C,H,W], signed.
+
+    A network that torch.fx cannot trace, or with a step that has no rule, is refused.
+    """
+
+    @abstractmethod
+    def rules(self, classifier: Classifier, inputs: torch.Tensor) -> Callable[[Step], Rule]:
+        """The rule of each step, for these inputs [B,C,H,W]."""
+
+    @abstractmethod
+    def initial(self, classifier: Classifier, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The signal at the logits [B,K] from which the backward pass starts."""
+
+    def check(self, classifier: Classifier) -> None:
+        Graph.of(classifier)
+
+    def attribute(
+        self,
+        classifier: Classifier,
+        inputs: torch.Tensor,
+        targets: torch.Tensor,
+        generators: list[torch.Generator],
+        **context: Any,
+    ) -> torch.Tensor:
+        graph, maps = Graph.of(classifier), []
+        for part in classifier.chunks(len(inputs)):
+            x = inputs[part]
+            values = graph.run(x)
+            signal = self.initial(classifier, values[-1], targets[part])
+            maps.append(graph.back(values, signal, self.rules(classifier, x))[INPUT])
+        return torch.cat(maps)
+
+    def propagate(
+        self,
+        classifier: Classifier,
+        inputs: torch.Tensor,
+        signals: Sequence[torch.Tensor],
+        start: str = LOGITS,
+        keep: Iterable[str] = (INPUT,),
+    ) -> list[dict[str, torch.Tensor]]:
+        """For each of the signals [B,...] at the output of the layer `start`, what arrives at the layers `keep`.
+
+        What the convergence analysis (metric `csc`) looks at; one forward pass for all signals.
+        """
+        graph = Graph.of(classifier)
+        values, rules = graph.run(inputs), self.rules(classifier, inputs)
+        return [graph.back(values, signal, rules, start, keep) for signal in signals]
+
+
+def gradient_of_output(classifier: Classifier, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Gradient of the explained output with respect to the logits [B,K]: where gradient-like methods start."""
+    with torch.enable_grad():
+        logits = logits.detach().requires_grad_(True)
+        return torch.autograd.grad(classifier.select(logits, targets).sum(), logits)[0]
+
+
+def refuse_probability(classifier: Classifier, name: str) -> None:
+    """Raise Refusal where a softmax probability is explained: relevance is handed down from a logit."""
+    if classifier.output == "probability":
+        raise Refusal(f"{name} hands a logit down, a softmax probability has no such parts: set output=logit")
