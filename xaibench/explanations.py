@@ -32,7 +32,7 @@ from .errors import Refusal, UserError, XaibenchError
 from .methods.base import Method
 from .metrics.base import Metric
 from .metrics.ranking import collapse
-from .models.classifier import Classifier
+from .models.classifier import Classifier, predicted
 from .models.loading import check_input, load_classifier
 from .models.randomise import PERMUTED_LABELS, Randomisation, is_randomised, randomised
 from .results import NONFINITE_MAP, OK
@@ -325,7 +325,7 @@ class Explanations:
         passed_over = {"not correct": 0, "probability too low": 0}
         for block in self.logits.blocks():
             logits, batch = self.logits_of(block), self.load(block)
-            correct = (logits.argmax(-1) == batch.labels).tolist()
+            correct = (predicted(logits) == batch.labels).tolist()
             probability = logits.softmax(-1).gather(1, batch.targets[:, None])[:, 0].tolist()
             for sample, is_correct, p in zip(block, correct, probability):
                 if len(kept) == limit:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from . import rng
 from .build import build
@@ -24,7 +23,7 @@ from .metrics.ranking import places
 from .metrics.roar import Masking, Roar
 from .models.loading import build_module
 from .models.preprocessing import scaled
-from .models.recipe import MEMORY, Images, Recipe, accuracy_on, train
+from .models.recipe import MEMORY, Images, Recipe, accuracy_on, loss_of, train
 from .models.stacked import train_stacked
 from .results import OK
 
@@ -122,7 +121,7 @@ class Retraining:
                     started = time.perf_counter()
                 positions = torch.arange(min(recipe.batch_size, len(images)))
                 inputs, labels = images.batch(positions, next(module.parameters()))
-                F.cross_entropy(module(inputs), labels).backward()
+                loss_of(module(inputs), labels).backward()
         per_epoch = (time.perf_counter() - started) / steps * len(images) / recipe.batch_size
         minutes = count * recipe.epochs * per_epoch / 60
         said = "%s: %d trainings of %d images x %d epochs, about %.1f min, after %d maps"

@@ -85,6 +85,8 @@ class Cell(Explanations):
         super().__init__(job, root)
         self.seconds |= {"responses": 0.0, "scores": 0.0}
         self.check_masks(f"metric={job.metric}", self.metric)
+        if getattr(self.metric, "needs_mask", False) and self.dataset.graded_masks:
+            raise Refusal(f"metric={job.metric} needs a region: the truth of dataset={job.dataset} is graded")
         self.metric.check(self.classifier)
         self.metric.check_data(self.dataset)
         self.others: dict[str, Explanations] = {}

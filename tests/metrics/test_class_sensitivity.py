@@ -90,7 +90,7 @@ def test_without_masks_there_is_no_localisation(linear, batch_for):
     batch, metric = batch_for(classifier, 2), ClassSensitivity()
 
     class Masked:
-        has_masks = True
+        has_masks, graded_masks = True, False
 
     found, _ = columns_of(metric, classifier, batch, lambda targets: batch.inputs[:, 0])
     assert "inside" not in found and {s.column for s in metric.statistics} <= set(found)

@@ -67,6 +67,8 @@ def test_a_mask_follows_the_resize_of_its_image():
     expected = torch.zeros(30, 30, dtype=torch.bool)
     expected[10:20, 15:25] = True  # halved, then five columns cropped from each side
     assert torch.equal(Preprocessing(resize=30, crop=30).mask(mask), expected)
+    graded = Preprocessing(resize=30, crop=30).mask(0.25 * mask)
+    assert torch.equal(graded, 0.25 * expected)
 
 
 @pytest.mark.parametrize(

@@ -95,10 +95,11 @@ def test_the_best_epoch_is_the_first_of_the_highest_accuracy_on_validation(tmp_p
         train(make_net(), recipe, images)
 
 
-def test_equals_an_obvious_loop():
-    recipe = Recipe(epochs=3, batch_size=16, lr=0.1, momentum=0.5, weight_decay=0.01)
-    ours = nn.Sequential(nn.Flatten(), nn.Linear(432, 2))
-    theirs = nn.Sequential(nn.Flatten(), nn.Linear(432, 2))
+@pytest.mark.parametrize("outputs", [2, 1])
+def test_equals_an_obvious_loop(outputs):
+    recipe = Recipe(epochs=3, batch_size=16, lr=0.1 if outputs > 1 else 0.001, momentum=0.5, weight_decay=0.01)
+    ours = nn.Sequential(nn.Flatten(), nn.Linear(432, outputs))
+    theirs = nn.Sequential(nn.Flatten(), nn.Linear(432, outputs))
     theirs.load_state_dict(ours.state_dict())
     history = train(ours, recipe, samples_of(), seed=5)
     data = Stripes()
@@ -107,18 +108,25 @@ def test_equals_an_obvious_loop():
     velocity = [torch.zeros_like(p) for p in theirs.parameters()]
     for epoch in range(3):
         order = torch.randperm(50, generator=generator(5, "recipe", epoch))
-        losses = []
+        losses, right = [], 0
         for start in range(0, 50, 16):
             batch = order[start : start + 16]
-            loss = F.cross_entropy(theirs(inputs[batch]), labels[batch])
+            answers, wanted = theirs(inputs[batch]), labels[batch]
+            if outputs == 1:
+                loss = sum((answer - label) ** 2 for answer, label in zip(answers[:, 0], wanted)) / len(batch)
+                right += sum(int((answer > 0.5) == label) for answer, label in zip(answers[:, 0], wanted))
+            else:
+                loss = F.cross_entropy(answers, wanted)
+                right += (answers.argmax(1) == wanted).sum().item()
             losses.append(loss.item() * len(batch))
             theirs.zero_grad()
             loss.backward()
             with torch.no_grad():
                 for p, v in zip(theirs.parameters(), velocity, strict=True):
                     v.mul_(0.5).add_(p.grad + 0.01 * p)
-                    p.sub_(0.1 * v)
+                    p.sub_(recipe.lr * v)
         assert history["loss"][epoch] == pytest.approx(sum(losses) / 50, rel=1e-5)
+        assert history["accuracy"][epoch] == pytest.approx(right / 50)
     for mine, yours in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(mine.detach(), yours.detach(), atol=1e-6, rtol=1e-5)
 

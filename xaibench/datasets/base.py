@@ -17,6 +17,7 @@ class Example:
     """One sample: a PIL image or a tensor [C,H,W] in [0, 1]; its label; the mask [H,W] of what the label is about.
 
     label: a class, or for a network with a scalar output the value that is wanted, which may be real.
+    mask: bool, or, of a data set with `graded_masks`, float32: how much each pixel matters.
     """
 
     image: Image.Image | torch.Tensor
@@ -33,11 +34,13 @@ class Dataset(ABC):
     class_names: one per label.
     fingerprint: what identifies the content, such as a digest of the file listing or of the generator's version.
     has_masks: whether every example carries a ground-truth mask.
+    graded_masks: whether these say how much each pixel matters, instead of marking a region.
     """
 
     class_names: tuple[str, ...] = ()
     fingerprint: str = ""
     has_masks: bool = False
+    graded_masks: bool = False
 
     @abstractmethod
     def __len__(self) -> int:
@@ -54,7 +57,7 @@ class Batch:
 
     samples: their ids. inputs [B,C,H,W]: preprocessed, on the device. labels [B]: int64, or float32 where they are
     real-valued. targets [B]: int64, which output is explained; 0 for a scalar one.
-    masks [B,H,W]: bool, in input geometry, or None. crc: CRC32 of each input's bytes.
+    masks [B,H,W]: bool (float32 where they are graded), in input geometry, or None. crc: CRC32 of each input's bytes.
     """
 
     samples: tuple[int, ...]

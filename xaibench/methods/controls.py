@@ -82,7 +82,8 @@ class Input(Control):
 
 
 class Oracle(Control):
-    """The ground-truth mask as a map, 1 inside and 0 outside: [B,1,H,W]. Refused where a data set has no masks."""
+    """The ground-truth mask as a map: [B,1,H,W], 1 inside and 0 outside, or how much each pixel matters where the
+    masks are graded. Refused where a data set has no masks."""
 
     needs_mask = True
 

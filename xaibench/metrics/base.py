@@ -40,7 +40,7 @@ class Measure:
 
     version: bumped when the numbers change; part of every key.
     statistics: what the leaderboard shows. The first one is the headline.
-    needs_mask: whether the data set must have ground-truth masks.
+    needs_mask: whether the data set must have ground-truth masks, of regions.
     reads_maps: False for a metric that scores the model itself: `maps` is None and its scores belong to no method.
     collapse: None takes the method's own; otherwise one of `metrics.ranking.COLLAPSES`.
     sign: how the collapsed map is read: `signed`, `absolute` or `positive`.

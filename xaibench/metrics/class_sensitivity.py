@@ -56,7 +56,7 @@ class ClassSensitivity(SimilarityMetric):
             raise Refusal(f"class_sensitivity: {classifier.name} has one output, there is no other class to explain")
 
     def check_data(self, dataset: Dataset) -> None:
-        if dataset.has_masks:
+        if dataset.has_masks and not dataset.graded_masks:
             share = {"unit": "share of the positive attribution"}
             self.statistics = (
                 *self.statistics,
@@ -88,7 +88,7 @@ class ClassSensitivity(SimilarityMetric):
         classes = values.scatter(1, batch.targets[:, None], -torch.inf).argmax(1)
         others = explain(batch.inputs, classes, "")  # no purpose of its own: the noise of the maps
         columns = self.similarities(maps, others) | self.floors(classifier, batch, maps, generators)
-        if batch.masks is not None:
+        if batch.masks is not None and batch.masks.dtype == torch.bool:
             columns["inside"], columns["inside_other"] = (_inside(m, batch.masks) for m in (maps, others))
             columns["gain"] = columns["inside"] - columns["inside_other"]
         return columns

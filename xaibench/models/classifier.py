@@ -13,6 +13,12 @@ from .preprocessing import Preprocessing
 OUTPUTS = ("logit", "probability", "raw")
 
 
+def predicted(logits: torch.Tensor) -> torch.Tensor:
+    """Logits [...,K] -> the predicted class [...]: the largest; of a scalar output, which is trained to 0 and 1, the
+    nearer of the two."""
+    return logits.argmax(-1) if logits.shape[-1] > 1 else (logits[..., 0] > 0.5).long()
+
+
 @dataclass
 class Classifier:
     """A network that returns logits [B,K], in evaluation mode, with everything a method or metric may ask.

@@ -61,13 +61,13 @@ class Preprocessing:
         return F.pil_to_tensor(image) if isinstance(image, Image.Image) else image
 
     def mask(self, mask: torch.Tensor) -> torch.Tensor:
-        """A boolean mask [H,W] through the same geometry, nearest neighbour -> bool [h,w]."""
-        mask = mask[None].to(torch.uint8)
+        """A mask [H,W], bool or float, through the same geometry, nearest neighbour -> [h,w] of its type."""
+        values = mask[None].to(torch.uint8 if mask.dtype == torch.bool else mask.dtype)
         if self.resize is not None:
-            mask = F.resize(mask, [self.resize], interpolation=InterpolationMode.NEAREST_EXACT)
+            values = F.resize(values, [self.resize], interpolation=InterpolationMode.NEAREST_EXACT)
         if self.crop is not None:
-            mask = F.center_crop(mask, [self.crop, self.crop])
-        return mask[0].bool()
+            values = F.center_crop(values, [self.crop, self.crop])
+        return values[0].to(mask.dtype)
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixel values [..., C,H,W] in [0, 1] -> normalised values."""

@@ -18,7 +18,7 @@ from ..errors import UserError
 from ..files import remove_leftovers
 from ..rng import generator, seed_of
 from . import checkpoint as files
-from .classifier import Classifier
+from .classifier import Classifier, predicted
 from .preprocessing import scaled
 
 MEMORY = 2 << 30  # bytes of pixels that are decoded once and kept
@@ -29,7 +29,7 @@ Progress = Callable[[int, int, float, float], None]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained with cross-entropy.
+    """How a network is trained, with cross-entropy, or with squared error if it has a scalar output.
 
     epochs, batch_size, lr, weight_decay: as usual; every epoch sees every sample once, in a new order.
     optimizer, momentum: momentum is Adam's beta1.
@@ -172,19 +172,26 @@ def fold_batch_norm(module: nn.Module) -> None:
                 setattr(parent, name, fuse_conv_bn_eval(*child).requires_grad_(False))
 
 
+def loss_of(logits: torch.Tensor, labels: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
+    """What training lowers, given logits [B,K] and labels [B] (see `Recipe`): its mean, or with `none` its values."""
+    if logits.shape[1] == 1:
+        return F.mse_loss(logits[:, 0], labels.to(logits), reduction=reduction)
+    return F.cross_entropy(logits, labels, reduction=reduction)
+
+
 def accuracy(classifier: Classifier, samples: Samples) -> float:
-    """The share of samples whose largest logit is their label's."""
-    right = sum((classifier.logits(batch.inputs).argmax(1) == batch.labels).sum().item() for batch in samples)
+    """The share of samples whose predicted class is their label's."""
+    right = sum((predicted(classifier.logits(batch.inputs)) == batch.labels).sum().item() for batch in samples)
     return right / len(samples)
 
 
 @torch.no_grad()
 def accuracy_on(module: nn.Module, images: "Images", batch_size: int = 64) -> float:
-    """The share of images whose largest logit, of a network in evaluation mode, is their label's."""
+    """The share of images whose predicted class, by a network in evaluation mode, is their label's."""
     like, right = next(module.parameters()), 0
     for positions in torch.arange(len(images)).split(batch_size):
         inputs, labels = images.batch(positions, like)
-        right += (module(inputs).argmax(1) == labels).sum().item()
+        right += (predicted(module(inputs)) == labels).sum().item()
     return right / len(images)
 
 
@@ -204,12 +211,12 @@ def _train_epoch(
         optimizer.param_groups[0]["lr"] = recipe.rate(epoch * len(batches) + number, recipe.epochs * len(batches))
         inputs, labels = images.batch(positions, like, recipe, random)
         logits = module(inputs)
-        loss = F.cross_entropy(logits, labels)
+        loss = loss_of(logits, labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         total += loss.detach().double() * len(positions)
-        right += (logits.detach().argmax(1) == labels).sum()
+        right += (predicted(logits.detach()) == labels).sum()
     return total.item() / len(images), right.item() / len(images)
 
 

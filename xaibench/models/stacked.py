@@ -5,13 +5,12 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from ..errors import Refusal, UserError
 from ..rng import generator
-from .recipe import Images, Recipe, accuracy_on, add_batch_norm, fold_batch_norm
+from .recipe import Images, Recipe, accuracy_on, add_batch_norm, fold_batch_norm, loss_of
 
 
 def train_stacked(
@@ -72,8 +71,7 @@ def train_stacked(
                 inputs, labels = (torch.stack(column) for column in zip(*batches))
                 logits = vmap(forward)(dict(zip(parameters, holder)), buffers, inputs)
                 # The sum of the networks' own mean losses: none of them feels the others.
-                loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-                loss = loss.view(labels.shape).mean(1).sum()
+                loss = loss_of(logits.flatten(0, 1), labels.flatten(), "none").view(labels.shape).mean(1).sum()
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

@@ -1,0 +1,125 @@
+"""Worlds of two features: classes are Gaussians in the plane, so that the best classifier is known in closed form.
+
+Heurich 2021, chapter 3. A point is an input [1,1,2]: its coordinates are two places, not two channels.
+"""
+
+import math
+from abc import abstractmethod
+from typing import Literal
+
+import torch
+
+from ..errors import UserError
+from ..rng import generator
+from .base import Dataset, Example
+
+VERSION = 1  # raised when any point changes
+SIZES = {"train": 10_000, "validation": 2_000, "test": 10_000}
+Split = Literal["train", "validation", "test", "grid"]
+
+
+class Plane(Dataset):
+    """Points drawn from Gaussians around given centres, or the regular grid on which maps become pictures.
+
+    split: `train` (10 000 points), `validation` (2 000) and `test` (10 000) are draws, as many from each centre, and
+        are not cut to the domain; a point's label is that of its centre. `grid` is `steps` x `steps` points that cover
+        the domain, ends included, row by row: ids run along x1, rows along rising x2. There the label is that of the
+        nearest centre, which is what the best classifier answers.
+    generator_seed: another value is another draw. steps: points per axis of the grid.
+
+    centres [n,2]; labels [n]: the class of each centre. sigma: standard deviation per axis. domain: (low, high) of both
+    axes of the grid.
+    """
+
+    centres: torch.Tensor
+    labels: tuple[int, ...]
+    sigma: float
+    domain: tuple[float, float]
+
+    def __init__(self, split: Split = "test", generator_seed: int = 0, steps: int = 200) -> None:
+        if steps < 2:
+            raise UserError(f"dataset.steps={steps}: expected at least 2 points per axis")
+        self.points, nearest = self._grid(steps) if split == "grid" else self._draw(split, generator_seed)
+        self._labels = [self.labels[centre] for centre in nearest.tolist()]
+        self.class_names = tuple(str(label) for label in sorted(set(self.labels)))
+        what = f"steps={steps}" if split == "grid" else f"generator_seed={generator_seed}"
+        self.fingerprint = f"{type(self).__name__}-{VERSION}:{split}:{what}"
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def __getitem__(self, index: int) -> Example:
+        point = self.points[index]
+        return Example(point.view(1, 1, 2), self._labels[index], self.importance(point).view(1, 2))
+
+    @abstractmethod
+    def importance(self, points: torch.Tensor) -> torch.Tensor:
+        """How much each feature matters at points [...,2], the world's truth: [...,2] from 0 up."""
+
+    @abstractmethod
+    def bayes_accuracy(self) -> float:
+        """The accuracy on drawn points that no classifier exceeds."""
+
+    def _draw(self, split: str, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        count = SIZES[split]
+        centre = torch.arange(count) % len(self.centres)
+        noise = torch.randn(count, 2, generator=generator(type(self).__name__, seed, split))
+        return self.centres[centre] + self.sigma * noise, centre
+
+    def _grid(self, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+        axis = torch.linspace(*self.domain, steps)
+        points = torch.cartesian_prod(axis, axis).flip(1)
+        return points, torch.cdist(points, self.centres).argmin(1)
+
+
+class Xor(Plane):
+    """The noisy exclusive or: sigma 0.2 around the corners of the unit square, class 1 where one coordinate is 1.
+
+    Its truth, as Heurich 2021 states it case by case: the nearer one coordinate is to 0.5, the less the other one
+    tells. In closed form G1 = 2 |x2 - 0.5| and G2 = 2 |x1 - 0.5|, the absolute gradient of x1 + x2 - 2 x1 x2.
+    """
+
+    has_masks, graded_masks = True, True
+    centres = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+    labels = (0, 1, 1, 0)
+    sigma = 0.2
+    domain = (0.0, 1.0)
+
+    def importance(self, points: torch.Tensor) -> torch.Tensor:
+        return 2 * (points.flip(-1) - 0.5).abs()
+
+    def bayes_accuracy(self) -> float:
+        """1 - 2 p (1 - p): right where neither or both coordinates crossed 0.5, each with probability p."""
+        crossed = 0.5 * math.erfc(0.5 / self.sigma / math.sqrt(2))
+        return 1 - 2 * crossed * (1 - crossed)
+
+
+class RingOfGaussians(Plane):
+    """Five classes, sigma 0.45 around five points equally far apart on a circle of radius 1.8, the first at angle 0.
+
+    Its truth in Heurich 2021 is that both coordinates matter equally, everywhere; he judges it insufficient. The best
+    logits are linear, mu_c . x / sigma^2.
+    """
+
+    has_masks, graded_masks = True, True
+    radius = 1.8
+    centres = radius * torch.tensor([[math.cos(2 * math.pi * c / 5), math.sin(2 * math.pi * c / 5)] for c in range(5)])
+    labels = tuple(range(5))
+    sigma = 0.45
+    domain = (-4.0, 4.0)
+
+    def importance(self, points: torch.Tensor) -> torch.Tensor:
+        return torch.ones_like(points)
+
+    def bayes_accuracy(self) -> float:
+        """The share of a class's Gaussian in the wedge of directions within pi / 5 of its centre's, by quadrature.
+
+        At angle t a Gaussian at distance r from the origin has the density (phi(r / sigma) + c phi(s) Phi(c)) / phi(0)
+        / sqrt(2 pi) with c = r cos(t) / sigma, s = r sin(t) / sigma: the integral over the distance in closed form.
+        """
+        angle = torch.linspace(-math.pi / 5, math.pi / 5, 2001, dtype=torch.float64)
+        along, across = (self.radius / self.sigma * part for part in (angle.cos(), angle.sin()))
+        normal = torch.distributions.Normal(torch.zeros((), dtype=torch.float64), 1.0)
+        far = math.exp(-0.5 * (self.radius / self.sigma) ** 2) / (2 * math.pi)
+        density = far + along * normal.log_prob(across).exp() * normal.cdf(along)
+        return float(torch.trapezoid(density, angle))

@@ -1,0 +1,24 @@
+"""The network of the worlds of two features: one hidden layer of a few ReLUs."""
+
+import torch
+from torch import nn
+
+
+class PlaneNet(nn.Module):
+    """Inputs [B,1,1,2] -> outputs [B,outputs]; `input` passes the two features on, as a layer that can be named.
+
+    Heurich 2021 gives the layers (2, 10, 1) and not the activations; his appendix defines ReLU only.
+    outputs: 1, trained to 0 and 1 with squared error, or one per class. hidden: ReLUs.
+    sigmoid: whether the outputs pass one, which is how the thesis's figures read its scalar output.
+    """
+
+    def __init__(self, outputs: int = 1, hidden: int = 10, sigmoid: bool = True) -> None:
+        super().__init__()
+        self.input, self.flatten = nn.Identity(), nn.Flatten()
+        self.linear1, self.relu = nn.Linear(2, hidden), nn.ReLU()
+        self.linear2 = nn.Linear(hidden, outputs)
+        self.last = nn.Sigmoid() if sigmoid else nn.Identity()
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        features = self.flatten(self.input(inputs))
+        return self.last(self.linear2(self.relu(self.linear1(features))))
