@@ -13,26 +13,58 @@ COLUMN = RNG.gamma(2.0, size=80)
 PER = RNG.uniform(0.5, 1.5, size=80)
 
 
-def test_a_mean_has_scipys_bootstrap_interval():
-    found = stats.estimate(COLUMN, None, "mean")
-    assert found.value == pytest.approx(COLUMN.mean())
-    theirs = scipy_stats.bootstrap((COLUMN,), np.mean, n_resamples=20000, method="percentile", rng=1)
-    width = theirs.confidence_interval.high - theirs.confidence_interval.low
-    assert found.low == pytest.approx(theirs.confidence_interval.low, abs=0.05 * width)
-    assert found.high == pytest.approx(theirs.confidence_interval.high, abs=0.05 * width)
+def ratio(over, under, axis):
+    return over.mean(axis) / under.mean(axis)
 
 
-def test_a_ratio_of_means_resamples_both_together():
-    found = stats.estimate(COLUMN, PER, "mean")
-    assert found.value == pytest.approx(COLUMN.mean() / PER.mean())
+@pytest.mark.parametrize("bootstrap", ["bca", "percentile"])
+@pytest.mark.parametrize(
+    ("data", "kind", "statistic"),
+    [((COLUMN,), "mean", np.mean), ((COLUMN,), "median", np.median), ((COLUMN, PER), "mean", ratio)],
+    ids=["mean", "median", "ratio"],
+)
+def test_the_interval_is_scipys_bootstrap(data, kind, statistic, bootstrap, monkeypatch):
+    """To the precision of 20000 draws on both sides; a median's draws take few values."""
+    monkeypatch.setattr(stats, "RESAMPLES", 20000)
+    stats._kept_draws.cache_clear()
+    found = stats.estimate(*data, *[None] * (2 - len(data)), kind, bootstrap)
+    stats._kept_draws.cache_clear()
     theirs = scipy_stats.bootstrap(
-        (COLUMN, PER), lambda x, y, axis: x.mean(axis) / y.mean(axis), paired=True, n_resamples=20000,
-        method="percentile", rng=1,
-    )  # fmt: skip
-    width = theirs.confidence_interval.high - theirs.confidence_interval.low
-    assert found.low == pytest.approx(theirs.confidence_interval.low, abs=0.05 * width)
-    # A column that is its own denominator has no spread at all; resampled apart it would.
+        data, statistic, n_resamples=20000, method={"bca": "BCa"}.get(bootstrap, bootstrap), paired=True, rng=1
+    ).confidence_interval
+    assert found.value == pytest.approx(statistic(*data, axis=0))
+    off = (0.1 if kind == "median" else 0.02) * (theirs.high - theirs.low)
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=off)
+    assert (found.n, found.interval) == (80, bootstrap)
+
+
+@pytest.mark.parametrize(("per", "kind"), [(None, "mean"), (PER, "mean"), (None, "median")])
+@pytest.mark.parametrize("n", [2, 3, 20, 21])
+def test_the_jackknife_in_closed_form_leaves_each_sample_out(per, kind, n):
+    column, per = np.round(COLUMN[:n], 1), None if per is None else per[:n]  # rounded: ties too
+    slow = [stats.statistic(np.delete(column, i), None if per is None else np.delete(per, i), kind) for i in range(n)]
+    np.testing.assert_allclose(stats._left_out(column, per, kind), slow, rtol=1e-12)
+
+
+def test_a_ratio_of_a_column_to_itself_has_no_spread():
+    """Resampled apart it would."""
     assert stats.estimate(PER, PER, "mean").high == pytest.approx(1.0)
+
+
+def test_columns_without_spread_say_so():
+    found = stats.estimate(np.full(9, 0.25), None, "mean")
+    assert (found.value, found.low, found.high, found.interval) == (0.25, 0.25, 0.25, "equal")
+    assert stats.estimate(np.array([0.25]), None, "mean").interval == "none"
+    # One value in fifty that is another: skewed as can be, and still an interval.
+    rare = stats.estimate(np.array([1.0] + [0.0] * 49), None, "mean")
+    assert 0 <= rare.low < rare.value < rare.high < 0.2
+
+
+def test_few_samples_are_marked_where_the_interval_is_the_bootstraps():
+    assert stats.few(stats.FEW - 1, "mean") and not stats.few(stats.FEW, "median")
+    assert not stats.few(3, "repeats") and not stats.few(3, "proportion")
+    assert leaderboard.table([cell("a", [0.0, 1.0])])["few"].all()
+    assert not leaderboard.table([cell("a", [0.0, 1.0] * 20)])["few"].any()
 
 
 def test_a_median_is_the_median():
@@ -56,9 +88,12 @@ def test_repeats_have_students_interval():
 
 
 def test_memory_bounds_do_not_change_the_draws(monkeypatch):
-    whole = stats.estimate(COLUMN, PER, "mean")
+    whole = [stats.estimate(COLUMN, PER, "mean"), stats.estimate(COLUMN, None, "median")]
     monkeypatch.setattr(stats, "PART", 800)
-    assert stats.estimate(COLUMN, PER, "mean") == whole
+    for kept in (stats.KEPT, 0):
+        monkeypatch.setattr(stats, "KEPT", kept)
+        stats._kept_draws.cache_clear()
+        assert [stats.estimate(COLUMN, PER, "mean"), stats.estimate(COLUMN, None, "median")] == whole
 
 
 def test_nothing_gives_nothing():

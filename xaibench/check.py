@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .leaderboard import COMMON, IDENTITY, Cell
+from .leaderboard import COMMON, IDENTITY, Cell, without_seed
 
 FLOOR = 0.005
 SPREADS = 3.0
@@ -115,8 +115,7 @@ def _by_key(frame: pd.DataFrame) -> dict[Key, pd.Series]:
 
 
 def _without_seed(identity: tuple[str, ...]) -> tuple[str, ...]:
-    parts = [part for part in identity[3].split(",") if part and not part.startswith("seed=")]
-    return (*identity[:3], ",".join(parts), *identity[4:])
+    return (*identity[:3], without_seed(identity[3]), *identity[4:])
 
 
 def _spreads(frame: pd.DataFrame) -> dict[tuple[str, ...], float]:

@@ -26,7 +26,7 @@ COST_COLUMNS = (
     "score_seconds", "peak_memory_bytes", "device", "threads", "n", "method_key", "metric_key", "sample_key",
 )  # fmt: skip
 # Of `table`, for people; not in the file.
-TUNED = "tuned"
+TUNED, FEW = "tuned", "few"
 IDENTITY = ("model", "dataset", "method", "method_variant", "metric", "metric_variant", "statistic")
 # Above this share of excluded samples a cell is also given on the samples that all methods have.
 MANY_EXCLUDED = 0.05
@@ -68,37 +68,48 @@ def read_cell(path: Path) -> Cell:
 def table(cells: Sequence[Cell]) -> pd.DataFrame:
     """The rows of the leaderboard, sorted, with ranks among the cells of equal model, data, metric and samples.
 
-    Besides COLUMNS, `tuned`: whether the method says that its parameters were chosen by this metric.
+    Besides COLUMNS, for people: `tuned`, whether the method says that its parameters were chosen by this metric, and
+    `few`, whether the interval rests on too few samples.
     """
+    rows = [row for group in comparable(cells) for row in _group_rows(group)]
+    frame = pd.DataFrame(rows, columns=[*COLUMNS, TUNED, FEW])
+    return frame.sort_values([*IDENTITY, "sample_key", "method_key"], kind="stable", ignore_index=True)
+
+
+def comparable(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """The cells in groups of equal model, data, metric and samples: those that may be ranked together."""
     groups: dict[tuple[str, ...], list[Cell]] = defaultdict(list)
     for cell in cells:
         keys = cell.card["keys"]
         groups[keys["model_key"], keys["data_key"], keys["metric_key"], keys["sample_key"]].append(cell)
-    rows = [row for group in groups.values() for row in _group_rows(group)]
-    frame = pd.DataFrame(rows, columns=[*COLUMNS, TUNED])
-    return frame.sort_values([*IDENTITY, "sample_key", "method_key"], kind="stable", ignore_index=True)
+    return list(groups.values())
+
+
+def without_seed(variant: str) -> str:
+    """A method's variant less its seed: what reruns under other seeds have in common."""
+    return ",".join(part for part in variant.split(",") if not part.startswith("seed="))
 
 
 def _group_rows(group: Sequence[Cell]) -> list[dict[str, Any]]:
     """Rows of the cells that are comparable, one statistic after the other."""
     rows = []
     for statistic in group[0].card["statistics"]:
-        finite = [_finite(cell, statistic) for cell in group]
-        ranked = [_row(cell, statistic, kept, "") for cell, kept in zip(group, finite)]
+        defined = [finite(cell, statistic) for cell in group]
+        ranked = [_row(cell, statistic, kept, "") for cell, kept in zip(group, defined)]
         rows += _rank(ranked, statistic)
-        if any(len(kept) < (1 - MANY_EXCLUDED) * cell.card["n"] for cell, kept in zip(group, finite)):
-            common = set.intersection(*(set(kept) for kept in finite))
+        if any(len(kept) < (1 - MANY_EXCLUDED) * cell.card["n"] for cell, kept in zip(group, defined)):
+            common = set.intersection(*(set(kept) for kept in defined))
             if not common:
                 continue
             ranked = [
                 _row(cell, statistic, [sample for sample in kept if sample in common], COMMON)
-                for cell, kept in zip(group, finite)
+                for cell, kept in zip(group, defined)
             ]
             rows += _rank(ranked, statistic)
     return rows
 
 
-def _finite(cell: Cell, statistic: Mapping[str, Any]) -> list[int]:
+def finite(cell: Cell, statistic: Mapping[str, Any]) -> list[int]:
     """The samples for which the statistic's columns are defined."""
     names = [name for name in (statistic["column"], statistic["per"]) if name]
     if any(name not in cell.columns for name in names):
@@ -128,17 +139,22 @@ def _row(cell: Cell, statistic: Mapping[str, Any], samples: list[int], suffix: s
         "metric_key": card["keys"]["metric_key"],
         "sample_key": card["keys"]["sample_key"],
         TUNED: card["metric"] in card.get("tuned_on", ()),
+        FEW: stats.few(found.n, statistic["kind"]),
     }
 
 
 def _rank(rows: list[dict[str, Any]], statistic: Mapping[str, Any]) -> list[dict[str, Any]]:
     """1 for the best; equal values share the better rank; an undefined value has none."""
-    value = pd.Series([row["value"] for row in rows], dtype=float)
-    badness = {"higher": -value, "lower": value}.get(statistic["direction"])
-    if badness is None:
-        badness = (value - statistic["target"]).abs()
-    ranks = badness.round(9).rank(method="min")
+    values = np.array([row["value"] for row in rows], dtype=float)
+    ranks = pd.Series(badness(values, statistic["direction"], statistic["target"])).round(9).rank(method="min")
     return [{**row, "rank": None if np.isnan(rank) else int(rank)} for row, rank in zip(rows, ranks)]
+
+
+def badness(values: np.ndarray, direction: str, target: float | None) -> np.ndarray:
+    """What makes one value worse than another: smaller is better, whatever the direction of the statistic."""
+    if direction == "target":
+        return np.abs(values - target)
+    return values if direction == "lower" else -values
 
 
 def costs(cells: Sequence[Cell]) -> pd.DataFrame:
@@ -171,7 +187,9 @@ def write(results: Path) -> pd.DataFrame:
 
 def to_csv(frame: pd.DataFrame) -> str:
     """Byte-stable CSV: fixed order, six significant digits, LF, empty for what is undefined."""
-    return frame.drop(columns=TUNED, errors="ignore").to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    return frame.drop(columns=[TUNED, FEW], errors="ignore").to_csv(
+        index=False, float_format="%.6g", lineterminator="\n"
+    )
 
 
 def read_csv(path: Path) -> pd.DataFrame:

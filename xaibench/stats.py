@@ -1,69 +1,158 @@
 """From per-sample columns to a value with an interval: pure functions on numpy arrays."""
 
+import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
+# Below this many samples a bootstrap interval is too narrow to be trusted (docs/statistics.md has the coverage).
+FEW = 20
 PART = 2**22  # drawn values at a time, to bound the memory
+KEPT = 2**27  # bytes of draws that are kept for the next column of the same length
+BOOTSTRAPPED = ("mean", "median")
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A statistic with its 95 % interval and the number of samples it rests on (NaN where it is undefined)."""
+    """A statistic with its 95 % interval and the number of samples it rests on (NaN where it is undefined).
+
+    interval: how the interval was made: `bca`, `percentile`, `wilson`, `t`; `equal` if all values are the same, so
+    that nothing is known of their spread; `none` where there are too few.
+    """
 
     value: float
     low: float
     high: float
     n: int
+    interval: str = "none"
 
 
-def estimate(column: np.ndarray, per: np.ndarray | None, kind: str) -> Estimate:
+def estimate(
+    column: np.ndarray, per: np.ndarray | None, kind: str, bootstrap: Literal["bca", "percentile"] = "bca"
+) -> Estimate:
     """The statistic of finite columns [n] (`per` the denominator's, for a ratio of means) and its interval.
 
-    kind: `mean` and `median` take the percentile bootstrap, numerator and denominator resampled together;
-    `proportion` Wilson's interval; `repeats` Student's t. Seeded: the same columns give the same interval.
+    kind: `mean` and `median` take the bootstrap, numerator and denominator resampled together, bias-corrected and
+    accelerated (Efron 1987) or by percentiles; `proportion` Wilson's interval; `repeats` Student's t. Seeded: the same
+    columns give the same interval.
     """
     n = len(column)
     if n == 0:
         return Estimate(math.nan, math.nan, math.nan, 0)
     if kind == "proportion":
         interval = stats.binomtest(round(float(column.sum())), n).proportion_ci(CONFIDENCE, method="wilson")
-        return Estimate(float(column.mean()), float(interval.low), float(interval.high), n)
+        return Estimate(float(column.mean()), float(interval.low), float(interval.high), n, "wilson")
     if kind == "repeats":
-        value, half = float(column.mean()), math.nan
-        if n > 1:
-            half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1) * column.std(ddof=1) / math.sqrt(n))
-        return Estimate(value, value - half, value + half, n)
-    value = float(_statistic(column[None], None if per is None else per[None], kind)[0])
+        value = float(column.mean())
+        if n == 1:
+            return Estimate(value, math.nan, math.nan, n)
+        half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1) * column.std(ddof=1) / math.sqrt(n))
+        return Estimate(value, value - half, value + half, n, "t")
+    value = float(statistic(column, per, kind))
     if n == 1:
         return Estimate(value, math.nan, math.nan, n)
-    low, high = np.percentile(_resampled(column, per, kind), [50 - 50 * CONFIDENCE, 50 + 50 * CONFIDENCE])
-    return Estimate(value, float(low), float(high), n)
+    if np.ptp(column) == 0 and (per is None or np.ptp(per) == 0):
+        return Estimate(value, value, value, n, "equal")
+    drawn = resampled(column[:, None], None if per is None else per[:, None], kind)[:, 0]
+    levels = np.array([0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
+    if bootstrap == "bca":
+        levels = _bca_levels(levels, value, drawn, _left_out(column, per, kind))
+    low, high = np.quantile(drawn, levels)
+    return Estimate(value, float(low), float(high), n, bootstrap)
 
 
-def _resampled(column: np.ndarray, per: np.ndarray | None, kind: str) -> np.ndarray:
-    """The statistic of RESAMPLES draws with replacement, in parts that bound the memory.
+def few(n: int, kind: str) -> bool:
+    """Whether an interval of this kind over n samples is narrower than it says. Wilson's and t are made for few."""
+    return kind in BOOTSTRAPPED and n < FEW
 
-    The draws depend on n alone, so that the intervals of methods on the same samples are comparable.
+
+def statistic(column: np.ndarray, per: np.ndarray | None, kind: str) -> np.ndarray:
+    """Columns [n,...] -> [...]: the median, the mean, or the ratio of means."""
+    if kind == "median":
+        return np.median(column, axis=0)
+    return column.mean(axis=0) if per is None else _ratio(column.mean(axis=0), per.mean(axis=0))
+
+
+def resampled(columns: np.ndarray, per: np.ndarray | None, kind: str) -> np.ndarray:
+    """The statistic of columns [n,m] in RESAMPLES draws of n samples with replacement -> [RESAMPLES,m].
+
+    The draws depend on n alone: all columns of one length see the same ones, so that what is resampled is comparable.
     """
-    n = len(column)
-    random, part = np.random.default_rng(0), max(1, PART // n)
     found = []
-    for start in range(0, RESAMPLES, part):
-        draws = random.integers(0, n, size=(min(part, RESAMPLES - start), n))
-        found.append(_statistic(column[draws], None if per is None else per[draws], kind))
+    for counts in _draws(len(columns)):
+        if kind == "median":
+            found.append(np.stack([_medians(counts, column) for column in columns.T], axis=1))
+        else:
+            times = counts.astype(np.float64)
+            found.append(times @ columns / len(columns) if per is None else _ratio(times @ columns, times @ per))
     return np.concatenate(found)
 
 
-def _statistic(column: np.ndarray, per: np.ndarray | None, kind: str) -> np.ndarray:
-    """Rows [r,n] -> [r]."""
-    if kind == "median":
-        return np.median(column, axis=1)
-    if per is None:
-        return column.mean(axis=1)
+def _draws(n: int) -> Iterator[np.ndarray]:
+    """How often each of n samples is drawn, [r,n] in parts that bound the memory; RESAMPLES rows in all."""
+    if RESAMPLES * n > KEPT:
+        yield from _new_draws(n)
+        return
+    counts, part = _kept_draws(n), max(1, PART // n)
+    yield from (counts[start : start + part] for start in range(0, RESAMPLES, part))
+
+
+@functools.lru_cache(maxsize=2)
+def _kept_draws(n: int) -> np.ndarray:
+    return np.concatenate(list(_new_draws(n)))
+
+
+def _new_draws(n: int) -> Iterator[np.ndarray]:
+    random, part = np.random.default_rng(0), max(1, PART // n)
+    for start in range(0, RESAMPLES, part):
+        rows = min(part, RESAMPLES - start)
+        drawn = random.integers(0, n, size=(rows, n)) + n * np.arange(rows)[:, None]
+        # A sample is drawn more than 255 times of n in no universe: bytes will do.
+        yield np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.uint8)
+
+
+def _medians(counts: np.ndarray, column: np.ndarray) -> np.ndarray:
+    """The median of each draw: where the counts of the sorted values pass the half."""
+    order, n = np.argsort(column, kind="stable"), len(column)
+    reached = counts[:, order].cumsum(axis=1, dtype=np.int32)
+    middle = [np.argmax(reached >= place, axis=1) for place in ((n + 1) // 2, n // 2 + 1)]
+    return column[order][np.stack(middle)].mean(axis=0)
+
+
+def _left_out(column: np.ndarray, per: np.ndarray | None, kind: str) -> np.ndarray:
+    """The statistic without each sample in turn, in closed form: [n] (the jackknife)."""
+    n = len(column)
+    if kind != "median":
+        rest = column.sum() - column
+        return rest / (n - 1) if per is None else _ratio(rest, per.sum() - per)
+    order = np.argsort(column, kind="stable")
+    values, place = column[order], np.empty(n, dtype=int)
+    place[order] = np.arange(n)
+    # The two middle places (equal if n - 1 is odd) of the values without the one at `place`.
+    middle = ((n - 2) // 2, (n - 1) // 2)
+    return np.mean([values[np.where(place > at, at, at + 1)] for at in middle], axis=0)
+
+
+def _bca_levels(levels: np.ndarray, value: float, drawn: np.ndarray, left_out: np.ndarray) -> np.ndarray:
+    """The quantiles of the draws at which the bias-corrected and accelerated interval ends (Efron 1987, eq. 2.3)."""
+    # Draws that equal the value but for rounding count half, as in scipy.
+    below = (drawn < value) & ~np.isclose(drawn, value, rtol=1e-12, atol=0)
+    equal = np.isclose(drawn, value, rtol=1e-12, atol=0)
+    share = (below.sum() + equal.sum() / 2) / len(drawn)
+    bias = special.ndtri(np.clip(share, 1 / len(drawn), 1 - 1 / len(drawn)))
+    influence = left_out.mean() - left_out
+    spread = (influence**2).sum() ** 1.5
+    acceleration = (influence**3).sum() / (6 * spread) if spread > 0 else 0.0
+    shifted = bias + special.ndtri(levels)
+    return special.ndtr(bias + shifted / (1 - acceleration * shifted))
+
+
+def _ratio(over: np.ndarray, under: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
-        return column.mean(axis=1) / per.mean(axis=1)
+        return over / under
