@@ -8,6 +8,7 @@ import yaml
 
 from tests.methods.nets import SIZE
 from xaibench.build import build
+from xaibench.models.graph import Graph
 
 YAMLS = sorted((Path(__file__).parents[2] / "conf" / "method").glob("*.yaml"))
 
@@ -41,3 +42,21 @@ def small(spec: dict) -> dict:
     """A specification with few copies, those within it too."""
     spec = {key: small(value) if isinstance(value, dict) else value for key, value in spec.items()}
     return spec | {key: value for key, value in SMALL.items() if key in spec}
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """passes(network) -> a list that gets the number of inputs of each forward pass from then on, however it is run."""
+
+    def count(network):
+        calls, run = [], Graph.run
+        network.module.register_forward_pre_hook(lambda module, arguments: calls.append(len(arguments[0])))
+
+        def counted(graph, inputs):
+            calls.append(len(inputs))
+            return run(graph, inputs)
+
+        monkeypatch.setattr(Graph, "run", counted)
+        return calls
+
+    return count

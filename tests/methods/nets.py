@@ -81,3 +81,11 @@ def seeded(count: int, size: tuple[int, ...] = SIZE, dtype: torch.dtype = torch.
     draw = torch.Generator().manual_seed(count)
     spread = 0.5 + torch.rand(count, 1, 1, 1, generator=draw)
     return (torch.randn(count, *size, generator=draw) * spread + spread - 1).to(dtype)
+
+
+def photographs(count: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """Such inputs cut to what an image can be: between black and white of `classifier`."""
+    black, white = (
+        classifier(Linear()).preprocessing.normalise(torch.full((3, 1, 1), x).to(dtype)) for x in (0.0, 1.0)
+    )
+    return seeded(count, dtype=dtype).clamp(black, white)

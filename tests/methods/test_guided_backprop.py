@@ -1,6 +1,7 @@
 """Guided backpropagation against a slow, independent rule, and the networks it has to refuse."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -105,16 +106,10 @@ def test_equals_the_rule_written_out(name):
     assert (maps - plain).abs().max() > 1e-3 * plain.abs().max()
 
 
-def test_a_discarded_return_value_makes_no_difference():
-    torch.manual_seed(1)
-    module = Discarded()
-    network = classifier(module)
-    slow = classifier(
-        nn.Sequential(module.conv, Guided(float("inf")), nn.AdaptiveAvgPool2d(1), nn.Flatten(), module.fc)
-    )
-    inputs, targets = seeded(3), torch.arange(3)
-    maps = GuidedBackprop().attribute(network, inputs, targets, [])
-    assert torch.allclose(maps, slow.gradient(inputs, targets), rtol=1e-9)
+def test_a_discarded_return_value_is_refused():
+    """The trace has an in-place ReLU that nobody reads, the network one that everybody does."""
+    with pytest.raises(Refusal, match="do not give its logits"):
+        GuidedBackprop().check(classifier(Discarded()))
 
 
 class Functional(nn.Module):
@@ -129,26 +124,38 @@ class Functional(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "rectify",
+    ("rectify", "cap"),
     [
-        F.relu,
-        F.relu6,
-        torch.relu,
-        torch.Tensor.relu_,
-        lambda x: x.clamp(min=0),
-        lambda x: torch.clamp(x, 0, 6),
-        lambda x: x.clamp_min(0),
-        lambda x: F.threshold(x, 0, 0),
-        nn.Hardtanh(0, 6),
-        torch.jit.script(nn.ReLU()),
+        (F.relu, math.inf),
+        (F.relu6, 6.0),
+        (torch.relu, math.inf),
+        (lambda x: x.relu_(), math.inf),
+        (lambda x: F.relu(x, inplace=True), math.inf),
+        (lambda x: x.clamp(min=0), math.inf),
+        (lambda x: torch.clamp(x, 0, 0.05), 0.05),
+        (lambda x: x.clamp_min(0), math.inf),
+        (nn.Hardtanh(0, 6), 6.0),
     ],
-    ids=["relu", "relu6", "torch.relu", "relu_", "clamp", "clamp06", "clamp_min", "threshold", "hardtanh", "script"],
+    ids=["relu", "relu6", "torch.relu", "relu_", "inplace", "clamp", "clamp05", "clamp_min", "hardtanh"],
 )
-def test_rectifiers_that_are_not_modules_are_refused(rectify):
+def test_a_rectifier_is_one_however_it_is_written(rectify, cap):
     network = classifier(Functional(rectify))
-    with pytest.raises(Refusal, match="cannot reach 1 of the 2 ReLUs of Functional"):
-        GuidedBackprop().check(network)
-    assert not network.module.relu._forward_hooks and not network.module.relu._forward_pre_hooks
+    slow = classifier(Functional(Guided(cap)))
+    slow.module.load_state_dict(network.module.state_dict())
+    slow.module.relu = Guided(math.inf)
+    inputs, targets = seeded(3), torch.arange(3)
+    GuidedBackprop().check(network)
+    maps = GuidedBackprop().attribute(network, inputs, targets, [])
+    torch.testing.assert_close(maps, slow.gradient(inputs, targets))
+    assert not torch.allclose(maps, network.gradient(inputs, targets))
+
+
+@pytest.mark.parametrize(
+    "rectify", [lambda x: F.threshold(x, 0, 0), torch.jit.script(nn.ReLU())], ids=["threshold", "script"]
+)
+def test_rectifiers_that_cannot_be_found_are_refused(rectify):
+    with pytest.raises(Refusal, match=r"1 of the 2 ReLUs of Functional cannot be given a rule|cannot be traced"):
+        GuidedBackprop().check(classifier(Functional(rectify)))
 
 
 @pytest.mark.parametrize("other", [lambda x: x.clamp(min=1e-6), torch.sigmoid, F.leaky_relu, F.hardswish, F.normalize])
@@ -157,7 +164,7 @@ def test_other_functions_are_not_taken_for_relu(other):
 
 
 def test_in_place_on_a_slice_is_refused():
-    """Whoever reads the whole tensor goes around a hook on the slice: the map would be the plain gradient."""
+    """Whoever reads the whole tensor goes around the ReLU of the slice."""
 
     class Sliced(Discarded):
         def forward(self, inputs):
@@ -165,35 +172,20 @@ def test_in_place_on_a_slice_is_refused():
             self.relu(x[:, :3])
             return self.fc(x.mean((2, 3)))
 
-    with pytest.raises(Refusal, match=r"cannot reach 1 of the 1 ReLUs of Sliced.*in place on a slice"):
+    with pytest.raises(Refusal, match="do not give its logits"):
         GuidedBackprop().check(classifier(Sliced()))
 
 
 def test_a_network_without_relu_is_refused():
-    with pytest.raises(Refusal, match="needs ReLU modules"):
+    with pytest.raises(Refusal, match="needs ReLUs"):
         GuidedBackprop().check(classifier(nn.Sequential(nn.Conv2d(3, 2, 16), nn.GELU(), nn.Flatten())))
 
 
-@pytest.mark.parametrize("name", ["googlenet", "densenet121", "efficientnet_b0", "vit_b_16"])
-def test_torchvision_networks_it_cannot_serve_are_refused(name):
+@pytest.mark.parametrize("name", ["efficientnet_b0", "vit_b_16"])
+def test_torchvision_networks_without_relu_are_refused(name):
     size = (3, 224, 224) if name == "vit_b_16" else (3, 64, 64)
-    keywords = {"init_weights": False} if name == "googlenet" else {}
-    with torch.device("meta"):
-        module = getattr(torchvision.models, name)(weights=None, **keywords)
-    with pytest.raises(Refusal):
-        GuidedBackprop().check(classifier(module, size, torch.float32))
-
-
-def test_hooks_go_when_the_network_fails():
-    module = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(7, 5))
-    network = classifier(module)
-    for action in (
-        GuidedBackprop().check,
-        lambda n: GuidedBackprop().attribute(n, seeded(1), torch.zeros(1).long(), []),
-    ):
-        with pytest.raises(RuntimeError):
-            action(network)
-        assert not module[1]._forward_hooks and not module[1]._forward_pre_hooks
+    with pytest.raises(Refusal, match=r"needs ReLUs|cannot be traced|returns several"):
+        GuidedBackprop().check(classifier(getattr(torchvision.models, name)(weights=None), size, torch.float32))
 
 
 def test_afterwards_the_gradient_is_plain_again():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.methods.conftest import YAMLS, settings
-from tests.methods.nets import SIZE, Pooled, VGGLike, classifier, seeded
+from tests.methods.nets import SIZE, Pooled, VGGLike, classifier, photographs
 from tests.methods.test_iba import samples as images
 from xaibench.build import build, locate
 from xaibench.methods.base import Fitted
@@ -95,7 +95,7 @@ def test_defaults_build(name):
 @pytest.mark.parametrize("name", DIRECT)
 def test_maps_are_finite_deterministic_and_leave_no_trace(name, dtype, make):
     network = classifier(net_for(name), dtype=dtype, batch_size=4)
-    method, inputs = make(name), seeded(10, dtype=dtype)
+    method, inputs = make(name), photographs(10, dtype=dtype)
     copy, before = inputs.clone(), state(network)
     method.check(network)
     maps = maps_of(method, network, inputs, range(10))
@@ -109,7 +109,7 @@ def test_maps_are_finite_deterministic_and_leave_no_trace(name, dtype, make):
 
 @pytest.mark.parametrize("name", DIRECT)
 def test_sample_does_not_depend_on_batch_or_order(name, make):
-    method, inputs = make(name), seeded(64)
+    method, inputs = make(name), photographs(64)
     module = net_for(name)
     whole = maps_of(method, classifier(module, batch_size=64), inputs, range(64))
     scale = whole.abs().max()
@@ -128,7 +128,7 @@ def test_sample_does_not_depend_on_batch_or_order(name, make):
 
 @pytest.mark.parametrize("name", DIRECT)
 def test_single_precision_differs_little_between_batches(name, make):
-    method, inputs = make(name), seeded(21, dtype=torch.float32)
+    method, inputs = make(name), photographs(21, dtype=torch.float32)
     module = net_for(name)
     whole = maps_of(method, classifier(module, dtype=torch.float32, batch_size=64), inputs, range(21))
     network = classifier(module, dtype=torch.float32, batch_size=7)
@@ -139,11 +139,12 @@ def test_single_precision_differs_little_between_batches(name, make):
 
 @pytest.mark.parametrize(("samples", "batch_size"), [(10, 4), (1, 4), (5, 32)])
 @pytest.mark.parametrize("name", [name for name in DIRECT if name not in STAGED])
-def test_network_is_called_as_rarely_as_the_batch_size_allows(name, samples, batch_size, make):
+def test_network_is_called_as_rarely_as_the_batch_size_allows(name, samples, batch_size, make, passes):
     network = classifier(net_for(name), batch_size=batch_size)
-    method, calls = make(name), []
-    network.module.register_forward_pre_hook(lambda module, arguments: calls.append(len(arguments[0])))
-    maps_of(method, network, seeded(samples), range(samples))
+    method = make(name)
+    method.check(network)
+    calls = passes(network)
+    maps_of(method, network, photographs(samples), range(samples))
     assert max(calls, default=0) <= batch_size
     forwards, backwards = method.cost(network)
     assert sum(calls) == samples * forwards
@@ -154,7 +155,7 @@ def test_network_is_called_as_rarely_as_the_batch_size_allows(name, samples, bat
 @pytest.mark.parametrize("name", ["gradient", "smoothgrad", "integrated_gradients", "gradcam", "occlusion"])
 def test_the_explained_output_is_the_classifiers(name, make):
     """A probability is explained like the logit of a network that ends in a softmax."""
-    module, method, inputs = VGGLike(), make(name), seeded(3)
+    module, method, inputs = VGGLike(), make(name), photographs(3)
     asked = classifier(module, output="probability")
     built_in = classifier(torch.nn.Sequential(module.features, module.head, torch.nn.Softmax(-1)))
     built_in.layers = {"last_conv": "0"}

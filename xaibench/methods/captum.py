@@ -15,10 +15,10 @@ from torch.nn import functional
 
 from ..errors import Refusal, XaibenchError, first_line, nearest
 from ..models.classifier import Classifier
+from ..models.rectifiers import count_rectifiers
 from ..rng import draw_seeds
 from .base import Method
 from .baselines import Baselines
-from .guided_backprop import count_rectifiers
 
 # Not for images, or in need of functions that no yaml can hold.
 UNFIT = ("DataLoaderAttribution", "LLMAttribution", "LLMGradientAttribution", "RemoteLLMAttribution", "LimeBase")

@@ -9,14 +9,14 @@ import torch
 from ..errors import Refusal
 from ..models.classifier import Classifier
 from ..models.cut import INPUT, LOGITS
-from ..models.graph import Graph, Rule, Step
+from ..models.graph import Graph, Other, Rule, Step
 from .base import Method
 
 
 class ModifiedBackprop(Method):
     """One forward pass, and one backward pass in which each step of the network has a rule: [B,C,H,W], signed.
 
-    A network that torch.fx cannot trace, or with a step that has no rule, is refused.
+    A network that torch.fx cannot trace, or with a step that the method has no rule for, is refused.
     """
 
     @abstractmethod
@@ -28,7 +28,12 @@ class ModifiedBackprop(Method):
         """The signal at the logits [B,K] from which the backward pass starts."""
 
     def check(self, classifier: Classifier) -> None:
-        Graph.of(classifier)
+        others = Graph.of(classifier).of_kind(Other)
+        if others:
+            raise Refusal(
+                f"there is no rule for '{others[0].name}' of {classifier.name}: it is no convolution, linear layer, "
+                "batch normalisation, pooling, sum, concatenation, reshaping, nor an activation that is 0 at 0"
+            )
 
     def attribute(
         self,

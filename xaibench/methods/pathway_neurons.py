@@ -9,7 +9,7 @@ from torch import nn
 
 from ..errors import Refusal
 from ..models.classifier import Classifier
-from .guided_backprop import RELUS, count_rectifiers
+from ..models.rectifiers import RELUS, count_rectifiers
 
 # One tensor [B,...] for each call of a ReLU module, in the order in which a forward pass makes them.
 Neurons = list[torch.Tensor]

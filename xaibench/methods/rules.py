@@ -142,16 +142,6 @@ def passed_on(step: Step, inputs: Tensors, output: torch.Tensor, signal: torch.T
     return (signal,)
 
 
-def guided(step: Step, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
-    """Guided backpropagation's for ReLUs (Springenberg et al. 2015): the derivative of the signal's positive part."""
-    return step.derivative(inputs, output, signal.clamp(min=0))
-
-
-def deconvolved(step: Step, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
-    """DeconvNet's (Zeiler & Fergus 2014) for ReLUs: what is positive of the signal, wherever the ReLU is open."""
-    return (signal.clamp(min=0),)
-
-
 @dataclass(frozen=True)
 class Composite:
     """Which rule each step gets; the default is a gradient throughout.

@@ -1,12 +1,13 @@
 """A network as the list of its steps, run forwards with every value kept and backwards by rules of the caller's choice.
 
 Rule-based attribution (LRP, excitation backpropagation, guided backpropagation, DeepLIFT, ...) replaces the derivative
-of each layer by a rule of its own. There are four kinds of steps, and a rule needs to know no more:
+of each layer by a rule of its own. There are few kinds of steps, and a rule needs to know no more:
 
     Affine      convolution, linear layer, batch normalisation, average pooling, sum: weights, perhaps a bias
     Activation  an elementwise function with f(0) = 0; `Rectifier` is a ReLU
     Route       every value of the output is one of the inputs, or a constant: maximum pooling, concatenation, reshaping
     Constant    no function of the input
+    Other       anything else: a derivative, but no rule
 
 The network is traced by torch.fx, so it does not matter whether a layer is a module, a function or an operator, whether
 a module is used twice, or whether it works in place.
@@ -44,12 +45,9 @@ class Step(ABC):
     def __call__(self, *inputs: Any) -> Any:
         """The output for these inputs; never in place."""
 
+    @abstractmethod
     def derivative(self, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
         """The ordinary backward pass, the rule of a gradient: signal [B,...] at the output -> signals at the inputs."""
-        with torch.enable_grad():
-            leaves = [x.detach().requires_grad_(True) for x in inputs]
-            gradients = torch.autograd.grad(self(*leaves), leaves, signal, allow_unused=True)
-        return tuple(torch.zeros_like(x) if g is None else g for x, g in zip(inputs, gradients))
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,13 +148,24 @@ class Sum(Affine):
 
 
 @dataclass(frozen=True, eq=False)
-class Activation(Step):
-    """An elementwise function."""
+class Call(Step):
+    """A function of the sources, those that are no tensors (sizes) included; its derivative is autograd's."""
 
-    function: Callable[[torch.Tensor], torch.Tensor]
+    function: Callable[..., Any]
 
-    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
-        return self.function(inputs)
+    def __call__(self, *inputs: Any) -> Any:
+        return self.function(*inputs)
+
+    def derivative(self, inputs: Sequence[Any], output: torch.Tensor, signal: torch.Tensor) -> Sequence[Any]:
+        with torch.enable_grad():
+            leaves = [x.detach().requires_grad_(True) if _differentiable(x) else x for x in inputs]
+            wanted = [x for x in leaves if _differentiable(x)]
+            found = iter(torch.autograd.grad(self.function(*leaves), wanted, signal, materialize_grads=True))
+        return [next(found) if _differentiable(x) else None for x in leaves]
+
+
+class Activation(Call):
+    """An elementwise function with f(0) = 0."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,44 +182,24 @@ class Rectifier(Activation):
         return output > 0 if self.ceiling == math.inf else (output > 0) & (output < self.ceiling)
 
 
-@dataclass(frozen=True, eq=False)
-class Route(Step):
-    """Values moved, repeated, dropped or chosen. call: gets all sources, those that are no tensors (sizes) included."""
-
-    call: Callable[..., Any]
-
-    def __call__(self, *inputs: Any) -> Any:
-        return self.call(*inputs)
-
-    def derivative(self, inputs: Sequence[Any], output: torch.Tensor, signal: torch.Tensor) -> Sequence[Any]:
-        moving = [place for place, value in enumerate(inputs) if isinstance(value, torch.Tensor)]
-
-        def of_tensors(*tensors: torch.Tensor) -> torch.Tensor:
-            values = list(inputs)
-            for place, tensor in zip(moving, tensors):
-                values[place] = tensor
-            return self.call(*values)
-
-        signals = Step.derivative(replace(self, call=of_tensors), [inputs[p] for p in moving], output, signal)
-        found: list[Any] = [None] * len(inputs)
-        for place, one in zip(moving, signals):
-            found[place] = one
-        return found
+class Route(Call):
+    """Values moved, repeated, dropped or chosen."""
 
 
-@dataclass(frozen=True, eq=False)
 class Maximum(Route):
     """Maximum pooling: a kind of its own, because some rules treat it unlike other routes."""
 
 
-@dataclass(frozen=True, eq=False)
-class Constant(Step):
+class Constant(Call):
     """What does not depend on the input: parameters, sizes."""
 
-    call: Callable[..., Any]
 
-    def __call__(self, *inputs: Any) -> Any:
-        return self.call(*inputs)
+class Other(Call):
+    """What is none of these, and so has a derivative but no rule: products, normalisation by the input, attention."""
+
+
+def _differentiable(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
 @dataclass
@@ -232,7 +221,7 @@ class Graph:
     def of(classifier: Classifier) -> "Graph":
         """The graph of a classifier, kept until its weights change.
 
-        Raises Refusal for a network that cannot be traced, or does something that is none of the steps.
+        Raises Refusal for a network that cannot be traced, or whose trace does something else than the network.
         """
         module = classifier.module
         tensors = [*module.parameters(), *module.buffers()]
@@ -298,6 +287,10 @@ class Graph:
             for name, place in kept.items()
         }
 
+    def of_kind(self, kind: type[Step]) -> list[Step]:
+        """The steps of one kind."""
+        return [step for step in self.steps if isinstance(step, kind)]
+
 
 def derivative(step: Step, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
     """The rule of an ordinary gradient."""
@@ -309,37 +302,34 @@ def derivative(step: Step, inputs: Tensors, output: torch.Tensor, signal: torch.
 # (module, state of its weights, graph) of the last networks asked for: the explained one and one with other weights.
 _RECENT: deque[tuple[nn.Module, Any, Graph]] = deque(maxlen=2)
 
-# Elementwise, with f(0) = 0: as modules, functions and methods of a tensor.
+# Modules, functions and methods of a tensor by kind. Activations are elementwise with f(0) = 0.
 ACTIVATIONS = (
     nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Tanh, nn.Softsign,
-)  # fmt: skip
-ACTIVATION_FUNCTIONS = {
     functional.leaky_relu, functional.elu, functional.celu, functional.selu, functional.gelu, functional.silu,
     functional.mish, functional.hardswish, functional.tanh, torch.tanh, torch.selu, "tanh",
-}  # fmt: skip
-RECTIFIERS = {functional.relu, functional.relu_, torch.relu, torch.relu_, "relu", "relu_"}
-MAXIMA = (nn.MaxPool2d, nn.AdaptiveMaxPool2d)
-MAXIMUM_FUNCTIONS = {
-    functional.max_pool2d, torch.max_pool2d, functional.adaptive_max_pool2d,
-    getattr(functional, "_max_pool2d", None),
-}  # fmt: skip
-AVERAGES = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
-AVERAGE_FUNCTIONS = {
-    functional.avg_pool2d, functional.adaptive_avg_pool2d, torch._C._nn.avg_pool2d, torch.mean, "mean",
-}  # fmt: skip
+)  # fmt: skip
+MAXIMA = (
+    nn.MaxPool2d, nn.AdaptiveMaxPool2d, functional.max_pool2d, torch.max_pool2d, functional.adaptive_max_pool2d,
+    torch.amax, "amax",
+)  # fmt: skip
+AVERAGES = (
+    nn.AvgPool2d, nn.AdaptiveAvgPool2d, functional.avg_pool2d, functional.adaptive_avg_pool2d, torch.mean, "mean",
+)  # fmt: skip
 ROUTES = (
     nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.Identity, nn.Flatten, nn.Unflatten, nn.ZeroPad2d, nn.PixelShuffle,
     nn.PixelUnshuffle, nn.ChannelShuffle, nn.UpsamplingNearest2d,
-)  # fmt: skip
-ROUTE_FUNCTIONS = {
     functional.dropout, functional.dropout2d, functional.pad, torch.flatten, torch.reshape, torch.squeeze,
     torch.unsqueeze, torch.transpose, torch.permute, torch.cat, torch.concat, operator.getitem, "flatten", "view",
     "reshape", "squeeze", "unsqueeze", "transpose", "permute", "contiguous",
-}  # fmt: skip
-SUMS = {operator.add, operator.iadd, torch.add, "add", "add_"}
-PRODUCTS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
-QUOTIENTS = {operator.truediv, operator.itruediv, torch.div, "div", "div_"}
-DIFFERENCES = {operator.sub, operator.isub, torch.sub, "sub", "sub_"}
+)  # fmt: skip
+KINDS = {operation: kind for kind, operations in
+         ((Activation, ACTIVATIONS), (Maximum, MAXIMA), (Average, AVERAGES), (Route, ROUTES))
+         for operation in operations}  # fmt: skip
+SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
+DIFFERENCES = (operator.sub, operator.isub, torch.sub, "sub", "sub_")
+PRODUCTS = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
+QUOTIENTS = (operator.truediv, operator.itruediv, torch.div, "div", "div_")
+SIZES = (getattr, "size", "dim")
 
 
 class _Tracer(fx.Tracer):
@@ -375,15 +365,14 @@ def _trace(classifier: Classifier) -> Graph:
     for node in nodes:
         builder.add(node)
     places = {path: [builder.places[node] for node in found] for path, found in tracer.outputs.items()}
-    graph = Graph(name, builder.steps, places, classifier.layers)
     with torch.no_grad():
         expected = module(probe.clone())
-    found = graph.run(probe)[-1]
+    found = builder.values[-1]
     if found.shape != expected.shape or not torch.allclose(
         found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())
     ):
         raise Refusal(f"the steps of {name} that torch.fx finds do not give its logits: it does something else as well")
-    return graph
+    return Graph(name, builder.steps, places, classifier.layers)
 
 
 class _Builder:
@@ -404,16 +393,18 @@ class _Builder:
         if self._fold(node):
             return
         sources = tuple(self.places[source] for source in node.all_input_nodes)
-        step = self._step(node, sources)
+        self.places[node] = self._append(self._step(node, sources))
+
+    def _append(self, step: Step) -> int:
         with torch.no_grad():
-            value = step(*(self.values[source] for source in sources))
+            value = step(*(self.values[source] for source in step.sources))
         if not isinstance(step, Constant):
             if not isinstance(value, torch.Tensor):
-                raise Refusal(f"'{node.name}' of {self.name} returns several tensors: no rule takes them apart")
+                raise Refusal(f"'{step.name}' of {self.name} returns several tensors: no rule takes them apart")
             self.depends.add(len(self.values))
-        self.places[node] = len(self.values)
         self.steps.append(step)
         self.values.append(value)
+        return len(self.steps)
 
     def _fold(self, node: fx.Node) -> bool:
         """Whether the node is a batch normalisation that could be folded into the layer before it; then it has been."""
@@ -435,16 +426,24 @@ class _Builder:
         return True
 
     def _step(self, node: fx.Node, sources: tuple[int, ...]) -> Step:
-        call = self._call(node)
+        where, call = (node.name, sources), self._call(node)
         moving = [s for s in sources if s in self.depends and isinstance(self.values[s], torch.Tensor)]
-        if not moving or node.target in (getattr, "size", "dim"):
-            return Constant(node.name, sources, call)
-        if node.op == "call_module":
-            return self._of_module(node, self.modules[str(node.target)], sources, call)
-        return self._of_function(node, sources, call)
+        if not moving or node.target in SIZES:
+            return Constant(*where, call)
+        module = self.modules[str(node.target)] if node.op == "call_module" else None
+        ceiling = _ceiling(node, module)
+        if ceiling is not None:
+            return Rectifier(*where, call, ceiling)
+        kind = KINDS.get(node.target if module is None else type(module), Other)
+        if kind is Average:
+            return Average(*where, self._one(), None, call)
+        if kind is not Other:
+            return kind(*where, call)
+        affine = self._arithmetic(node, sources, call) if module is None else self._layer(where, module)
+        return affine or Other(*where, call)
 
-    def _of_module(self, node: fx.Node, module: nn.Module, sources: tuple[int, ...], call: Callable) -> Step:
-        where = (node.name, sources)
+    def _layer(self, where: tuple[str, tuple[int, ...]], module: nn.Module) -> Affine | None:
+        """A module with weights as an affine step, if it is one."""
         if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and module.padding != "same":
             options = {name: getattr(module, name) for name in ("stride", "padding", "dilation", "groups")}
             bias = None if module.bias is None else module.bias.detach().view(-1, 1, 1)
@@ -453,49 +452,27 @@ class _Builder:
             return Dense(*where, module.weight.detach(), None if module.bias is None else module.bias.detach())
         if _normalises(module):
             factor, shift = _factor_and_shift(module)
-            channels = (-1, *(1,) * (self.values[sources[0]].dim() - 2))
+            _, (source,) = where
+            channels = (-1, *(1,) * (self.values[source].dim() - 2))
             return Scale(*where, factor.view(channels), shift.view(channels))
-        if isinstance(module, nn.ReLU):
-            return Rectifier(*where, functional.relu)
-        if isinstance(module, nn.ReLU6):
-            return Rectifier(*where, functional.relu6, ceiling=6.0)
-        if isinstance(module, ACTIVATIONS):
-            return Activation(*where, call)
-        if isinstance(module, AVERAGES):
-            return Average(*where, self._one(), None, call)
-        if isinstance(module, MAXIMA):
-            return Maximum(*where, call)
-        if isinstance(module, ROUTES):
-            return Route(*where, call)
-        raise self._unknown(node, type(module).__name__)
+        return None
 
-    def _of_function(self, node: fx.Node, sources: tuple[int, ...], call: Callable) -> Step:
-        where, target = (node.name, sources), node.target
-        tensors = [s for s in sources if isinstance(self.values[s], torch.Tensor)]
-        if target in RECTIFIERS:
-            return Rectifier(*where, functional.relu)
-        if target is functional.relu6:
-            return Rectifier(*where, functional.relu6, ceiling=6.0)
-        if target in ACTIVATION_FUNCTIONS:
-            return Activation(*where, call)
-        if target in MAXIMUM_FUNCTIONS:
-            return Maximum(*where, call)
-        if target in AVERAGE_FUNCTIONS:
-            return Average(*where, self._one(), None, call)
-        if target in ROUTE_FUNCTIONS:
-            return Route(*where, call)
-        shapes = {self.values[source].shape for source in tensors}
-        if target in SUMS and len(tensors) == len(node.args) == 2 and len(shapes) == 1 and not node.kwargs:
-            return Sum(*where, self._one(), None)
-        arithmetic = target in SUMS | PRODUCTS or (target in QUOTIENTS | DIFFERENCES and node.args[0] in self.places)
-        if arithmetic and len(tensors) == 1:
+    def _arithmetic(self, node: fx.Node, sources: tuple[int, ...], call: Callable) -> Affine | None:
+        """A sum or difference of tensors of one shape, or arithmetic with a number, as an affine step, if it is one."""
+        target, tensors = node.target, [s for s in sources if isinstance(self.values[s], torch.Tensor)]
+        if len(node.args) != 2 or node.kwargs or len({self.values[source].shape for source in tensors}) != 1:
+            return None
+        if len(tensors) == 2 and target in SUMS:
+            return Sum(node.name, sources, self._one(), None)
+        if len(tensors) == 2 and target in DIFFERENCES:
+            negative = self._append(Scale(f"minus_{node.name}", sources[1:], -self._one(), None))
+            return Sum(node.name, (sources[0], negative), self._one(), None)
+        of_number = target in SUMS + DIFFERENCES + PRODUCTS or (target in QUOTIENTS and node.args[0] in self.places)
+        if len(sources) == 1 and len(tensors) == 1 and of_number and not all(a in self.places for a in node.args):
             # Affine with one input: its values at 0 and 1 say which.
             zero, one = (call(torch.full_like(self.values[sources[0]], x)).reshape(-1)[0] for x in (0.0, 1.0))
-            return Scale(*where, one - zero, zero)
-        raise self._unknown(node, getattr(target, "__name__", str(target)))
-
-    def _unknown(self, node: fx.Node, what: str) -> Refusal:
-        return Refusal(f"a backward pass by rules has no rule for '{node.name}' of {self.name}, which is a {what}")
+            return Scale(node.name, sources, one - zero, zero)
+        return None
 
     def _one(self) -> torch.Tensor:
         return torch.ones((), dtype=self.values[0].dtype, device=self.values[0].device)
@@ -506,7 +483,7 @@ class _Builder:
             value: Any = self.module
             for part in str(node.target).split("."):
                 value = getattr(value, part)
-            return lambda: value.detach()
+            return lambda: value.detach() if isinstance(value, torch.Tensor) else value
         if node.op == "call_module":
             function: Callable[..., Any] = self.modules[str(node.target)].forward
         elif node.op == "call_method":
@@ -522,6 +499,32 @@ class _Builder:
             return function(*(x.clone() if in_place else x for x in arguments), **named)
 
         return call
+
+
+# How the functions that cut a range name its ends.
+_ENDS = {
+    "clamp": ("min", "max"),
+    "clip": ("min", "max"),
+    "clamp_min": ("min", "max"),
+    "hardtanh": ("min_val", "max_val"),
+}
+
+
+def _ceiling(node: fx.Node, module: nn.Module | None) -> float | None:
+    """Above which value a ReLU, however it is written, cuts (infinity: none does); None for what is not a ReLU."""
+    if module is not None:
+        if isinstance(module, nn.Hardtanh):  # nn.ReLU6 is one
+            return float(module.max_val) if module.min_val == 0 else None
+        return math.inf if isinstance(module, nn.ReLU) else None
+    name = getattr(node.target, "__name__", str(node.target)).removesuffix("_")
+    if name in ("relu", "relu6"):
+        return 6.0 if name == "relu6" else math.inf
+    ends = _ENDS.get(name, ())
+    bounds = dict(zip(ends, node.args[1:])) | node.kwargs
+    low, high = (bounds.get(end) for end in ends or ("", ""))
+    if isinstance(low, int | float) and low == 0 and isinstance(high, int | float | None):
+        return math.inf if high is None else float(high)
+    return None
 
 
 def _method(name: str) -> Callable[..., Any]:
