@@ -65,8 +65,8 @@ class RectGrad(_RectifierRule):
     """Gradient in which every ReLU passes back only where activation times gradient is among the largest: [B,C,H,W].
 
     Kim et al. 2019: at a ReLU y the signal R becomes (y R > tau) R where the ReLU is open, with tau the percentile q of
-    y R over all units of the layer, for each sample by itself: of n values in order, number 1 + q / 100 (n - 1), rounded
-    down, so that the largest one passes even in a small layer.
+    y R over all units of the layer, for each sample by itself: of n values in order, number 1 + q / 100 (n - 1), cut
+    to a whole number, so that the largest one passes even in a small layer.
 
     q: percent that are cut, 0 to below 100. Raises ValueError otherwise.
     """
