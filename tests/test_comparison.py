@@ -1,5 +1,7 @@
 """From score files to tests, ranks and flags, in worlds where the answer is known."""
 
+import io
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -144,3 +146,30 @@ def test_rows_for_files():
     ]  # fmt: skip
     assert (pairs["gap"] > 0).all()
     assert comparison.metric_rows(found)["control_wins"].tolist() == ["sobel"]
+
+
+def test_marks_say_what_no_method_beats():
+    found = comparison.compare(world({"gradcam": 0.0, "gradient": 0.0, "sobel": 5.0}))
+    assert comparison.marks(found) == "! score: no method beats sobel; score: no two methods differ"
+    assert comparison.marks(comparison.compare(world({"gradcam": 3.0, "gradient": 0.0}))) == ""
+
+
+def test_the_command_line_shows_ranks_and_writes_them(xaibench):
+    sweep = ("method=saliency,gradcam,random,constant", "metric=pointing_game,complexity", "dataset.limit=16")
+    assert xaibench("run", "-m", *sweep)[0] == 0
+    code, out, _ = xaibench("rank", "--metric", "pointing_game", "--metric", "complexity")
+    assert code == 0
+    assert "pointing_game ↑ · 16 samples" in out and "all 2 metrics" in out and "Kendall's W" in out
+    rows = pd.read_csv(io.StringIO(xaibench("rank", "--csv", "methods")[1]))
+    pointing = rows[rows["metric"] == "pointing_game"].set_index("method")
+    assert set(pointing.index) == {"saliency", "gradcam", "random", "constant"}
+    board = pd.read_csv("results/leaderboard.csv").set_index(["method", "statistic"])
+    for method in pointing.index:
+        assert pointing.loc[method, "value"] == board.loc[(method, "pointing_game"), "value"]
+    assert len(pd.read_csv(io.StringIO(xaibench("rank", "--csv", "pairs")[1]))) == 2 * 6
+    code, out, _ = xaibench("leaderboard", "--metric", "pointing_game")
+    assert code == 0 and "no method beats" not in out
+    code, _, said = xaibench("rank", "--metric", "pointing_gam")
+    assert code == 2 and "did you mean 'pointing_game'?" in said
+    code, out, said = xaibench("rank", "--method", "saliency")
+    assert (code, out) == (0, "") and "two methods" in said

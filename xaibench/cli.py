@@ -18,6 +18,7 @@ Which saliency method tells the truth about a network, and how do we know?
                sweep with -m                    xaibench run -m method=gradient,gradcam,random
   list         what there is to run             xaibench list methods
   leaderboard  the results as a table and CSV   xaibench leaderboard --metric degradation
+  rank         who can be told apart            xaibench rank --metric degradation
   check        compare with a baseline          xaibench check --baseline results/baseline.csv
   train        train a model by its recipe      xaibench train model=lenet dataset=mnist
   cache        ls, verify or prune the cache    xaibench cache ls
@@ -26,6 +27,9 @@ Which saliency method tells the truth about a network, and how do we know?
 `xaibench <command> --help` says more. Options everywhere: --debug shows the traceback of an error.
 Exit codes: 0 done, 1 a regression or failed cells, 2 a mistake in what was asked, 3 nothing comparable, 130 Ctrl-C.
 """
+
+# What leaderboards can be narrowed down by.
+FILTERS = ("model", "dataset", "method", "metric", "statistic")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -150,19 +154,50 @@ def _leaderboard(arguments: list[str]) -> int:
     """Write results/leaderboard.csv and cost.csv and show the table."""
     parser = _parser("leaderboard", "the results as a table, and as results/leaderboard.csv and cost.csv")
     _add_folders(parser, cache=False)
-    for name in ("model", "dataset", "method", "metric", "statistic"):
-        parser.add_argument(f"--{name}", action="append", default=[], help=f"only this {name}; may be repeated")
+    _add_filters(parser)
     parser.add_argument("--csv", action="store_true", help="print CSV instead of tables")
     options = parser.parse_args(arguments)
-    from . import leaderboard, show
+    from . import comparison, leaderboard, show
 
-    frame = leaderboard.write(Path(options.results))
-    chosen = {n: getattr(options, n) for n in ("model", "dataset", "method", "metric", "statistic")}
-    frame = leaderboard.select(frame, {name: values for name, values in chosen.items() if values})
+    cells = leaderboard.read_cells(Path(options.results))
+    frame = leaderboard.select(leaderboard.write(Path(options.results), cells), _filters(options))
     if options.csv:
         print(leaderboard.to_csv(frame), end="")
     else:
-        show.leaderboard_table(frame)
+        shown = [cell for cell in cells if cell.card["metric"] in set(frame["metric"])]
+        show.leaderboard_table(frame, comparison.compare(shown))
+    return 0
+
+
+def _rank(arguments: list[str]) -> int:
+    """Tests between methods on the same samples, ranks under resampling, and the ranks over all metrics."""
+    parser = _parser("rank", "which methods can be told apart, how firm their ranks are, and whether metrics agree")
+    _add_folders(parser, cache=False)
+    _add_filters(parser)
+    parser.add_argument("--all", action="store_true", help="every statistic of each metric, not its headline alone")
+    tables = ("methods", "pairs", "metrics", "overall", "agreement")
+    parser.add_argument("--csv", choices=tables, help="print one of these as CSV instead of the tables")
+    options = parser.parse_args(arguments)
+    from . import comparison, leaderboard, show
+
+    filters = _filters(options)
+    wanted = filters.pop("statistic", None)
+    cells = leaderboard.select_cells(leaderboard.read_cells(Path(options.results)), filters)
+    found = comparison.compare(cells)
+    views = comparison.overall(found)
+    if wanted:
+        leaderboard.check_present("statistic", wanted, (c.statistic for c in found))
+        found = [c for c in found if c.statistic in wanted]
+    elif not options.all:
+        found = [c for c in found if c.headline]
+    if options.csv:
+        rows = getattr(comparison, f"{options.csv.removesuffix('s')}_rows")
+        print(leaderboard.to_csv(rows(views if options.csv in ("overall", "agreement") else found)), end="")
+    elif found:
+        show.ranks(found)
+        show.overall(views)
+    else:
+        show.stderr.print("nothing to compare: it takes two methods on the same samples under one metric")
     return 0
 
 
@@ -264,6 +299,7 @@ def _doctor(arguments: list[str]) -> int:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "list": _list,
     "leaderboard": _leaderboard,
+    "rank": _rank,
     "check": _check,
     "train": _train,
     "cache": _cache,
@@ -279,6 +315,15 @@ def _add_folders(parser: argparse.ArgumentParser, cache: bool) -> None:
     parser.add_argument("--results", default="results", metavar="DIR", help="the results folder (default: results)")
     if cache:
         parser.add_argument("--cache", default="cache", metavar="DIR", help="the cache folder (default: cache)")
+
+
+def _add_filters(parser: argparse.ArgumentParser) -> None:
+    for name in FILTERS:
+        parser.add_argument(f"--{name}", action="append", default=[], help=f"only this {name}; may be repeated")
+
+
+def _filters(options: argparse.Namespace) -> dict[str, list[str]]:
+    return {name: values for name in FILTERS if (values := getattr(options, name))}
 
 
 def _complete(arguments: list[str]) -> int:

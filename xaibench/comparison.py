@@ -1,6 +1,7 @@
 """Which methods can be told apart, and do the metrics agree: from score files to tests, ranks and flags."""
 
 import functools
+import itertools
 import string
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -57,6 +58,7 @@ class Comparison:
     dataset: str
     metric: str
     metric_variant: str
+    sample_key: str
     statistic: str
     direction: str
     headline: bool
@@ -196,6 +198,7 @@ def _compare(cells: Mapping[Method, Cell], statistic: Mapping[str, Any], headlin
     card = cells[enough[0]].card
     return Comparison(
         **{name: card[name] for name in ("model", "dataset", "metric", "metric_variant")},
+        sample_key=card["keys"]["sample_key"],
         statistic=statistic["name"],
         direction=statistic["direction"],
         headline=headline,
@@ -284,6 +287,17 @@ def _overall(model: str, dataset: str, headlines: list[Comparison]) -> Overall |
     )
 
 
+def marks(comparisons: Sequence[Comparison]) -> str:
+    """One line on the statistics that a control wins or that tell no methods apart; '' if there are none."""
+    said = []
+    for comparison in comparisons:
+        if comparison.control_wins:
+            said.append(f"{comparison.statistic}: no method beats {', '.join(map(str, comparison.winning_controls))}")
+        if comparison.cannot_tell:
+            said.append(f"{comparison.statistic}: no two methods differ")
+    return "! " + "; ".join(said) if said else ""
+
+
 def method_rows(comparisons: Sequence[Comparison]) -> pd.DataFrame:
     """A row per method of each comparison, best first."""
     rows = []
@@ -343,6 +357,47 @@ def metric_rows(comparisons: Sequence[Comparison]) -> pd.DataFrame:
         }
         for c in comparisons
     ]
+    return pd.DataFrame(rows)
+
+
+def overall_rows(views: Sequence[Overall]) -> pd.DataFrame:
+    """A row per method and metric of each overall view, with the method's mean rank and its interval in each."""
+    rows = []
+    for view in views:
+        for at in np.argsort(view.mean_ranks, kind="stable"):
+            for comparison, ranks in zip(view.comparisons, view.ranks):
+                rows.append(
+                    {
+                        "model": view.model,
+                        "dataset": view.dataset,
+                        "method": view.methods[at].name,
+                        "method_variant": view.methods[at].variant,
+                        "mean_rank": view.mean_ranks[at],
+                        "mean_rank_low": view.low[at],
+                        "mean_rank_high": view.high[at],
+                        "metric": comparison.metric,
+                        "metric_variant": comparison.metric_variant,
+                        "rank": ranks[at],
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def agreement_rows(views: Sequence[Overall]) -> pd.DataFrame:
+    """A row per pair of metrics of each overall view: Spearman's correlation of their ranks of the n methods."""
+    rows = []
+    for view in views:
+        for one, other in itertools.combinations(range(len(view.comparisons)), 2):
+            rows.append(
+                {
+                    "model": view.model,
+                    "dataset": view.dataset,
+                    "metric": view.comparisons[one].name,
+                    "other": view.comparisons[other].name,
+                    "correlation": view.correlations[one, other],
+                    "n": len(view.methods),
+                }
+            )
     return pd.DataFrame(rows)
 
 

@@ -176,9 +176,9 @@ def costs(cells: Sequence[Cell]) -> pd.DataFrame:
     return frame.sort_values([*IDENTITY[:-1], "sample_key", "method_key"], kind="stable", ignore_index=True)
 
 
-def write(results: Path) -> pd.DataFrame:
-    """Write results/leaderboard.csv and results/cost.csv from the score files, and return the leaderboard."""
-    cells = read_cells(results)
+def write(results: Path, cells: Sequence[Cell] | None = None) -> pd.DataFrame:
+    """Write results/leaderboard.csv and cost.csv from the score files (or `cells`, all of them); the leaderboard."""
+    cells = read_cells(results) if cells is None else cells
     frame = table(cells)
     write_atomically(results / "leaderboard.csv", to_csv(frame))
     write_atomically(results / "cost.csv", to_csv(costs(cells)))
@@ -216,9 +216,22 @@ def read_text(text: str) -> pd.DataFrame:
 def select(frame: pd.DataFrame, filters: Mapping[str, Sequence[str]]) -> pd.DataFrame:
     """The rows with one of the wanted values in each named column. Raises UserError for a value that never occurs."""
     for column, wanted in filters.items():
-        present = sorted(set(frame[column]))
-        for value in wanted:
-            if value not in present:
-                raise UserError(f"--{column} {value}: no result has it; {nearest(value, present) or 'there are none'}")
+        check_present(column, wanted, frame[column])
         frame = frame[frame[column].isin(list(wanted))]
     return frame
+
+
+def select_cells(cells: Sequence[Cell], filters: Mapping[str, Sequence[str]]) -> list[Cell]:
+    """As `select`, of the cells with one of the wanted values under each name of their cards."""
+    for name, wanted in filters.items():
+        check_present(name, wanted, (cell.card[name] for cell in cells))
+        cells = [cell for cell in cells if cell.card[name] in wanted]
+    return list(cells)
+
+
+def check_present(name: str, wanted: Sequence[str], values: Iterable[str]) -> None:
+    """Raises UserError, with the nearest, for a wanted value that is not among the values."""
+    present = sorted(set(values))
+    for value in wanted:
+        if value not in present:
+            raise UserError(f"--{name} {value}: no result has it; {nearest(value, present) or 'there are none'}")

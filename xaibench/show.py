@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.logging import RichHandler
@@ -16,8 +17,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from . import leaderboard
+from . import comparison, leaderboard
 from .check import BETTER, INCOMPARABLE, MISSING, NEW, SAME, WORSE, Compared
+from .comparison import Comparison, Overall
+from .stats import FEW
 
 # A pipe has no width of its own: give tables room instead of cutting their columns.
 stdout = Console(width=None if sys.stdout.isatty() else 200)
@@ -101,19 +104,27 @@ def plan(title: str, rows: Sequence[tuple[str, str, int, int, int]]) -> None:
     stdout.print(table)
 
 
-def leaderboard_table(frame: pd.DataFrame) -> None:
+def leaderboard_table(frame: pd.DataFrame, comparisons: Sequence[Comparison] = ()) -> None:
     """A leaderboard (`leaderboard.table`), grouped by model, data set and metric, best first within each statistic.
 
-    A method that was tuned on the metric is marked, with a line below that says so.
+    Lines below a table say what its marks mean and, given the comparisons, which statistics a control wins or which
+    tell no methods apart.
     """
     if frame.empty:
         stderr.print("no results yet; `xaibench run` makes some")
         return
     groups = ["model", "dataset", "metric", "metric_variant", "sample_key"]
-    for (model, dataset, metric, variant, _), rows in frame.groupby(groups, sort=True):
+    for labels, rows in frame.groupby(groups, sort=True):
+        model, dataset, metric, variant, _ = labels
         title = f"{model} · {dataset} · {metric}" + (f" ({variant})" if variant else "")
-        legend = "* tuned on this metric: it chose the method's parameters" if rows[leaderboard.TUNED].any() else None
-        table = Table(title=escape(title), title_justify="left", caption=legend, caption_justify="left")
+        of_table = [c for c in comparisons if tuple(getattr(c, name) for name in groups) == labels]
+        legend = [
+            "* tuned on this metric: it chose the method's parameters" if rows[leaderboard.TUNED].any() else "",
+            f"~ fewer than {FEW} samples: the interval is too narrow" if rows[leaderboard.FEW].any() else "",
+            comparison.marks([c for c in of_table if c.statistic in set(rows["statistic"])]),
+        ]
+        caption = escape("\n".join(line for line in legend if line)) or None
+        table = Table(title=escape(title), title_justify="left", caption=caption, caption_justify="left")
         for name in ("statistic", "rank", "method", "value", "95 % interval", "n", "excluded"):
             table.add_column(name, justify="left" if name in ("statistic", "method") else "right")
         for number, (statistic, part) in enumerate(rows.groupby("statistic", sort=False)):
@@ -124,6 +135,7 @@ def leaderboard_table(frame: pd.DataFrame) -> None:
                 method += f" ({row['method_variant']})" if row["method_variant"] else ""
                 rank = "" if pd.isna(row["rank"]) else str(int(row["rank"]))
                 interval = "" if pd.isna(row["ci_low"]) else f"{row['ci_low']:.3f} to {row['ci_high']:.3f}"
+                interval += " ~" if row[leaderboard.FEW] else ""
                 value = "undefined" if pd.isna(row["value"]) else f"{row['value']:.4f}"
                 flagged = row["excluded"] > leaderboard.MANY_EXCLUDED * (row["n"] + row["excluded"])
                 excluded = f"{row['excluded']}{' !' if flagged else ''}" if row["excluded"] else ""
@@ -131,6 +143,70 @@ def leaderboard_table(frame: pd.DataFrame) -> None:
                 cells = (f"{statistic} {arrow}", rank, escape(method), value, interval, str(row["n"]), excluded)
                 table.add_row(*cells)
         stdout.print(table)
+
+
+def ranks(comparisons: Sequence[Comparison]) -> None:
+    """A table per comparison: where each method stands, how firmly, and from which others it is told apart."""
+    for c in comparisons:
+        title = f"{c.model} · {c.dataset} · {c.name} {ARROWS[c.direction]} · {c.n} {_unit(c)}"
+        methods, pairs = len(c.methods), len(c.methods) * (len(c.methods) - 1) // 2
+        friedman = f"Friedman p {_p(c.friedman_p)}, mean ranks differ from {c.critical_difference:.1f} on (Nemenyi)"
+        legend = [
+            f"same letter: not told apart (p < 0.05, Holm over {pairs} pairs); {methods} methods: {friedman}",
+            f"~ fewer than {FEW} {_unit(c)}: the resampled ranks look firmer than they are" if c.few else "",
+            f"undefined on too many samples: {', '.join(map(str, c.left_out))}" if c.left_out else "",
+            comparison.marks([c]),
+        ]
+        caption = escape("\n".join(line for line in legend if line))
+        table = Table(title=escape(title), title_justify="left", caption=caption, caption_justify="left")
+        for name in ("rank", "resampled", "best in", "method", "value", "told apart", "mean rank in a sample"):
+            table.add_column(name, justify="left" if name in ("method", "told apart") else "right")
+        low, high = c.rank_intervals
+        for at in c.order:
+            interval = f"{low[at]:g} to {high[at]:g}" + (" ~" if c.few else "")
+            cells = (f"{c.ranks[at]:g}", interval, f"{100 * c.best[at]:.0f} %", escape(str(c.methods[at])))
+            table.add_row(*cells, f"{c.values[at]:.4f}", c.letters[at], f"{c.sample_ranks[at]:.1f}")
+        stdout.print(table)
+
+
+def overall(views: Sequence[Overall]) -> None:
+    """Ranks over several metrics, with where each method is best and worst: the metrics need not agree."""
+    for view in views:
+        k = len(view.comparisons)
+        names = [c.name for c in view.comparisons]
+        legend = [
+            f"agreement of the metrics (Kendall's W; {1 / k:.2f} by chance): {view.agreement:.2f}, "
+            f"without the controls {view.agreement_methods:.2f}",
+            _furthest(view),
+            f"not ranked by every metric: {', '.join(map(str, view.left_out))}" if view.left_out else "",
+            f"too few methods: {', '.join(c.name for c in view.thin)}" if view.thin else "",
+        ]
+        caption = escape("\n".join(line for line in legend if line))
+        title = f"{view.model} · {view.dataset} · all {k} metrics"
+        table = Table(title=escape(title), title_justify="left", caption=caption, caption_justify="left")
+        for name in ("mean rank", "other metrics", "method", "best under", "worst under"):
+            table.add_column(name, justify="right" if name in ("mean rank", "other metrics") else "left")
+        for at in np.argsort(view.mean_ranks, kind="stable"):
+            best, worst = (function(view.ranks[:, at]) for function in (np.argmin, np.argmax))
+            under = (f"{names[row]} ({view.ranks[row, at]:g})" for row in (best, worst))
+            interval = f"{view.low[at]:.1f} to {view.high[at]:.1f}"
+            table.add_row(f"{view.mean_ranks[at]:.1f}", interval, escape(str(view.methods[at])), *map(escape, under))
+        stdout.print(table)
+
+
+def _furthest(view: Overall) -> str:
+    one, other = np.unravel_index(np.nanargmin(view.correlations), view.correlations.shape)
+    names = f"{view.comparisons[one].name} and {view.comparisons[other].name}"
+    n = len(view.methods)
+    return f"furthest apart: {names}, rank correlation {view.correlations[one, other]:.2f} over {n} methods"
+
+
+def _unit(c: Comparison) -> str:
+    return "repeats" if c.kind == "repeats" else "samples"
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def finished(results: Path, files: Sequence[Path], headline_only: bool = False) -> None:

@@ -12,7 +12,7 @@ from scipy import special, stats
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 # Below this many samples a bootstrap interval is too narrow to be trusted (docs/statistics.md has the coverage).
-FEW = 20
+FEW = 30
 PART = 2**22  # drawn values at a time, to bound the memory
 KEPT = 2**27  # bytes of draws that are kept for the next column of the same length
 BOOTSTRAPPED = ("mean", "median")
