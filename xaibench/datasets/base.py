@@ -14,7 +14,8 @@ from ..models.preprocessing import Preprocessing
 
 @dataclass(frozen=True)
 class Example:
-    """One sample: a PIL image or a tensor [C,H,W] in [0, 1]; its label; the mask [H,W] of what the label is about.
+    """One sample: an image, PIL's or a tensor [C,H,W] (uint8, or float in [0, 1]); its label; the mask [H,W] of what
+    the label is about.
 
     label: a class, or for a network with a scalar output the value that is wanted, which may be real.
     mask: bool, or, of a data set with `graded_masks`, float32: how much each pixel matters.
