@@ -1,21 +1,15 @@
 """scripts/figures.py draws the numbers of the leaderboard."""
 
-import importlib.util
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-SCRIPT = Path(__file__).parent.parent / "scripts" / "figures.py"
-
 
 @pytest.fixture
-def figures():
-    spec = importlib.util.spec_from_file_location("figures", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def figures(script):
+    return script("figures")
 
 
 def test_a_sweep_is_drawn_with_the_leaderboards_values(xaibench, here, figures):

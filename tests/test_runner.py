@@ -296,6 +296,20 @@ def test_what_was_fitted_on_other_samples_or_drawn_from_another_seed_stands_besi
     assert compose_job(["method=iba", "fit.limit=20"]).method_variant == "fit.limit=20"
 
 
+def test_a_metric_that_propagates_belongs_to_the_method_and_needs_no_maps(xaibench, here):
+    few = ("metric=csc", "dataset.limit=2", "metric.vectors=2")
+    assert xaibench("run", "-m", "method=gradient,lrp_zplus", *few)[0] == 0
+    assert xaibench("run", "method=lrp_alphabeta", "method.rule.alpha=1", "method.rule.beta=0", *few)[0] == 0
+    assert not list(here.glob("cache/maps/**/*.h5"))
+    plus, other = (values(rows_of(here, method, "csc"), "cosine") for method in ("lrp_zplus", "lrp_alphabeta"))
+    assert plus.tolist() == other.tolist() != values(rows_of(here, "gradient", "csc"), "cosine").tolist()
+    board = leaderboard.read_csv(here / "results" / "leaderboard.csv")
+    # The third method is the first one by another name, and so it has the same key.
+    assert board["method_key"].nunique() == 2 and sorted(board[board["statistic"] == "cosine"]["rank"]) == [1, 2, 2]
+    code, _, said = xaibench("run", "method=saliency", *few)
+    assert code == 2 and "method=saliency has none" in said and "Traceback" not in said
+
+
 def test_a_version_bump_of_a_method_is_another_key():
     spec = {"_target_": "xaibench.methods.gradient.Gradient"}
     method = build(spec, "method")

@@ -172,6 +172,15 @@ class Explanations:
         _check_maps(self.job.method, maps, inputs)
         return maps.float()
 
+    def propagate(
+        self, inputs: torch.Tensor, signals: Sequence[torch.Tensor], start: str, keep: Sequence[str]
+    ) -> list[dict[str, torch.Tensor]]:
+        """For each of the signals [B,...] at the output of the layer `start`, what arrives at the layers `keep` by the
+        method's rules for inputs [B,C,H,W]; see `methods.modified_backprop`."""
+        wanted = inspect.signature(self.method.propagate).parameters
+        fitted = {"fitted": self._state} if self.fit is not None and "fitted" in wanted else {}
+        return self.method.propagate(self.classifier, inputs, signals, start, keep, **fitted)
+
     def collapsed(self, samples: Sequence[int], how: str, sign: str) -> tuple[torch.Tensor, np.ndarray]:
         """The maps of these samples as [B,H,W], and whether each is finite: its status [B]."""
         rows = self.maps.rows(samples)

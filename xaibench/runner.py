@@ -98,6 +98,11 @@ class Cell(Explanations):
         self._wanted = inspect.signature(self.metric.evaluate).parameters
         if "explain" in self._wanted and "samples" in inspect.signature(self.method.attribute).parameters:
             raise Refusal(f"metric={job.metric} explains inputs of its own, which method={job.method} has no maps of")
+        if "propagate" in self._wanted and not hasattr(self.method, "propagate"):
+            raise Refusal(
+                f"metric={job.metric} sends signals back through the network by a method's rules for its layers, and "
+                f"method={job.method} has none; gradient, guided_backprop and the lrp_* methods have"
+            )
         context = {"classifier": self.classifier}
         wanted = inspect.signature(self.metric.needs).parameters
         others = self.metric.needs(job, **{name: value for name, value in context.items() if name in wanted})
@@ -114,9 +119,11 @@ class Cell(Explanations):
         }
         if self.others:
             scored["others"] = {name: other.maps.artefact.key for name, other in self.others.items()}
-        # A metric that scores the model reads no maps: its numbers belong to no method.
-        scored |= {"maps": self.maps.artefact.key, "collapse": self.how} if self.metric.reads_maps else self.explained
-        by = job.method if self.metric.reads_maps else NO_METHOD
+        # The key of its maps is that of a method, whether or not there are maps.
+        scored |= {"maps": self.maps.artefact.key} if self.scores_method else self.explained
+        if self.metric.reads_maps:
+            scored["collapse"] = self.how
+        by = job.method if self.scores_method else NO_METHOD
         self.scores = self.stage("scores", (*names, by), scored, self.samples, self._compute_scores, self._scores_cost)
 
     def _other(self, job: Job) -> Explanations:
@@ -144,6 +151,12 @@ class Cell(Explanations):
         return {"maps": len(self.samples) * len(self.all_explanations), "scores": len(self.samples)}
 
     @property
+    def scores_method(self) -> bool:
+        """Whether the numbers belong to the method: the metric reads its maps, or propagates by its rules. Those of a
+        metric that does neither belong to the model."""
+        return self.metric.reads_maps or "propagate" in self._wanted
+
+    @property
     def how(self) -> str:
         """The collapse of channels: the metric's, else the method's own."""
         return self.metric.collapse or self.method.collapse
@@ -167,6 +180,7 @@ class Cell(Explanations):
         batch, replies = self.load(chosen), self._replies_of(chosen)
         context: dict[str, Any] = {
             "explain": functools.partial(self._explain, batch),
+            "propagate": self.propagate,
             "others": {name: other[rows] for name, other in others.items()},
             "data": self.loader,
         }
@@ -264,7 +278,7 @@ class Cell(Explanations):
             name: getattr(job, name)
             for name in ("model", "dataset", "method", "metric", "method_variant", "metric_variant", "results")
         }
-        if not self.metric.reads_maps:
+        if not self.scores_method:
             labels |= {"method": NO_METHOD, "method_variant": job.run_variant}
         return results.Record(
             **labels,
@@ -275,7 +289,7 @@ class Cell(Explanations):
             keys={
                 "model_key": digest(self.base["model"]),
                 "data_key": digest(self.base["data"]),
-                "map_key": self.maps.artefact.key if self.metric.reads_maps else "",
+                "map_key": self.maps.artefact.key if self.scores_method else "",
                 "metric_key": digest(keys.metric(self.metric, job.metric_spec)),
                 # Everything the numbers depend on, for scores that read no maps too: seed, target, fit.
                 "numbers_key": self.scores.artefact.key,
@@ -285,11 +299,11 @@ class Cell(Explanations):
             details={
                 "collapse": self.how if self.metric.reads_maps else None,
                 "sign": self.metric.sign if self.metric.reads_maps else None,
-                "method_cost": self.method.cost(self.classifier) if self.metric.reads_maps else (0, 0),
+                "method_cost": self.method.cost(self.classifier) if self.scores_method else (0, 0),
                 "metric_cost": self._metric_cost,
                 # In the order of the steps; the keys of the JSON are sorted.
                 "others": [[name, other.maps.artefact.key] for name, other in self.others.items()],
-                "tuned_on": job.tuned_on if self.metric.reads_maps else (),
+                "tuned_on": job.tuned_on if self.scores_method else (),
                 "seconds": {
                     stage.artefact.kind: stage.artefact.manifest().get("seconds", 0.0)
                     for stage in (self.maps, *self.own_stages)

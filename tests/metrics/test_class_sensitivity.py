@@ -46,6 +46,15 @@ def test_a_random_class_is_any_other_one_equally_often(linear, batch_for):
     assert (counts - 200).abs().max() < 4 * (600 * 2 / 9) ** 0.5
 
 
+def test_a_fixed_class_is_undefined_where_it_is_the_explained_one(linear, batch_for):
+    classifier = linear(SIZE)
+    batch = batch_for(classifier, 12)
+    found, others = columns_of(ClassSensitivity(other="fixed:2"), classifier, batch, lambda targets: batch.inputs[:, 0])
+    assert (others == 2).all()
+    for name, column in found.items():
+        assert torch.equal(column.isnan(), batch.targets == 2), name
+
+
 def test_a_map_without_the_class_is_one_and_opposite_maps_are_not(linear, batch_for):
     classifier = linear(SIZE, classes=2)
     batch = batch_for(classifier, 3)

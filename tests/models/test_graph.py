@@ -132,6 +132,26 @@ def test_names_point_at_their_values():
         graph.place("haed")
 
 
+@pytest.mark.parametrize(
+    ("make", "trunk"),
+    [
+        # The second and the third convolution share a ReLU, so that only their own outputs have a name.
+        (VGGLike, ["features.1", "features.3", "features", "head.4"]),
+        (lambda: ResNetCifar(8), ["relu", "layer1", "layer2", "layer3"]),
+        (
+            lambda: models.mobilenet_v2(weights=None, width_mult=0.1, inverted_residual_setting=[[6, 160, 2, 1]]),
+            # The two inner layers of the block without a connection around it, and none of that which has one.
+            ["features.0", "features.1.conv.0", "features.1.conv.1", "features.1", "features.2", "features"],
+        ),
+        # The ReLU behind it is a function, and the block that follows ends in one.
+        (Everything, ["first"]),
+    ],
+)
+def test_the_trunk_is_what_every_way_leads_through(make, trunk):
+    size = (3, 16, 16)
+    assert Graph.of(classifier(make(), size)).trunk() == trunk
+
+
 def test_the_graph_follows_the_weights():
     network = classifier(VGGLike())
     before = Graph.of(network)

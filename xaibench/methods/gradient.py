@@ -1,10 +1,13 @@
 """The gradient of the explained output, its absolute value, and its product with the input."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 
 from ..models.classifier import Classifier
+from ..models.cut import INPUT, LOGITS
+from ..models.graph import Graph, derivative
 from .base import Method
 
 
@@ -23,6 +26,19 @@ class Gradient(Method):
         **context: Any,
     ) -> torch.Tensor:
         return classifier.gradient(inputs, targets)
+
+    def propagate(
+        self,
+        classifier: Classifier,
+        inputs: torch.Tensor,
+        signals: Sequence[torch.Tensor],
+        start: str = LOGITS,
+        keep: Iterable[str] = (INPUT,),
+    ) -> list[dict[str, torch.Tensor]]:
+        """The ordinary backward pass of each signal; see `modified_backprop.ModifiedBackprop.propagate`."""
+        graph = Graph.of(classifier)
+        values = graph.run(inputs)
+        return [graph.back(values, signal, lambda step: derivative, start, keep) for signal in signals]
 
 
 class Saliency(Method):

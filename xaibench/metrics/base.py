@@ -41,7 +41,8 @@ class Measure:
     version: bumped when the numbers change; part of every key.
     statistics: what the leaderboard shows. The first one is the headline.
     needs_mask: whether the data set must have ground-truth masks, of regions.
-    reads_maps: False for a metric that scores the model itself: `maps` is None and its scores belong to no method.
+    reads_maps: False for a metric that looks at no map: `maps` is None, and its scores belong to the model and no
+        method, unless `evaluate` names `propagate`.
     collapse: None takes the method's own; otherwise one of `metrics.ranking.COLLAPSES`.
     sign: how the collapsed map is read: `signed`, `absolute` or `positive`.
     """
@@ -113,6 +114,7 @@ class Metric(Measure, ABC):
         `methods.base.Fitted`). `others`: name -> [B,H,W], the maps that `needs` named, and `other_logits`: name ->
         [B,K], what their networks answer to their inputs. `explain(inputs, targets, purpose, masks)` -> [B,H,W]: the
         method's maps of other inputs or targets, one per sample of the batch; another `purpose` means other random
-        draws, '' those of `maps`; masks [B,H,W] default to the batch's. `data`: the `datasets.base.Samples` from which
-        other samples can be loaded.
+        draws, '' those of `maps`; masks [B,H,W] default to the batch's. `propagate(inputs, signals, start, keep)`:
+        what the method's rules make of signals at a layer (see `ModifiedBackprop.propagate`); a method without is
+        refused. `data`: the `datasets.base.Samples` from which other samples can be loaded.
         """

@@ -1,14 +1,13 @@
 """Class sensitivity: does a map change with the class that it explains?"""
 
 from collections.abc import Callable, Mapping
-from typing import Literal
 
 import torch
 
 from ..datasets.base import Batch, Dataset
-from ..errors import Refusal
 from ..models.classifier import Classifier
 from .base import Statistic
+from .other_class import OtherClass
 from .ranking import Collapse, Sign
 from .similarity import Scaling, SimilarityMetric, further_statistics
 
@@ -23,7 +22,8 @@ class ClassSensitivity(SimilarityMetric):
 
     Both maps draw the same noise, so that what differs comes from the class.
 
-    other: `second` is the likeliest class besides the explained one, `random` any other one, drawn by the sample.
+    other: which class: `second`, `random` (the metric random_logit) or `fixed:<k>`, see `OtherClass`; a sample of
+        which it is the explained class too is undefined.
     The others: see `SimilarityMetric`.
 
     Columns: ssim, spearman, spearman_abs, hog; the floors; with masks inside, inside_other and gain, their difference
@@ -32,7 +32,7 @@ class ClassSensitivity(SimilarityMetric):
 
     def __init__(
         self,
-        other: Literal["second", "random"] = "second",
+        other: str = "second",
         window: int = 5,
         data_range: float = 1.0,
         clip: list[float] = (1.0, 99.0),
@@ -43,7 +43,7 @@ class ClassSensitivity(SimilarityMetric):
         sign: Sign = "signed",
     ) -> None:
         super().__init__(window, data_range, clip, scaling, flip_max, hog_cell, collapse, sign)
-        self.other = other
+        self.other = OtherClass(other)
         self.statistics = (
             Statistic("ssim", "lower", "ssim", low=-1, high=1, unit="SSIM"),
             *further_statistics(),
@@ -51,9 +51,7 @@ class ClassSensitivity(SimilarityMetric):
 
     def check(self, classifier: Classifier) -> None:
         super().check(classifier)
-        blank = torch.zeros(1, *classifier.input_size, dtype=classifier.dtype, device=classifier.device)
-        if classifier.logits(blank).shape[1] < 2:
-            raise Refusal(f"class_sensitivity: {classifier.name} has one output, there is no other class to explain")
+        self.other.check(classifier)
 
     def check_data(self, dataset: Dataset) -> None:
         if dataset.has_masks and not dataset.graded_masks:
@@ -81,17 +79,14 @@ class ClassSensitivity(SimilarityMetric):
         *,
         explain: Callable[..., torch.Tensor],
     ) -> dict[str, torch.Tensor]:
-        logits = classifier.logits(batch.inputs)
-        values = logits
-        if self.other == "random":
-            values = torch.stack([torch.rand(logits.shape[1], generator=g) for g in generators]).to(logits)
-        classes = values.scatter(1, batch.targets[:, None], -torch.inf).argmax(1)
+        classes = self.other.of(classifier, batch, generators)
         others = explain(batch.inputs, classes, "")  # no purpose of its own: the noise of the maps
         columns = self.similarities(maps, others) | self.floors(classifier, batch, maps, generators)
         if batch.masks is not None and batch.masks.dtype == torch.bool:
             columns["inside"], columns["inside_other"] = (_inside(m, batch.masks) for m in (maps, others))
             columns["gain"] = columns["inside"] - columns["inside_other"]
-        return columns
+        same = classes == batch.targets
+        return {name: column.masked_fill(same, torch.nan) for name, column in columns.items()}
 
 
 def _inside(maps: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:

@@ -114,7 +114,7 @@ class SimilarityMetric(Metric):
         """Maps [B,H,W] clipped and scaled, in float64; a map of one value is 0 everywhere."""
         values = maps.flatten(1).double()
         ordered = values.sort(1).values
-        low, high = (_percentile(ordered, percent) for percent in self.clip)
+        low, high = (percentile(ordered, percent) for percent in self.clip)
         flat = low == high
         low, high = ordered[:, :1].where(flat, low), ordered[:, -1:].where(flat, high)
         values = values.clamp(low, high)
@@ -186,7 +186,7 @@ def averaged(found: list[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]
     return {name: torch.stack([similarity[name] for similarity in found]).mean(0) for name in found[0]}
 
 
-def _percentile(ordered: torch.Tensor, percent: float) -> torch.Tensor:
+def percentile(ordered: torch.Tensor, percent: float) -> torch.Tensor:
     """numpy's linear percentile of sorted rows [B,N] -> [B,1]."""
     place = (ordered.shape[1] - 1) * percent / 100
     below, above = math.floor(place), math.ceil(place)

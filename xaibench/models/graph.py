@@ -245,6 +245,32 @@ class Graph:
             raise Refusal(f"layer '{layer}' of {self.classifier} runs {len(found)} times: name one that runs once")
         raise Refusal(f"layer '{layer}' is not in {self.classifier}: {nearest(layer, [*self.aliases, *self.places])}")
 
+    def trunk(self) -> list[str]:
+        """The names of the layers of the main path, from the bottom up, without the logits.
+
+        A layer here is a convolution, a linear layer, or a block whose branches come together again (a residual block
+        with its sum), with the activation behind it, if that is a module; every way from the input to the logits leads
+        through its output. Outputs that no module has are left out, as they have no name.
+        """
+        names: dict[int, str] = {}
+        for path, places in self.places.items():
+            if len(places) == 1 and path.count(".") < names.get(places[0], path + ".").count("."):
+                names[places[0]] = path
+        last_read = {source: place for place, step in enumerate(self.steps, 1) for source in step.sources}
+        found: list[int] = []
+        before, read_until = 0, last_read[0]
+        for place, step in enumerate(self.steps, 1):
+            if isinstance(step, Constant):
+                continue
+            if read_until <= place:  # what lies further up reads nothing from below
+                if any(isinstance(one, Convolution | Dense) for one in self.steps[before:place]):
+                    found.append(place)
+                elif isinstance(step, Activation) and place in names and found[-1:] == [before]:
+                    found[-1] = place
+                before = place
+            read_until = max(read_until, last_read.get(place, 0))
+        return [names[place] for place in found if place in names and place < len(self.steps)]
+
     @torch.no_grad()
     def run(self, inputs: torch.Tensor) -> list[Any]:
         """Every value of one forward pass of inputs [B,C,H,W]: the input first, the logits [B,K] last."""
