@@ -31,7 +31,7 @@ class _RectifierRule(ModifiedBackprop):
             raise Refusal(f"this method needs ReLUs: {classifier.name} has none in its forward pass")
 
     def rules(self, classifier: Classifier, inputs: torch.Tensor) -> Composite:
-        return Composite(rectifier=self.rectifier)
+        return Composite(special={Rectifier: self.rectifier})
 
     def initial(self, classifier: Classifier, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return gradient_of_output(classifier, logits, targets)

@@ -6,13 +6,15 @@ from typing import Literal, get_args
 import torch
 from torch.nn import functional
 
-from ..errors import Refusal, nearest
+from ..errors import Refusal
 from ..models.classifier import Classifier
+from ..models.graph import Average, Dense, Rule, Step, Sum
 from .modified_backprop import ModifiedBackprop, refuse_probability
-from .rules import AffineRule, Box, Composite, Flat, Square, passed_on
+from .rules import AffineRule, Box, Composite, Epsilon, Flat, Square, one_of, passed_on
 
 First = Literal["same", "square", "flat", "box"]
 Start = Literal["logit", "one"]
+Residual = Literal["rule", "proportional"]
 
 # How far outside of the box an input may lie: rounding of the normalisation.
 SLACK = 1e-4
@@ -21,25 +23,31 @@ SLACK = 1e-4
 class LRP(ModifiedBackprop):
     """Relevance of every input value, handed down from the explained logit layer by layer: [B,C,H,W], signed.
 
-    rule: of convolutions, linear layers, batch normalisation that cannot be folded, average pooling and sums (a
-        residual connection is a layer [I I] on both inputs). Activations pass relevance on, maximum pooling
-        to the largest value.
+    rule: of convolutions, linear layers and batch normalisation that cannot be folded. Activations pass relevance on,
+        maximum pooling to the largest value, average pooling in proportion to its inputs (equally under the rules that
+        look at weights alone).
     dense: of linear layers, if it is another rule.
+    residual: of sums: `rule` (a residual connection is a layer [I I] on both of its inputs: Sixt 2022, section 4.3) or
+        `proportional` to the two (zennit's).
     first: of the layer that reads the input: `same`, `square` (w-squared, for inputs of any size), `flat`, or `box`
         (z-box, for inputs between the normalised values of black and white).
     start: the relevance handed down: the `logit` itself, so that a negative one turns the map's sign, or `one`.
 
     Bach et al. 2015; composites: Montavon et al. 2019, Kohlbrenner et al. 2020 (Sixt 2022, section 4.4: LRP_CMP).
-    Raises ValueError for another first or start.
+    Raises ValueError for another word.
     """
 
     def __init__(
-        self, rule: AffineRule, dense: AffineRule | None = None, first: First = "same", start: Start = "logit"
+        self,
+        rule: AffineRule,
+        dense: AffineRule | None = None,
+        residual: Residual = "rule",
+        first: First = "same",
+        start: Start = "logit",
     ) -> None:
-        for name, value, choices in (("first", first, get_args(First)), ("start", start, get_args(Start))):
-            if value not in choices:
-                raise ValueError(f"{name}={value}: {nearest(value, choices)}")
-        self.rule, self.dense, self.first, self.start = rule, dense, first, start
+        self.rule, self.dense = rule, dense
+        self.residual = one_of("residual", residual, get_args(Residual))
+        self.first, self.start = one_of("first", first, get_args(First)), one_of("start", start, get_args(Start))
 
     def check(self, classifier: Classifier) -> None:
         refuse_probability(classifier, "layer-wise relevance propagation")
@@ -49,7 +57,14 @@ class LRP(ModifiedBackprop):
         first = {"same": None, "square": Square(), "flat": Flat()}.get(self.first) or (
             box(classifier, inputs) if self.first == "box" else None
         )
-        return Composite(self.rule, passed_on, dense=self.dense, first=first)
+        special: dict[type[Step], Rule] = {}
+        if not isinstance(self.rule, Square | Flat):
+            special[Average] = Epsilon(0)
+        if self.dense is not None:
+            special[Dense] = self.dense
+        if self.residual == "proportional":
+            special[Sum] = Epsilon(0)
+        return Composite(self.rule, passed_on, first, special)
 
     def initial(self, classifier: Classifier, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         chosen = functional.one_hot(targets, logits.shape[1]).to(logits)

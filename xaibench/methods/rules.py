@@ -11,13 +11,14 @@ or `dropped` (relevance is conserved).
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
 
 from ..errors import nearest
-from ..models.graph import Activation, Affine, Dense, Rectifier, Rule, Scale, Step, Tensors, derivative
+from ..models.graph import Activation, Affine, Rule, Scale, Step, Tensors, derivative
 
 Bias = Literal["kept", "dropped"]
 
@@ -41,11 +42,11 @@ class Epsilon(AffineRule):
     def __init__(self, epsilon: float = 1e-6, bias: Bias = "kept") -> None:
         if epsilon < 0:
             raise ValueError(f"epsilon={epsilon}: expected 0 or more")
-        self.epsilon, self.bias = epsilon, _one_of("bias", bias, get_args(Bias))
+        self.epsilon, self.bias = epsilon, one_of("bias", bias, get_args(Bias))
 
     def __call__(self, step: Affine, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
         z = output if self.bias == "kept" or step.bias is None else output - step.bias
-        z = z + torch.where(z < 0, -self.epsilon, self.epsilon) if self.epsilon else z
+        z = z + self.epsilon * (1 - 2 * (z < 0).to(z)) if self.epsilon else z
         return _times(inputs, step.transposed(_divided(signal, z), step.weight, inputs))
 
 
@@ -59,7 +60,7 @@ class Gamma(AffineRule):
     def __init__(self, gamma: float = 0.25, bias: Literal["kept", "dropped", "scaled"] = "kept") -> None:
         if gamma < 0:
             raise ValueError(f"gamma={gamma}: expected 0 or more")
-        self.gamma, self.bias = gamma, _one_of("bias", bias, ("kept", "dropped", "scaled"))
+        self.gamma, self.bias = gamma, one_of("bias", bias, ("kept", "dropped", "scaled"))
 
     def __call__(self, step: Affine, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
         weight = step.weight + self.gamma * step.weight.clamp(min=0)
@@ -83,7 +84,7 @@ class AlphaBeta(AffineRule):
             raise ValueError(
                 f"alpha={alpha} beta={beta}: expected alpha - beta = 1 and alpha of 0 or more, such as 2 and 1"
             )
-        self.alpha, self.beta, self.bias = alpha, beta, _one_of("bias", bias, get_args(Bias))
+        self.alpha, self.beta, self.bias = alpha, beta, one_of("bias", bias, get_args(Bias))
 
     def __call__(self, step: Affine, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
         if isinstance(step, Scale):
@@ -146,25 +147,23 @@ def passed_on(step: Step, inputs: Tensors, output: torch.Tensor, signal: torch.T
 class Composite:
     """Which rule each step gets; the default is a gradient throughout.
 
-    affine: for every affine step. activation: for activations. dense: for linear layers, if other than `affine`.
-    first: for the affine steps that read the input itself, if other than these. rectifier: for ReLUs, if other than
-    `activation`. Routes pass the signal along their paths.
+    affine: for every affine step. activation: for activations. Routes pass the signal along their paths.
+    first: for the affine steps that read the input itself, special: for steps of a kind, each if other than these.
     """
 
     affine: Rule = derivative
     activation: Rule = derivative
-    rectifier: Rule | None = None
-    dense: Rule | None = None
     first: Rule | None = None
+    special: Mapping[type[Step], Rule] = field(default_factory=dict)
 
     def __call__(self, step: Step) -> Rule:
+        if self.first is not None and isinstance(step, Affine) and 0 in step.sources:
+            return self.first
+        if type(step) in self.special:
+            return self.special[type(step)]
         if isinstance(step, Affine):
-            if self.first is not None and 0 in step.sources:
-                return self.first
-            return self.dense if self.dense is not None and isinstance(step, Dense) else self.affine
-        if isinstance(step, Activation):
-            return self.rectifier if self.rectifier is not None and isinstance(step, Rectifier) else self.activation
-        return derivative
+            return self.affine
+        return self.activation if isinstance(step, Activation) else derivative
 
 
 def _contributions(
@@ -202,7 +201,8 @@ def _times(inputs: Tensors, signals: Tensors) -> Tensors:
     return tuple(x * signal for x, signal in zip(inputs, signals))
 
 
-def _one_of(name: str, value: str, choices: tuple[str, ...]) -> str:
+def one_of(name: str, value: str, choices: tuple[str, ...]) -> str:
+    """The value, if it is one of the choices. Raises ValueError with the nearest one otherwise."""
     if value not in choices:
         raise ValueError(f"{name}={value}: {nearest(value, choices)}")
     return value

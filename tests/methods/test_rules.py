@@ -1,0 +1,278 @@
+"""Each rule against sums over single contributions, layers unrolled to matrices; what the rules conserve; LRP-z."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.methods.nets import classifier, photographs, seeded
+from tests.methods.shapes import rewritten, shaped
+from xaibench.errors import Refusal
+from xaibench.methods.lrp import LRP, box
+from xaibench.methods.rules import AlphaBeta, Box, Epsilon, Flat, Gamma, Square
+from xaibench.models.classifier import Classifier
+from xaibench.models.graph import Affine, Graph
+from xaibench.models.preprocessing import Preprocessing
+
+
+class Twice(nn.Module):
+    def forward(self, x):
+        return (x + x * 3).flatten(1)
+
+
+def steps():
+    """Every kind of affine step on a few values: (name, step, its inputs, what it computes)."""
+    torch.manual_seed(5)
+    layers = {
+        "dense": nn.Sequential(nn.Flatten(), nn.Linear(32, 5)),
+        "convolution": nn.Conv2d(2, 4, 3, padding=1),
+        "strided": nn.Conv2d(2, 4, 3, stride=2, padding=(0, 1), bias=False),
+        "grouped": nn.Conv2d(2, 4, 2, groups=2, dilation=2),
+        "average": nn.AvgPool2d(3, 2, padding=1),
+        "global_average": nn.AdaptiveAvgPool2d(1),
+        "scale": nn.BatchNorm2d(2),
+        "sum": Twice(),
+    }
+    for name, layer in layers.items():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.weight.data.copy_(torch.tensor([1.5, -0.7]))
+            layer.bias.data.copy_(torch.tensor([0.3, 0.2]))
+        network = Classifier(name, nn.Sequential(layer).double(), (2, 4, 4))
+        graph = Graph.of(network)
+        step = graph.of_kind(Affine)[-1]
+        values = graph.run(torch.randn(2, 2, 4, 4, dtype=torch.float64))
+        yield pytest.param(step, tuple(values[source] for source in step.sources), id=name)
+
+
+def unrolled(step, inputs):
+    """W [outputs, inputs] and b [outputs] of a step on one sample, from its answers to unit vectors."""
+    sizes = [x[0].numel() for x in inputs]
+    with torch.no_grad():
+        blank = [torch.zeros_like(x[:1]) for x in inputs]
+        bias = step(*blank).flatten()
+        columns = []
+        for which, size in enumerate(sizes):
+            for place in range(size):
+                units = [x.clone() for x in blank]
+                units[which].view(-1)[place] = 1
+                columns.append(step(*units).flatten() - bias)
+    return torch.stack(columns, 1).numpy(), bias.numpy()
+
+
+def divided(numbers, total):
+    return np.zeros_like(numbers) if total == 0 else numbers / total
+
+
+def epsilon(w, b, x, w_any, low, high, *, damping, bias):
+    z = w @ x + (b if bias == "kept" else 0)
+    return divided(w * x, z + (damping if z >= 0 else -damping))
+
+
+def gamma(w, b, x, w_any, low, high, *, factor, bias):
+    favoured = w + factor * np.maximum(w, 0)
+    b = {"kept": b, "dropped": 0, "scaled": b + factor * max(b, 0)}[bias]
+    return divided(favoured * x, favoured @ x + b)
+
+
+def alpha_beta(w, b, x, w_any, low, high, *, alpha, beta, bias):
+    parts = w * x
+    if np.count_nonzero(w_any) == 1:  # the only contribution gets everything
+        return w_any.astype(float)
+    up, down = np.maximum(parts, 0), np.minimum(parts, 0)
+    b = b if bias == "kept" else 0
+    return alpha * divided(up, up.sum() + max(b, 0)) - beta * divided(down, down.sum() + min(b, 0))
+
+
+def square(w, b, x, w_any, low, high):
+    return divided(w**2, (w**2).sum())
+
+
+def flat(w, b, x, w_any, low, high):
+    return divided(w_any.astype(float), w_any.sum())
+
+
+def z_box(w, b, x, w_any, low, high):
+    parts = w * x - np.maximum(w, 0) * low - np.minimum(w, 0) * high
+    return divided(parts, parts.sum())
+
+
+LOW, HIGH = -4.0, 5.0
+RULES = [
+    (Epsilon(0), epsilon, {"damping": 0, "bias": "kept"}),
+    (Epsilon(0.25), epsilon, {"damping": 0.25, "bias": "kept"}),
+    (Epsilon(0.1, bias="dropped"), epsilon, {"damping": 0.1, "bias": "dropped"}),
+    (Gamma(0.5), gamma, {"factor": 0.5, "bias": "kept"}),
+    (Gamma(2, bias="dropped"), gamma, {"factor": 2, "bias": "dropped"}),
+    (Gamma(0.25, bias="scaled"), gamma, {"factor": 0.25, "bias": "scaled"}),
+    (AlphaBeta(), alpha_beta, {"alpha": 1, "beta": 0, "bias": "dropped"}),
+    (AlphaBeta(2, 1), alpha_beta, {"alpha": 2, "beta": 1, "bias": "dropped"}),
+    (AlphaBeta(5, 4, bias="kept"), alpha_beta, {"alpha": 5, "beta": 4, "bias": "kept"}),
+    (AlphaBeta(0, -1), alpha_beta, {"alpha": 0, "beta": -1, "bias": "dropped"}),
+    (Square(), square, {}),
+    (Flat(), flat, {}),
+    (Box(torch.tensor(LOW), torch.tensor(HIGH)), z_box, {}),
+]
+
+
+@pytest.mark.parametrize(("rule", "shares", "options"), RULES, ids=lambda v: type(v).__name__ if callable(v) else "")
+@pytest.mark.parametrize(("step", "inputs"), [*steps()])
+def test_a_rule_shares_out_what_its_formula_says(step, inputs, rule, shares, options):
+    """Signed inputs, signed relevance, one contribution at a time."""
+    if isinstance(rule, Box):
+        rule = Box(rule.low.double(), rule.high.double())
+    output = step(*inputs)
+    signal = torch.randn(output.shape, dtype=torch.float64)
+    found = rule(step, inputs, output, signal)
+    weights, biases = unrolled(step, inputs)
+    for sample in range(2):
+        x = torch.cat([x[sample].flatten() for x in inputs]).numpy()
+        expected = np.zeros_like(x)
+        for w, b, r in zip(weights, biases, signal[sample].flatten().numpy()):
+            expected += shares(w, b, x, w != 0, LOW, HIGH, **options) * r
+        ours = torch.cat([part[sample].flatten() for part in found]).numpy()
+        np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-12)
+
+
+CONSERVING = [
+    Epsilon(0, bias="dropped"), Gamma(0.3, bias="dropped"), AlphaBeta(), AlphaBeta(2, 1), AlphaBeta(5, 4), Square(),
+    Flat(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", CONSERVING, ids=lambda rule: f"{type(rule).__name__}{vars(rule)}")
+def test_relevance_is_conserved_where_the_bias_is_dropped(rule):
+    """Bright inputs and weights of both signs in every sum, so that no output is without contributions of a sign."""
+    torch.manual_seed(1)
+    module = nn.Sequential(
+        nn.Conv2d(3, 12, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(12, 12, 3), nn.ReLU(), nn.AvgPool2d(2),
+        nn.Flatten(), nn.Linear(108, 5),
+    )  # fmt: skip
+    network = classifier(module)
+    inputs, targets = photographs(3).abs() + 0.1, torch.arange(3)
+    maps = LRP(rule).attribute(network, inputs, targets, [])
+    logits = network.scores(inputs, targets)
+    torch.testing.assert_close(maps.flatten(1).sum(1), logits, rtol=1e-9, atol=1e-9)
+    one = LRP(rule, start="one").attribute(network, inputs, targets, [])
+    torch.testing.assert_close(one * logits[:, None, None, None], maps)
+
+
+@pytest.mark.parametrize("name", ["vgg", "resnet"])
+def test_lrp_z_is_gradient_times_input_where_the_bias_is_kept(name):
+    """On ReLU networks with max pooling, batch normalisation and residual connections, biases and signed inputs."""
+    network = classifier(shaped(name), (3, 64, 64))
+    inputs, targets = seeded(2, (3, 64, 64)), torch.tensor([1, 3])
+    expected = inputs * network.gradient(inputs, targets)
+    maps = LRP(Epsilon(0)).attribute(network, inputs, targets, [])
+    scale = expected.abs().max()
+    assert (maps - expected).abs().max() < 1e-9 * scale
+    dropped = LRP(Epsilon(0, bias="dropped")).attribute(network, inputs, targets, [])
+    assert (dropped - expected).abs().max() > 0.01 * scale
+
+
+def test_lrp_z_is_not_gradient_times_input_where_an_activation_saturates():
+    """ReLU6 has slope 0 above 6 and still passes its relevance on."""
+    network = classifier(shaped("mobilenet"), (3, 64, 64))
+    inputs, targets = 4 * seeded(2, (3, 64, 64)), torch.tensor([1, 3])
+    maps = LRP(Epsilon(0)).attribute(network, inputs, targets, [])
+    expected = inputs * network.gradient(inputs, targets)
+    assert (maps - expected).abs().max() > 0.01 * expected.abs().max()
+
+
+def test_gamma_goes_to_z_plus():
+    """On inputs that are not negative, at the rate 1 / gamma."""
+    torch.manual_seed(2)
+    layer = nn.Linear(12, 7).double()
+    network = Classifier("layer", nn.Sequential(nn.Flatten(), layer), (1, 3, 4))
+    inputs, targets = torch.rand(4, 1, 3, 4, dtype=torch.float64), torch.arange(4)
+    limit = LRP(AlphaBeta()).attribute(network, inputs, targets, [])
+    errors = [
+        float((LRP(Gamma(g, bias="dropped")).attribute(network, inputs, targets, []) - limit).abs().max())
+        for g in (1e4, 1e5, 1e6)
+    ]
+    assert errors[2] < 1e-4 * float(limit.abs().max())
+    np.testing.assert_allclose(np.array(errors[:2]) / np.array(errors[1:]), 10, rtol=0.05)
+
+
+def test_relevance_of_the_non_negative_rules_has_one_sign():
+    """z+, w-squared and z-box hand a positive logit down as nothing but positive relevance."""
+    network = classifier(shaped("vgg"), (3, 64, 64))
+    inputs = photographs(2).repeat(1, 1, 4, 4)
+    targets = network.logits(inputs).argmax(1)
+    assert (network.scores(inputs, targets) > 0).all()
+    for first in ("same", "square", "flat", "box"):
+        maps = LRP(AlphaBeta(), first=first).attribute(network, inputs, targets, [])
+        assert (maps >= 0).all() and (maps.flatten(1).sum(1) > 0).all(), first
+
+
+def test_the_composite_has_its_dense_rule_in_linear_layers_alone():
+    """Two classes' maps of LRP_CMP agree up to scale within a place of the last convolution, where one place is all."""
+    torch.manual_seed(3)
+    module = nn.Sequential(
+        nn.Conv2d(3, 8, 5, padding=2), nn.ReLU(), nn.Conv2d(8, 1, 16), nn.ReLU(), nn.Flatten(), nn.Linear(1, 5),
+    )  # fmt: skip
+    with torch.no_grad():
+        module[2].weight.abs_()
+    network = classifier(module)
+    maps = [
+        LRP(AlphaBeta(), dense=Epsilon(1e-10)).attribute(network, photographs(2), torch.full((2,), k), [])
+        for k in (0, 1)
+    ]
+    first, second = (m / m.abs().sum((1, 2, 3), keepdim=True) for m in maps)
+    torch.testing.assert_close(first.abs(), second.abs())
+
+
+def test_how_a_relu_is_written_does_not_matter():
+    inputs, targets = photographs(2).repeat(1, 1, 4, 4), torch.tensor([0, 4])
+    for name in ("vgg", "resnet", "mobilenet"):
+        module = shaped(name)
+        expected = LRP(AlphaBeta(2, 1)).attribute(classifier(module, (3, 64, 64)), inputs, targets, [])
+        for how in ("inplace", "shared", "functional", "functional_inplace"):
+            network = classifier(rewritten(module, how), (3, 64, 64))
+            torch.testing.assert_close(LRP(AlphaBeta(2, 1)).attribute(network, inputs, targets, []), expected)
+
+
+def test_the_box_is_black_to_white():
+    network = classifier(shaped("vgg"), (3, 64, 64))
+    found = box(network, photographs(1))
+    mean, std = (torch.tensor(getattr(network.preprocessing, name)).double() for name in ("mean", "std"))
+    torch.testing.assert_close(found.low.flatten(), -mean / std)
+    torch.testing.assert_close(found.high.flatten(), (1 - mean) / std)
+    with pytest.raises(Refusal, match=r"first=box needs inputs between black and white .* one is 9"):
+        LRP(AlphaBeta(), first="box").attribute(
+            network, torch.full((1, 3, 64, 64), 9.0).double(), torch.zeros(1).long(), []
+        )
+    plain = classifier(shaped("vgg"), (3, 64, 64), preprocessing=Preprocessing())
+    assert float(box(plain, torch.rand(1, 3, 64, 64).double()).high.max()) == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Epsilon(-1), "epsilon=-1: expected 0 or more"),
+        (lambda: Gamma(-0.1), "gamma=-0.1: expected 0 or more"),
+        (lambda: Gamma(1, bias="keep"), "bias=keep: did you mean 'kept'"),
+        (lambda: AlphaBeta(2, 0), "alpha=2 beta=0: expected alpha - beta = 1"),
+        (lambda: AlphaBeta(-1, -2), "alpha=-1"),
+        (lambda: LRP(Flat(), first="boxed"), "first=boxed: did you mean 'box'"),
+        (lambda: LRP(Flat(), start="logits"), "start=logits: did you mean 'logit'"),
+    ],
+)
+def test_impossible_parameters_are_named(make, said):
+    with pytest.raises(ValueError, match=said):
+        make()
+
+
+def test_a_probability_has_no_relevance():
+    network = classifier(shaped("vgg"), (3, 64, 64), output="probability")
+    with pytest.raises(Refusal, match="set output=logit"):
+        LRP(Flat()).check(network)
+
+
+def test_a_dead_output_passes_nothing_on():
+    """No positive contribution: nothing for z+ to share out, and no NaN."""
+    layer = nn.Linear(4, 1)
+    with torch.no_grad():
+        layer.weight.fill_(-1)
+    network = Classifier("dead", nn.Sequential(nn.Flatten(), layer).double(), (1, 2, 2))
+    maps = LRP(AlphaBeta()).attribute(network, torch.ones(1, 1, 2, 2).double(), torch.zeros(1).long(), [])
+    assert torch.equal(maps, torch.zeros_like(maps))
