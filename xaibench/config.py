@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Iterable, Mapping
@@ -84,7 +85,8 @@ class Job:
 
     model, dataset, method, metric: labels for people. *_spec: specifications for `build`. *_variant: what was
     overridden, as `key=value` text, '' if nothing was; run_variant is the part of seed, target and output. tuned_on:
-    the metrics that the method's yaml says it was tuned on. config: the whole resolved configuration, for provenance.
+    the metrics that the method's yaml says it was tuned on. config, command: the whole resolved configuration, and the
+    command line of this one cell, for provenance.
     weights_state: `trained`, or what metrics ask for: a `models.randomise.Randomisation`, or `permuted_labels:SEED`.
     """
 
@@ -109,6 +111,7 @@ class Job:
     cache: Path
     results: Path
     config: dict[str, Any]
+    command: str
     weights_state: str = "trained"
 
 
@@ -181,6 +184,7 @@ def make_job(config: DictConfig) -> Job:
         cache=Path(paths.cache).expanduser().absolute(),
         results=Path(paths.results).expanduser().absolute(),
         config=plain,
+        command=_command(),
     )
     positive = {"dataset.limit": job.selection.limit, "fit.limit": job.fit.limit}
     positive["runner.batch_size"] = job.runner.batch_size
@@ -212,6 +216,14 @@ def _target(value: Any) -> str:
 def _choices() -> dict[str, str]:
     choices = HydraConfig.get().runtime.choices
     return {group: str(choices[group]) for group in GROUPS}
+
+
+def _command() -> str:
+    """The command that runs this cell alone, as a shell takes it."""
+    hydra_config = HydraConfig.get()
+    folders = [source.path for source in hydra_config.runtime.config_sources if source.provider == "command-line"]
+    options = [f"--config-dir={folder}" for folder in folders]
+    return shlex.join(["xaibench", "run", *options, *hydra_config.overrides.task])
 
 
 def _yaml_of(group: str, name: str) -> Path | None:

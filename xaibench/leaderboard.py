@@ -4,7 +4,7 @@ import io
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,23 @@ COMMON = "@common"
 
 
 @dataclass(frozen=True)
+class Curve:
+    """A curve of a score file: its mean over samples or repeats and the ends of the 95 % band, each [X] over x [X]."""
+
+    x: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+@dataclass(frozen=True)
 class Cell:
-    """One score file: its card (the JSON) and its columns, indexed by sample, or by repeat."""
+    """One score file: its card (the JSON), its columns, indexed by sample, or by repeat, and its curves by name."""
 
     card: Mapping[str, Any]
     columns: pd.DataFrame
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    path: Path | None = None
 
 
 def read_cells(results: Path, files: Iterable[Path] | None = None) -> list[Cell]:
@@ -57,12 +69,23 @@ def read_cell(path: Path) -> Cell:
     if card.get("schema") != SCHEMA:
         raise UserError(f"{path}: schema {card.get('schema')} is not {SCHEMA}; run again with this version")
     # Rows of samples, or of the repeats of a metric over the whole data set; the others are means of curves.
-    repeats = rows["repeat"].astype(str)
+    scalar = (rows["sample"] >= 0) | (rows["repeat"].astype(str) != "")
     index = "sample" if (rows["sample"] >= 0).any() else "repeat"
-    rows = rows[(rows["sample"] >= 0) | (repeats != "")]
-    values = pd.to_numeric(rows["value"].where(rows["status"] == "ok"), errors="coerce")
-    columns = rows.assign(value=values).pivot(index=index, columns="statistic", values="value")
-    return Cell(card, columns)
+    rows["value"] = pd.to_numeric(rows["value"].where(rows["status"] == "ok"), errors="coerce")
+    columns = rows[scalar].pivot(index=index, columns="statistic", values="value")
+    return Cell(card, columns, _curves(rows[~scalar]), path)
+
+
+def _curves(rows: pd.DataFrame) -> dict[str, Curve]:
+    """Curves by name, from the rows of their means and bands."""
+    by_name = {name: part for name, part in rows.groupby("statistic", sort=False)}
+    found = {}
+    for name, part in by_name.items():
+        band = by_name.get(f"{name}_low"), by_name.get(f"{name}_high")
+        if all(end is not None for end in band):
+            values = (part.to_numpy(dtype=float) for part in (part["x"], *(p["value"] for p in (part, *band))))
+            found[name] = Curve(*values)
+    return found
 
 
 def table(cells: Sequence[Cell]) -> pd.DataFrame:

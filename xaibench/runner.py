@@ -311,7 +311,9 @@ class Cell(Explanations):
                 "peak_memory_bytes": peak_memory(self.device),
                 "device": str(self.device),
                 "threads": torch.get_num_threads(),
+                "x_label": self.metric.x_label,
                 "config": job.config,
+                "command": job.command,
             },
         )
 

@@ -45,6 +45,7 @@ class Measure:
         method, unless `evaluate` names `propagate`.
     collapse: None takes the method's own; otherwise one of `metrics.ranking.COLLAPSES`.
     sign: how the collapsed map is read: `signed`, `absolute` or `positive`.
+    x_label: what the axis of its curves counts, for figures.
     """
 
     version: int = 1
@@ -53,6 +54,7 @@ class Measure:
     reads_maps: bool = True
     collapse: str | None = None
     sign: str = "signed"
+    x_label: str = ""
 
     def check(self, classifier: Classifier) -> None:
         """Raise `Refusal`, before any work, if this network cannot be scored."""

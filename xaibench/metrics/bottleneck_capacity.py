@@ -31,6 +31,7 @@ class BottleneckCapacity(Metric):
     among as many classes as there are, if fewer.
     """
 
+    x_label = "beta"
     reads_maps = False
     fit_parameters = ("layer",)
     statistics = (

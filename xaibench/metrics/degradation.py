@@ -39,6 +39,7 @@ class Degradation(Metric):
     lerf_above, which are morf and lerf less degraded; morf_curve and lerf_curve.
     """
 
+    x_label = "share of tiles removed"
     statistics = (
         Statistic("degradation", "higher", "area", per="range", unit="(p - b) / (t1 - b)"),
         Statistic("morf", "lower", "morf_above", per="range", unit="(p - b) / (t1 - b)"),

@@ -37,6 +37,7 @@ class InsertionDeletion(Metric):
     (from the original to its fill) and insertion_curve (from the fill to the original).
     """
 
+    x_label = "share of pixels changed"
     statistics = (
         Statistic("insertion", "higher", "insertion", low=0, high=1, unit="output x fraction of pixels"),
         Statistic("deletion", "lower", "deletion", low=0, high=1, unit="output x fraction of pixels"),

@@ -36,6 +36,7 @@ class LeRF(Metric):
     Columns: lerf (the area); clean (p on the original); change_curve (y) and output_curve (p), over x.
     """
 
+    x_label = "share of pixels removed"
     statistics = (
         Statistic("lerf", "lower", "lerf", low=0, unit="relative change x fraction removed"),
         Statistic("lerf_median", "lower", "lerf", kind="median", low=0, unit="relative change x fraction removed"),

@@ -39,6 +39,7 @@ class ParameterRandomization(SimilarityMetric):
     four measures over the number of the step, from 1 (the network as it was trained is no step).
     """
 
+    x_label = "randomised blocks"
     def __init__(
         self,
         mode: Mode = "cascade",

@@ -39,6 +39,7 @@ class RegionPerturbation(Metric):
     lerf_curve (f), over the share of regions replaced, from 0.
     """
 
+    x_label = "share of regions replaced"
     statistics = (
         Statistic("aopc", "higher", "morf", low=-1, high=1, unit="probability"),
         Statistic("aopc_lerf", "lower", "lerf", low=-1, high=1, unit="probability"),

@@ -35,6 +35,7 @@ class Road(Metric):
     Columns: road, morf, lerf; morf_curve and lerf_curve, over the share of pixels removed.
     """
 
+    x_label = "share of pixels removed"
     statistics = (
         Statistic("road", "higher", "road", low=-0.5, high=0.5, unit="half the difference of outputs"),
         Statistic("morf", "lower", "morf", low=0, high=1, unit="output"),

@@ -54,6 +54,7 @@ class Roar(Measure):
     accuracy_at_F and difference_at_F for every fraction F; accuracy_curve and random_curve from 0 on.
     """
 
+    x_label = "share of pixels removed"
     def __init__(
         self,
         fractions: list[float] = (0.1, 0.3, 0.5, 0.7, 0.9),

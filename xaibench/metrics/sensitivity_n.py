@@ -52,6 +52,7 @@ class SensitivityN(Metric):
     Columns: sensitivity_n; correlation_curve, over n as a share of the features.
     """
 
+    x_label = "share of features removed"
     statistics = (
         Statistic("sensitivity_n", "higher", "sensitivity_n", low=-1, high=1, unit="mean over n of Pearson's r"),
     )

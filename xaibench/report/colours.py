@@ -3,8 +3,9 @@
 import matplotlib
 import numpy as np
 
-# Okabe and Ito's blue and vermilion, and three greys.
+# Okabe and Ito's blue, vermilion, green and purple, and three greys.
 ACCENT, OTHER = "#0072b2", "#d55e00"
+SERIES = (ACCENT, OTHER, "#009e73", "#cc79a7")
 INK, MUTED, LINE = "#1d232b", "#66707c", "#d7dce1"
 # Of maps: blue for evidence against, white for none, red for evidence in favour; from pale to dark where no sign is.
 DIVERGING, SEQUENTIAL = "RdBu_r", "BuPu"
@@ -28,3 +29,8 @@ def painted(attribution: np.ndarray, signed: bool) -> np.ndarray:
     colours = matplotlib.colormaps[DIVERGING](shares / 2 + 0.5) if signed else matplotlib.colormaps[SEQUENTIAL](shares)
     colours[~finite, :3] = 0.5
     return (colours[..., :3] * 255).round().astype(np.uint8)
+
+
+def stops(name: str, count: int = 9) -> list[str]:
+    """A colour scale as hexadecimal colours, for a gradient."""
+    return [matplotlib.colors.to_hex(colour) for colour in matplotlib.colormaps[name](np.linspace(0, 1, count))]

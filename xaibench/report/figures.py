@@ -1,0 +1,319 @@
+"""Figures of the report, each a pure function of what it shows: curves, ranks, agreement, cost."""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .. import paired, stats
+from ..comparison import Comparison, Method, Overall
+from ..leaderboard import Cell, Curve
+from .colours import ACCENT, DIVERGING, INK, LINE, MUTED, OTHER, SERIES
+
+STYLE = {
+    "font.size": 9,
+    "font.family": "sans-serif",
+    "text.color": INK,
+    "text.parse_math": False,  # a method may be called anything
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": MUTED,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": LINE,
+    "ytick.color": LINE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "legend.frameon": False,
+    "lines.linewidth": 1.4,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "xaibench",
+}
+PANELS_PER_ROW = 5
+
+
+def style():
+    """matplotlib with the report's settings, as a context."""
+    return matplotlib.rc_context(STYLE)
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def svg(figure: Figure) -> str:
+    """A figure as the text of an SVG file; the same figure is the same text."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as a PNG file on white."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+# ---- parts of figures ------------------------------------------------------------------------------------------------
+
+
+def band(axes: Axes, curve: Curve, colour: str, label: str) -> None:
+    """A mean curve with its band."""
+    marker = "o" if len(curve.x) < 10 else None
+    axes.plot(curve.x, curve.mean, color=colour, marker=marker, markersize=3, label=label)
+    axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
+
+
+def bars(axes: Axes, x: Sequence[float], found: Sequence[stats.Estimate], colour: str, label: str) -> None:
+    """Values with their intervals as error bars."""
+    value = np.array([point.value for point in found])
+    low, high = (np.array([getattr(point, end) for point in found]) for end in ("low", "high"))
+    # Rounding may put the end of an interval past a value of exactly 0 or 1.
+    ends = np.maximum([value - low, high - value], 0)
+    axes.errorbar(x, value, ends, color=colour, marker="o", capsize=3, label=label)
+
+
+def _marker(method: Method) -> dict[str, str]:
+    """Filled for a method; hollow and grey for a control or the truth."""
+    return {"color": ACCENT} if method.is_rival else {"color": MUTED, "markerfacecolor": "none"}
+
+
+# ---- curves ----------------------------------------------------------------------------------------------------------
+
+
+def curves(cells: Sequence[Cell]) -> Figure:
+    """The curves of comparable cells, a panel per method, in the order given; dashed, those of the control `random`.
+
+    Raises ValueError if no cell has a curve.
+    """
+    cells = [cell for cell in cells if cell.curves]
+    if not cells:
+        raise ValueError("no curves")
+    chance = next((cell for cell in cells if cell.card["method"] == "random" and not cell.card["method_variant"]), None)
+    columns = min(PANELS_PER_ROW, len(cells))
+    rows = -(-len(cells) // columns)
+    with style():
+        figure = Figure(figsize=(2.1 * columns + 0.3, 1.55 * rows + 0.65), layout="constrained")
+        panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+        for axes, cell in zip(panels, cells):
+            for (name, curve), colour in zip(sorted(cell.curves.items()), SERIES):
+                if chance is not None and name in chance.curves and cell is not chance:
+                    other = chance.curves[name]
+                    axes.plot(other.x, other.mean, color=MUTED, linestyle=(0, (2, 2)), linewidth=0.8)
+                band(axes, curve, colour, name.removesuffix("_curve").replace("_", " "))
+            axes.set_title(label(cell.card["method"], cell.card["method_variant"]), loc="left")
+            x = np.concatenate([curve.x for curve in cell.curves.values()])
+            if x.min() > 0 and x.max() > 50 * x.min():
+                axes.set_xscale("log")
+            axes.locator_params(axis="y", nbins=4)
+            axes.tick_params(length=2)
+        for axes in list(panels)[len(cells) :]:
+            axes.axis("off")
+        figure.supxlabel(cells[0].card.get("x_label") or "x", fontsize=9, color=MUTED)
+        handles, names = cells and figure.axes[0].get_legend_handles_labels()
+        if chance is not None and len(cells) > 1:
+            handles = [*handles, matplotlib.lines.Line2D([], [], color=MUTED, linestyle=(0, (2, 2)), linewidth=0.8)]
+            names = [*names, "random"]
+        figure.legend(handles, names, loc="outside upper left", ncols=len(names))
+    return figure
+
+
+def label(method: str, variant: str) -> str:
+    """A method's name, its overrides below it."""
+    return f"{method}\n{variant}" if variant else method
+
+
+# ---- ranks -----------------------------------------------------------------------------------------------------------
+
+
+def stability(comparison: Comparison) -> Figure:
+    """The rank of each method and where 95 % of its ranks lie when samples are resampled; bars at the right join
+    methods that cannot be told apart."""
+    order, (low, high) = comparison.order, comparison.rank_intervals
+    groups = [group for group in comparison.groups if len(group) > 1]
+    with style():
+        figure = Figure(figsize=(3.6, 0.2 * len(order) + 0.75), layout="constrained")
+        axes = figure.add_subplot()
+        for place, at in enumerate(order):
+            look = _marker(comparison.methods[at])
+            axes.plot([low[at], high[at]], [place, place], color=look["color"], linewidth=3, alpha=0.35)
+            axes.plot(comparison.ranks[at], place, "o", markersize=5, **look)
+        last = len(order)
+        for number, group in enumerate(groups):
+            places = [int(np.flatnonzero(order == at)[0]) for at in group]
+            x = last + 1.2 + 0.6 * number
+            axes.plot([x, x], [min(places) - 0.25, max(places) + 0.25], color=INK, linewidth=1.6)
+        axes.set_yticks(range(len(order)), [str(comparison.methods[at]) for at in order])
+        for tick, at in zip(axes.get_yticklabels(), order):
+            tick.set_color(INK if comparison.methods[at].is_rival else MUTED)
+        axes.set(xlim=(0.5, last + 1.2 + 0.6 * max(1, len(groups))), ylim=(last - 0.4, -0.6), xlabel="rank")
+        axes.set_xticks(sorted({1, *range(5, last + 1, 5), last}))
+        axes.set_title(comparison.name, loc="left")
+        axes.tick_params(length=0)
+        axes.grid(axis="x", color=LINE, linewidth=0.5)
+        axes.spines[:].set_visible(False)
+        axes.set_axisbelow(True)
+    return figure
+
+
+def mean_ranks(view: Overall) -> Figure:
+    """The mean rank over the metrics, with its interval when metrics are resampled; small, the rank under each."""
+    order = np.argsort(view.mean_ranks, kind="stable")
+    with style():
+        figure = Figure(figsize=(7.4, 0.25 * len(order) + 0.75), layout="constrained")
+        axes = figure.add_subplot()
+        for place, at in enumerate(order):
+            look = _marker(view.methods[at])
+            axes.plot(view.ranks[:, at], np.full(len(view.ranks), place), "|", color=MUTED, markersize=7, alpha=0.6)
+            axes.plot([view.low[at], view.high[at]], [place, place], color=look["color"], linewidth=4, alpha=0.35)
+            axes.plot(view.mean_ranks[at], place, "o", markersize=6, **look)
+        axes.set_yticks(range(len(order)), [str(view.methods[at]) for at in order])
+        for tick, at in zip(axes.get_yticklabels(), order):
+            tick.set_color(INK if view.methods[at].is_rival else MUTED)
+        axes.set(xlim=(0.5, len(order) + 0.5), ylim=(len(order) - 0.4, -0.6), xlabel="rank, 1 is best")
+        axes.set_xticks(sorted({1, *range(5, len(order) + 1, 5), len(order)}))
+        axes.tick_params(length=0)
+        axes.grid(axis="x", color=LINE, linewidth=0.5)
+        axes.spines[:].set_visible(False)
+        axes.set_axisbelow(True)
+    return figure
+
+
+def critical_difference(view: Overall) -> Figure:
+    """Demsar's diagram (2006): mean ranks over the metrics on an axis; bars join methods that are closer than the
+    critical difference of Nemenyi's test, the metrics being its blocks."""
+    means = view.mean_ranks
+    order = np.argsort(means, kind="stable")
+    critical = paired.critical_difference(len(order), len(view.ranks))
+    far = np.abs(means[:, None] - means) > critical
+    groups = [group for group in paired.runs(order, far) if len(group) > 1]
+    half = -(-len(order) // 2)
+    with style():
+        figure = Figure(figsize=(7.4, 0.2 * half + 0.16 * len(groups) + 0.9), layout="constrained")
+        axes = figure.add_subplot()
+        count, bottom = len(order), -0.9 - 0.5 * len(groups)
+        axes.plot([1, count], [0, 0], color=INK, linewidth=1)
+        for rank in range(1, count + 1):
+            axes.plot([rank, rank], [0, 0.15], color=INK, linewidth=0.8)
+            axes.text(rank, 0.25, str(rank), ha="center", va="bottom", color=MUTED, fontsize=8)
+        axes.plot([1, 1 + critical], [1.35, 1.35], color=INK, linewidth=2, solid_capstyle="butt")
+        axes.text(1, 1.5, f"critical difference {critical:.2f}", va="bottom", fontsize=8, color=MUTED)
+        for number, group in enumerate(groups):
+            ends = means[group]
+            y = -0.4 - 0.5 * number
+            axes.plot([ends.min() - 0.05, ends.max() + 0.05], [y, y], color=INK, linewidth=2.4, alpha=0.85)
+        for place, at in enumerate(order):
+            left = place < half
+            y = bottom - 0.62 * (place if left else count - 1 - place)
+            edge = 0.2 if left else count + 0.8
+            colour = ACCENT if view.methods[at].is_rival else MUTED
+            axes.plot([means[at], means[at], edge], [0, y, y], color=colour, linewidth=0.8)
+            said = f"{view.methods[at]}  {means[at]:.1f}" if left else f"{means[at]:.1f}  {view.methods[at]}"
+            ink = INK if view.methods[at].is_rival else MUTED
+            axes.text(edge + (-0.1 if left else 0.1), y, said, ha="right" if left else "left", va="center", color=ink)
+        margin = 0.28 * count
+        axes.set(xlim=(0.2 - margin, count + 0.8 + margin), ylim=(bottom - 0.62 * half, 2.2))
+        axes.axis("off")
+    return figure
+
+
+# ---- metrics beside metrics ------------------------------------------------------------------------------------------
+
+
+def agreement(names: Sequence[str], correlations: np.ndarray) -> Figure:
+    """Rank correlations [m,m] between metrics, as a table of colours and numbers."""
+    count = len(names)
+    with style():
+        figure = Figure(figsize=(0.46 * count + 2.0, 0.38 * count + 1.6), layout="constrained")
+        axes = figure.add_subplot()
+        axes.pcolormesh(np.ma.masked_invalid(correlations), cmap=DIVERGING, vmin=-1, vmax=1, edgecolor="none")
+        for row in range(count):
+            for column in range(count):
+                value = correlations[row, column]
+                if row != column and np.isfinite(value):
+                    colour = "#ffffff" if abs(value) > 0.6 else "#1a1a1a"
+                    said = f"{value:.1f}".replace("-0.0", "0.0").replace("-", "−")
+                    axes.text(column + 0.5, row + 0.5, said, ha="center", va="center", color=colour, fontsize=8)
+        axes.set_xticks(np.arange(count) + 0.5, names, rotation=45, ha="left", rotation_mode="anchor")
+        axes.set_yticks(np.arange(count) + 0.5, names)
+        axes.xaxis.tick_top()
+        axes.tick_params(length=0, labelcolor=INK)
+        axes.invert_yaxis()
+        axes.set_aspect("equal")
+        axes.spines[:].set_visible(False)
+    return figure
+
+
+# ---- cost ------------------------------------------------------------------------------------------------------------
+
+
+def cost(costs: Mapping[str, Mapping[Method, float]], ranks: Mapping[Method, float], y_label: str) -> Figure:
+    """What methods cost against how they rank: a panel per kind of cost (its label -> cost per map of each method)."""
+    with style():
+        figure = Figure(figsize=(4.6 * len(costs), 4.2), layout="constrained")
+        panels = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
+        for axes, (x_label, by_method) in zip(panels, costs.items()):
+            methods = [method for method in by_method if method in ranks]
+            positive = [by_method[method] for method in methods if by_method[method] > 0]
+            # Free maps stand left of the cheapest one, at a place of their own.
+            free = min(positive, default=1.0) / 4
+            x = np.array([by_method[method] or free for method in methods])
+            y = np.array([ranks[method] for method in methods])
+            for at, method in enumerate(methods):
+                axes.plot(x[at], y[at], "o", markersize=5, **_marker(method))
+            axes.set_xscale("log")
+            axes.set(xlim=(free / 2, max(x) * 12), xlabel=x_label)
+            _name_points(axes, x, y, methods)
+            if any(by_method[method] == 0 for method in methods):
+                ticks = [free, *(10.0**power for power in range(-6, 7) if free * 2 <= 10.0**power <= max(x) * 2)]
+                axes.set_xticks(ticks, ["0", *(f"{tick:g}" for tick in ticks[1:])])
+                axes.minorticks_off()
+            axes.grid(color=LINE, linewidth=0.5)
+            axes.set_axisbelow(True)
+            axes.tick_params(length=0)
+            axes.spines[:].set_visible(False)
+        panels[0].set_ylabel(y_label)
+        panels[0].invert_yaxis()
+    return figure
+
+
+def _name_points(axes: Axes, x: np.ndarray, y: np.ndarray, methods: Sequence[Method]) -> None:
+    """Names right of their points, moved apart where they would overlap."""
+    step = 0.045 * (np.ptp(y) or 1.0)
+    places = y.astype(float).copy()
+    order = np.argsort(y, kind="stable")
+    near = np.abs(np.log10(x)[:, None] - np.log10(x)) < 0.3 * np.ptp(np.log10(x)) + 0.3
+    for rank, at in enumerate(order):
+        above = [places[other] for other in order[:rank] if near[at, other]]
+        if above:
+            places[at] = max(places[at], max(above) + step)
+    for at, method in enumerate(methods):
+        ink = INK if method.is_rival else MUTED
+        axes.annotate(
+            str(method), (x[at], y[at]), (x[at] * 1.25, places[at]), fontsize=7.5, color=ink, va="center"
+        )
+
+
+# ---- for the page ----------------------------------------------------------------------------------------------------
+
+# Colours that follow the reader's light or dark scheme, as custom properties of style.css.
+VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line", ACCENT: "--accent", OTHER: "--other"}
+
+
+def inlined(text: str, name: str) -> str:
+    """An SVG file's text as an element of a page: colours by the page's scheme, ids of its own, the page's fonts."""
+    text = text[text.index("<svg") :]
+    for colour, variable in VARIABLES.items():
+        text = text.replace(colour, f"var({variable})")
+    text = re.sub(r"(\bid=\"|url\(#|href=\"#)", rf"\g<1>{name}-", text)
+    text = re.sub(r"'DejaVu Sans'[^;\"]*", "inherit", text)
+    return re.sub(r'<metadata>.*?</metadata>|<svg [^>]*viewBox="([^"]*)"[^>]*>', _opening, text, flags=re.DOTALL)
+
+
+def _opening(match: re.Match[str]) -> str:
+    return f'<svg viewBox="{match[1]}" xmlns:xlink="http://www.w3.org/1999/xlink">' if match[1] else ""
