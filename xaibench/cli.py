@@ -19,6 +19,7 @@ Which saliency method tells the truth about a network, and how do we know?
   list         what there is to run             xaibench list methods
   leaderboard  the results as a table and CSV   xaibench leaderboard --metric degradation
   rank         who can be told apart            xaibench rank --metric degradation
+  report       the results as a page           xaibench report
   check        compare with a baseline          xaibench check --baseline results/baseline.csv
   train        train a model by its recipe      xaibench train model=lenet dataset=mnist
   cache        ls, verify or prune the cache    xaibench cache ls
@@ -201,6 +202,30 @@ def _rank(arguments: list[str]) -> int:
     return 0
 
 
+def _report(arguments: list[str]) -> int:
+    """Write the results as one HTML page with its figures beside it."""
+    parser = _parser("report", "the results as one page that needs no network, with its figures as PNG and SVG")
+    _add_folders(parser, cache=True)
+    parser.add_argument("--out", metavar="DIR", help="where the page goes (default: report in the results folder)")
+    parser.add_argument("--leaderboard", metavar="FILE", help="a leaderboard.csv alone, without its score files")
+    parser.add_argument("--images", type=int, default=16, metavar="N", help="images in the gallery (default: 16)")
+    _add_filters(parser, FILTERS[:-1])
+    options = parser.parse_args(arguments)
+    if options.images < 0:
+        raise UserError(f"--images {options.images}: expected a number of images, or 0 for no gallery")
+    from . import report
+
+    results, filters = Path(options.results), _filters(options)
+    if options.leaderboard:
+        file = Path(options.leaderboard)
+        page = report.write_of_file(file, Path(options.out or file.with_suffix("")), filters)
+    else:
+        out = Path(options.out or results / "report")
+        page = report.write(results, Path(options.cache), out, filters, options.images)
+    print(page)
+    return 0
+
+
 def _check(arguments: list[str]) -> int:
     """Compare the results with a baseline."""
     parser = _parser("check", "compare the leaderboard with a baseline; see the exit codes of xaibench --help")
@@ -300,6 +325,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "list": _list,
     "leaderboard": _leaderboard,
     "rank": _rank,
+    "report": _report,
     "check": _check,
     "train": _train,
     "cache": _cache,
@@ -317,13 +343,13 @@ def _add_folders(parser: argparse.ArgumentParser, cache: bool) -> None:
         parser.add_argument("--cache", default="cache", metavar="DIR", help="the cache folder (default: cache)")
 
 
-def _add_filters(parser: argparse.ArgumentParser) -> None:
-    for name in FILTERS:
+def _add_filters(parser: argparse.ArgumentParser, names: tuple[str, ...] = FILTERS) -> None:
+    for name in names:
         parser.add_argument(f"--{name}", action="append", default=[], help=f"only this {name}; may be repeated")
 
 
 def _filters(options: argparse.Namespace) -> dict[str, list[str]]:
-    return {name: values for name in FILTERS if (values := getattr(options, name))}
+    return {name: values for name in FILTERS if (values := getattr(options, name, None))}
 
 
 def _complete(arguments: list[str]) -> int:

@@ -40,6 +40,7 @@ class ParameterRandomization(SimilarityMetric):
     """
 
     x_label = "randomised blocks"
+
     def __init__(
         self,
         mode: Mode = "cascade",

@@ -55,6 +55,7 @@ class Roar(Measure):
     """
 
     x_label = "share of pixels removed"
+
     def __init__(
         self,
         fractions: list[float] = (0.1, 0.3, 0.5, 0.7, 0.9),

@@ -3,16 +3,18 @@
 import io
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from .. import paired, stats
 from ..comparison import Comparison, Method, Overall
 from ..leaderboard import Cell, Curve
-from .colours import ACCENT, DIVERGING, INK, LINE, MUTED, OTHER, SERIES
+from .colours import ACCENT, INK, LINE, MUTED, OTHER, SERIES
 
 STYLE = {
     "font.size": 9,
@@ -23,6 +25,7 @@ STYLE = {
     "axes.labelcolor": MUTED,
     "axes.titlecolor": INK,
     "axes.titlesize": 9,
+    "axes.titley": 1.0,  # where it is: looking for room above ticks takes longer than drawing them
     "axes.spines.top": False,
     "axes.spines.right": False,
     "xtick.color": LINE,
@@ -35,6 +38,7 @@ STYLE = {
     "svg.hashsalt": "xaibench",
 }
 PANELS_PER_ROW = 5
+CHANCE = {"color": MUTED, "linestyle": (0, (2, 2)), "linewidth": 0.8}
 
 
 def style():
@@ -47,15 +51,19 @@ def style():
 
 def svg(figure: Figure) -> str:
     """A figure as the text of an SVG file; the same figure is the same text."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return buffer.getvalue()
+    return _saved(figure, "svg", transparent=True, metadata={"Date": None, "Creator": None}).decode()
 
 
 def png(figure: Figure) -> bytes:
     """A figure as a PNG file on white."""
+    return _saved(figure, "png", dpi=150, facecolor="white", metadata={"Software": None})
+
+
+def _saved(figure: Figure, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, facecolor="white", metadata={"Software": None})
+    with style():
+        figure.savefig(buffer, format=kind, **options)
+    figure.set_layout_engine("none")  # it is laid out now, in whatever kind comes next
     return buffer.getvalue()
 
 
@@ -97,29 +105,34 @@ def curves(cells: Sequence[Cell]) -> Figure:
     chance = next((cell for cell in cells if cell.card["method"] == "random" and not cell.card["method_variant"]), None)
     columns = min(PANELS_PER_ROW, len(cells))
     rows = -(-len(cells) // columns)
+    width, height = 2.1 * columns + 0.4, 1.5 * rows + 0.75
     with style():
-        figure = Figure(figsize=(2.1 * columns + 0.3, 1.55 * rows + 0.65), layout="constrained")
-        panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
-        for axes, cell in zip(panels, cells):
+        figure = Figure(figsize=(width, height))
+        # Measured out by hand: matplotlib's own layout takes longer than the drawing.
+        room = {"left": 0.4 / width, "right": 1 - 0.1 / width, "bottom": 0.45 / height, "top": 1 - 0.55 / height}
+        panels = figure.subplots(
+            rows, columns, sharex=True, sharey=True, squeeze=False, gridspec_kw={**room, "wspace": 0.12, "hspace": 0.32}
+        )
+        for axes, cell in zip(panels.flat, cells):
             for (name, curve), colour in zip(sorted(cell.curves.items()), SERIES):
                 if chance is not None and name in chance.curves and cell is not chance:
                     other = chance.curves[name]
-                    axes.plot(other.x, other.mean, color=MUTED, linestyle=(0, (2, 2)), linewidth=0.8)
+                    axes.plot(other.x, other.mean, **CHANCE)
                 band(axes, curve, colour, name.removesuffix("_curve").replace("_", " "))
-            axes.set_title(label(cell.card["method"], cell.card["method_variant"]), loc="left")
+            axes.set_title(label(cell.card["method"], cell.card["method_variant"]), loc="left", pad=3)
             x = np.concatenate([curve.x for curve in cell.curves.values()])
             if x.min() > 0 and x.max() > 50 * x.min():
                 axes.set_xscale("log")
-            axes.locator_params(axis="y", nbins=4)
             axes.tick_params(length=2)
-        for axes in list(panels)[len(cells) :]:
+        panels[0, 0].locator_params(axis="y", nbins=4)
+        for axes in panels.flat[len(cells) :]:
             axes.axis("off")
-        figure.supxlabel(cells[0].card.get("x_label") or "x", fontsize=9, color=MUTED)
-        handles, names = cells and figure.axes[0].get_legend_handles_labels()
+        x_label = cells[0].card.get("x_label") or "x"
+        figure.text(0.5, 0.08 / height, x_label, ha="center", va="bottom", color=MUTED)
+        handles, names = panels[0, 0].get_legend_handles_labels()
         if chance is not None and len(cells) > 1:
-            handles = [*handles, matplotlib.lines.Line2D([], [], color=MUTED, linestyle=(0, (2, 2)), linewidth=0.8)]
-            names = [*names, "random"]
-        figure.legend(handles, names, loc="outside upper left", ncols=len(names))
+            handles, names = [*handles, Line2D([], [], **CHANCE)], [*names, "random"]
+        figure.legend(handles, names, loc="upper left", ncols=len(names), borderaxespad=0.2)
     return figure
 
 
@@ -165,7 +178,7 @@ def mean_ranks(view: Overall) -> Figure:
     """The mean rank over the metrics, with its interval when metrics are resampled; small, the rank under each."""
     order = np.argsort(view.mean_ranks, kind="stable")
     with style():
-        figure = Figure(figsize=(7.4, 0.25 * len(order) + 0.75), layout="constrained")
+        figure = Figure(figsize=(5.4, 0.22 * len(order) + 0.75), layout="constrained")
         axes = figure.add_subplot()
         for place, at in enumerate(order):
             look = _marker(view.methods[at])
@@ -194,7 +207,7 @@ def critical_difference(view: Overall) -> Figure:
     groups = [group for group in paired.runs(order, far) if len(group) > 1]
     half = -(-len(order) // 2)
     with style():
-        figure = Figure(figsize=(7.4, 0.2 * half + 0.16 * len(groups) + 0.9), layout="constrained")
+        figure = Figure(figsize=(6.6, 0.2 * half + 0.16 * len(groups) + 0.9), layout="constrained")
         axes = figure.add_subplot()
         count, bottom = len(order), -0.9 - 0.5 * len(groups)
         axes.plot([1, count], [0, 0], color=INK, linewidth=1)
@@ -226,16 +239,17 @@ def critical_difference(view: Overall) -> Figure:
 
 
 def agreement(names: Sequence[str], correlations: np.ndarray) -> Figure:
-    """Rank correlations [m,m] between metrics, as a table of colours and numbers."""
+    """Rank correlations [m,m] between metrics, as a table of colours and numbers: blue where two agree."""
     count = len(names)
     with style():
         figure = Figure(figsize=(0.46 * count + 2.0, 0.38 * count + 1.6), layout="constrained")
         axes = figure.add_subplot()
-        axes.pcolormesh(np.ma.masked_invalid(correlations), cmap=DIVERGING, vmin=-1, vmax=1, edgecolor="none")
+        others = np.ma.masked_where(np.eye(count, dtype=bool) | ~np.isfinite(correlations), correlations)
+        axes.pcolormesh(others, cmap="RdBu", vmin=-1, vmax=1, edgecolor="none")
         for row in range(count):
             for column in range(count):
                 value = correlations[row, column]
-                if row != column and np.isfinite(value):
+                if not others.mask[row, column]:
                     colour = "#ffffff" if abs(value) > 0.6 else "#1a1a1a"
                     said = f"{value:.1f}".replace("-0.0", "0.0").replace("-", "−")
                     axes.text(column + 0.5, row + 0.5, said, ha="center", va="center", color=colour, fontsize=8)
@@ -294,9 +308,7 @@ def _name_points(axes: Axes, x: np.ndarray, y: np.ndarray, methods: Sequence[Met
             places[at] = max(places[at], max(above) + step)
     for at, method in enumerate(methods):
         ink = INK if method.is_rival else MUTED
-        axes.annotate(
-            str(method), (x[at], y[at]), (x[at] * 1.25, places[at]), fontsize=7.5, color=ink, va="center"
-        )
+        axes.annotate(str(method), (x[at], y[at]), (x[at] * 1.25, places[at]), fontsize=7.5, color=ink, va="center")
 
 
 # ---- for the page ----------------------------------------------------------------------------------------------------

@@ -75,15 +75,16 @@ class Gallery:
 def collect(cells: Sequence[Cell], cache: Path, limit: int = 16) -> Gallery:
     """The first `limit` images that all cached methods of these cells have maps of; cells of one model and data set.
 
-    A column per set of maps, in the order of the cells. Nothing is computed: what the cache lacks is said in `missing`.
+    A column per method, in the order of the cells. Nothing is computed: what the cache lacks is said in `missing`.
     """
-    of_maps: dict[str, list[Cell]] = {}
+    of_method: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
-        if cell.card["keys"]["map_key"]:
-            of_maps.setdefault(cell.card["keys"]["map_key"], []).append(cell)
+        # A metric that retrains networks has maps of its own, of the predicted class.
+        if cell.card["keys"]["map_key"] and cell.columns.index.name == "sample":
+            of_method.setdefault((cell.card["method"], cell.card["method_variant"]), []).append(cell)
     found: list[tuple[Cell, str, Artefact]] = []
     missing = []
-    for sharing in of_maps.values():
+    for sharing in of_method.values():
         try:
             found.append((sharing[0], _collapse_of(sharing), _maps(sharing[0], cache)))
         except Absent as error:

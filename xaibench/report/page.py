@@ -1,0 +1,308 @@
+"""The page: what is shown where, as the template asks for it, and the files beside it."""
+
+import base64
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+from PIL import Image
+
+from .. import __version__, leaderboard, stats
+from ..cache import safe_name
+from ..comparison import Method
+from ..files import write_atomically
+from ..leaderboard import FEW, Cell
+from . import colours, figures, gallery, sections, tables
+from .sections import SECTIONS, Drawing
+from .tables import Board, Glance
+
+# The longer side of an image in the page; the file beside it has all pixels.
+THUMBNAIL = 224
+# Below this many pixels a side, PNG keeps each pixel at little cost; above, lossy WebP.
+EXACT = 128
+# Small images are blown up by whole pixels to about this side in the files beside the page.
+FULL = 512
+COLUMNS = (
+    ("rank", "number", "1 is the best among comparable rows"),
+    ("method", "", ""),
+    ("board", "", "model and data set"),
+    ("metric", "", ""),
+    ("statistic", "", "↑ higher is better, ↓ lower, → closest to a target"),
+    ("value", "number", ""),
+    ("95 % interval", "", ""),
+    ("group", "", "Methods that share a letter cannot be told apart"),
+    ("n", "number", "samples, or repeats"),
+    ("excluded", "number", "samples for which the value is undefined"),
+    ("", "more", ""),
+)
+
+
+def render(boards: Sequence[Board], out: Path, source: str, cache: Path | None, images: int) -> str:
+    """The HTML of the page; writes figures, images and CSV files into `out`. cache: None shows no gallery."""
+    views, rows = [], []
+    for board in boards:
+        slug = safe_name(f"{board.model}-{board.dataset}")
+        glance = tables.glance(board)
+        drawn: dict[str, list[dict[str, Any]]] = {section: [] for section in SECTIONS}
+        for drawing in sections.drawings(board, glance):
+            drawn[drawing.section].append(_drawn(drawing, slug, out))
+        shown = None if cache is None else _gallery(board, glance, slug, out, cache, images)
+        views.append(
+            {"name": board.name, "glance": glance, "findings": _findings(board, glance), "figures": drawn,
+             "gallery": shown}
+        )  # fmt: skip
+        rows += tables.leaderboard_rows(board)
+    cells = [cell for board in boards for cell in board.cells]
+    present = {section for view in views for section in SECTIONS if view["figures"][section]}
+    present |= {"gallery"} if any(view["gallery"] for view in views) else set()
+    has_groups, several = any(row["group"] for row in rows), len(boards) > 1
+    kept = {"board": several, "group": has_groups}
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: resources.files(__package__).joinpath(name).read_text("utf-8")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+    return environment.get_template("page.html").render(
+        title=boards[0].name if not several else _counted(boards),
+        lede=_lede(boards),
+        sections=[
+            ("summary", "At a glance"),
+            ("leaderboard", "Leaderboard"),
+            *((section, heading) for section, heading in SECTIONS.items() if section in present),
+            ("provenance", "Where the numbers come from"),
+        ],
+        drawn=present,
+        texts=sections.NOTES,
+        boards=views,
+        several_boards=several,
+        choices={
+            name: list(dict.fromkeys(row[key] for row in rows))
+            for name, key in (
+                ("model", "model"),
+                ("dataset", "dataset"),
+                ("metric", "metric_name"),
+                ("method", "method"),
+            )
+        },
+        columns=[
+            {"name": name, "kind": kind, "title": title, "sorts": bool(name)}
+            for name, kind, title in COLUMNS
+            if kept.get(name, True)
+        ],
+        rows=rows,
+        has_groups=has_groups,
+        any_few=any(row["few"] and row["interval"] for row in rows),
+        few=stats.FEW,
+        has_cards=bool(cells),
+        csv=_csv(cells, out),
+        runs=_runs(cells),
+        cards=cells,
+        cards_json=_json({cell.card["keys"]["score_key"]: _card(cell, out) for cell in cells}),
+        results=source,
+        diverging=", ".join(colours.stops(colours.DIVERGING)),
+        sequential=", ".join(colours.stops(colours.SEQUENTIAL)),
+        version=__version__,
+    )
+
+
+# ---- what is said ----------------------------------------------------------------------------------------------------
+
+
+def _counted(boards: Sequence[Board]) -> str:
+    models, data = {board.model for board in boards}, {board.dataset for board in boards}
+    return f"{_number(len(models), 'model')} on {_number(len(data), 'data set')}"
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _lede(boards: Sequence[Board]) -> str:
+    """Methods, metrics and samples of all boards in a sentence."""
+    methods = {Method(*names) for board in boards for names in _methods(board)}
+    rivals = sum(method.is_rival for method in methods)
+    metrics = {(m, v) for board in boards for m, v in zip(board.frame["metric"], board.frame["metric_variant"])}
+    said = f"{_number(rivals, 'attribution method')}"
+    if len(methods) > rivals:
+        said += f" and {_number(len(methods) - rivals, 'control')}"
+    counts = sorted({int(n) for board in boards for rows in board.headlines() for n in rows["n"] + rows["excluded"]})
+    samples = "" if not counts else f" on {counts[0] if len(counts) == 1 else f'{counts[0]} to {counts[-1]}'} samples"
+    return f"{said} under {_number(len(metrics), 'metric')}{samples}."
+
+
+def _methods(board: Board) -> set[tuple[str, str]]:
+    return {pair for pair in zip(board.frame["method"], board.frame["method_variant"]) if pair[0] != "none"}
+
+
+def _findings(board: Board, glance: Glance) -> list[tuple[str, str]]:
+    """What the comparisons say, and what weakens them, each as (about what, a sentence)."""
+    found = []
+    headlines = [comparison for comparison in board.comparisons if comparison.headline]
+    first = Counter(
+        str(next(c.methods[at] for at in c.order if c.methods[at].is_rival))
+        for c in headlines
+        if sum(method.is_rival for method in c.methods) > 1
+    )
+    if first:
+        named = ", ".join(f"{method} ({count})" for method, count in first.most_common(3))
+        more = f", and {_number(len(first) - 3, 'other')}" if len(first) > 3 else ""
+        found.append(("First among methods", f"by number of metrics, of {first.total()}: {named}{more}."))
+    if board.overall is not None and np.isfinite(board.overall.agreement_methods):
+        said = (
+            f"Kendall's W of {len(board.overall.comparisons)} metrics is {board.overall.agreement_methods:.2f} over the"
+        )
+        said += " methods (0: their ranks have nothing in common, 1: they are the same)."
+        found.append(("Agreement", said))
+    if headlines:
+        won = [f"{c['name']} ({', '.join(c['controls'])})" for c in glance.columns if c["controls"]]
+        said = f"not beaten under {'; '.join(won)}." if won else "beaten under every metric that has one."
+        if any(method.is_control for comparison in headlines for method in comparison.methods):
+            found.append(("Controls", said))
+        else:
+            found.append(("Controls", "none were run: whether a metric can be fooled is not known here."))
+        blind = [column["name"] for column in glance.columns if column["cannot_tell"]]
+        if blind:
+            found.append(("Nothing told apart", f"no two methods differ under {', '.join(blind)}."))
+    else:
+        found.append(("Tests", "none: one method alone, or no score files to resample."))
+    few = board.frame[board.frame[FEW] & (board.frame["n"] > 0)]
+    if len(few):
+        names = sorted(set(few["metric"]))
+        under = ", ".join(names) if len(names) <= 4 else _number(len(names), "metric")
+        found.append(("Few samples", f"{few['n'].min()} at the least: ranks and intervals under {under} are hints."))
+    excluded = board.frame[board.frame["excluded"] > leaderboard.MANY_EXCLUDED * board.frame.eval("n + excluded")]
+    if len(excluded):
+        pairs = dict.fromkeys(f"{row.method} under {row.metric}" for row in excluded.itertuples())
+        found.append(("Many excluded", f"undefined for more than 5 % of the samples: {', '.join(pairs)}."))
+    tuned = board.frame[board.frame[leaderboard.TUNED]]
+    if len(tuned):
+        pairs = dict.fromkeys(f"{row.method} on {row.metric}" for row in tuned.itertuples())
+        found.append(("Tuned (*)", f"parameters were chosen by the metric: {', '.join(pairs)}."))
+    return found
+
+
+# ---- figures and images ----------------------------------------------------------------------------------------------
+
+
+def _drawn(drawing: Drawing, slug: str, out: Path) -> dict[str, Any]:
+    """A figure for the template, after writing its files."""
+    name = f"{slug}-{safe_name(drawing.name)}"
+    text = figures.svg(drawing.figure)
+    write_atomically(out / "figures" / f"{name}.svg", text)
+    write_atomically(out / "figures" / f"{name}.png", figures.png(drawing.figure))
+    return {
+        "name": name,
+        "title": drawing.title,
+        "caption": drawing.caption,
+        "width": round(drawing.figure.get_figwidth() * 96),
+        "svg": Markup(figures.inlined(text, name)),
+        "files": [f"figures/{quote(name)}.{kind}" for kind in ("svg", "png")],
+    }
+
+
+def _gallery(board: Board, glance: Glance, slug: str, out: Path, cache: Path, images: int) -> dict[str, Any]:
+    """Images and maps for the template, after writing each at full size."""
+    places = {row["method"]: place for place, row in enumerate(glance.rows)}
+
+    def place(cell: Cell) -> int:
+        return places.get(Method(cell.card["method"], cell.card["method_variant"]), len(places))
+
+    found = gallery.collect(sorted(board.cells, key=place), cache, images)
+    rows = []
+    for at, picture in enumerate(found.pictures):
+        maps = [
+            {
+                "label": column.label,
+                **_image(
+                    colours.painted(column.maps[at], column.signed),
+                    out,
+                    f"gallery/{slug}/{number:02d}-{safe_name(column.label)[:60]}-{picture.sample}.png",
+                ),
+            }
+            for number, column in enumerate(found.columns)
+        ]
+        image = _image(picture.pixels, out, f"gallery/{slug}/image-{picture.sample}.png")
+        rows.append({"picture": picture, "image": image, "maps": maps})
+    files = []
+    if rows:
+        drawn = gallery.draw(found)
+        name = f"{slug}-gallery"
+        write_atomically(out / "figures" / f"{name}.png", figures.png(drawn))
+        write_atomically(out / "figures" / f"{name}.svg", figures.svg(drawn))
+        files = [f"figures/{quote(name)}.{kind}" for kind in ("svg", "png")]
+    columns = [{"label": Method(column.method, column.variant)} for column in found.columns]
+    return {"rows": rows, "columns": columns, "missing": found.missing, "files": files}
+
+
+def _image(pixels: np.ndarray, out: Path, file: str) -> dict[str, Any]:
+    """An image [H,W,3] as a data URI of at most THUMBNAIL pixels a side, after writing all its pixels to a file."""
+    image = Image.fromarray(pixels)
+    factor = max(1, FULL // max(image.size))
+    whole = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    write_atomically(out / file, _encoded(whole, "PNG", compress_level=3))
+    exact = max(image.size) <= EXACT
+    if exact:
+        small, kind = _encoded(image.quantize(96, Image.Quantize.FASTOCTREE), "PNG", optimize=True), "png"
+    else:
+        image.thumbnail((THUMBNAIL, THUMBNAIL))
+        small, kind = _encoded(image, "WEBP", quality=80), "webp"
+    data = f"data:image/{kind};base64,{base64.b64encode(small).decode()}"
+    return {"file": quote(file), "data": data, "exact": exact}
+
+
+def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+# ---- where the numbers come from -------------------------------------------------------------------------------------
+
+
+def _card(cell: Cell, out: Path) -> dict[str, Any]:
+    """The card of a cell and the files it belongs to, for the page's script."""
+    kinds = (("rows", ".csv"), ("card file", ".json"), *((("curves of each sample", ".h5"),) if cell.curves else ()))
+    paths = [(what, cell.path.with_suffix(suffix)) for what, suffix in kinds]
+    files = [
+        {"what": what, "path": path.as_posix(), "link": quote(Path(os.path.relpath(path, out)).as_posix())}
+        for what, path in paths
+    ]
+    return {"files": files, "card": cell.card}
+
+
+def _json(value: Any) -> Markup:
+    """JSON that nothing can leave: no tag is opened or closed in it."""
+    return Markup(json.dumps(value, separators=(",", ":")).replace("<", "\\u003c"))
+
+
+def _runs(cells: Iterable[Cell]) -> list[Mapping[str, Any]]:
+    """Score files by what made them."""
+    counts = Counter(
+        (card["commit"] or "unknown", " ".join(f"{n} {v}" for n, v in card["versions"].items() if n in VERSIONS),
+         card["device"], card["threads"])
+        for card in (cell.card for cell in cells)
+    )  # fmt: skip
+    names = ("commit", "versions", "device", "threads")
+    return [{**dict(zip(names, made)), "count": count} for made, count in counts.most_common()]
+
+
+VERSIONS = ("xaibench", "python", "torch", "torchvision", "numpy")
+
+
+def _csv(cells: Sequence[Cell], out: Path) -> list[str]:
+    """The page's rows as files beside it."""
+    if not cells:
+        return []
+    for name, frame in (("leaderboard", leaderboard.table(cells)), ("cost", leaderboard.costs(cells))):
+        write_atomically(out / f"{name}.csv", leaderboard.to_csv(frame))
+    return ["leaderboard.csv", "cost.csv"]

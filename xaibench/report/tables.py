@@ -1,0 +1,247 @@
+"""What the page's tables say: rows of the leaderboard, and methods x metrics at a glance."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from omegaconf import OmegaConf
+
+from .. import leaderboard
+from ..build import build
+from ..comparison import Comparison, Method, Overall
+from ..errors import XaibenchError
+from ..leaderboard import COMMON, FEW, MANY_EXCLUDED, TUNED, Cell
+from ..listing import CONF
+
+ARROWS = {"higher": "↑", "lower": "↓", "target": "→"}
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Board:
+    """All results of one model on one data set.
+
+    frame: its rows of the leaderboard, with `headline`. The rest is there where the score files are: without them
+    (a leaderboard.csv alone) there is nothing to resample, and nothing to draw curves of.
+    """
+
+    model: str
+    dataset: str
+    frame: pd.DataFrame
+    cells: Sequence[Cell] = ()
+    comparisons: Sequence[Comparison] = ()
+    overall: Overall | None = None
+
+    @property
+    def name(self) -> str:
+        """For headings."""
+        return f"{self.model} on {self.dataset}"
+
+    def headlines(self) -> list[pd.DataFrame]:
+        """The rows of each metric's first statistic, on the largest set of samples, of methods (not of the model)."""
+        rows = self.frame[self.frame["headline"] & (self.frame["method"] != "none")]
+        found = []
+        for _, of_metric in rows.groupby(["metric", "metric_variant"], sort=True):
+            largest = max(of_metric.groupby("sample_key", sort=True), key=lambda part: part[1]["n"].max())[1]
+            found.append(largest)
+        return found
+
+    def comparison(self, row: Row) -> Comparison | None:
+        """The comparison that a row of the leaderboard belongs to."""
+        for found in self.comparisons:
+            same = (found.metric, found.metric_variant, found.statistic)
+            if same == (row["metric"], row["metric_variant"], row["statistic"]):
+                return found
+        return None
+
+
+def boards(cells: Sequence[Cell], comparisons: Sequence[Comparison], overalls: Sequence[Overall]) -> list[Board]:
+    """A board per model and data set of score files."""
+    frame = leaderboard.table(cells)
+    first = {(cell.card["metric"], cell.card["metric_variant"]): cell.card["statistics"][0]["name"] for cell in cells}
+    frame["headline"] = [
+        first[metric, variant] == statistic
+        for metric, variant, statistic in zip(frame["metric"], frame["metric_variant"], frame["statistic"])
+    ]
+    found = []
+    for (model, dataset), rows in frame.groupby(["model", "dataset"], sort=True):
+        place = (model, dataset)
+        found.append(
+            Board(
+                model,
+                dataset,
+                rows,
+                [cell for cell in cells if (cell.card["model"], cell.card["dataset"]) == place],
+                [c for c in comparisons if (c.model, c.dataset) == place],
+                next((view for view in overalls if (view.model, view.dataset) == place), None),
+            )
+        )
+    return found
+
+
+def boards_of_file(frame: pd.DataFrame) -> list[Board]:
+    """A board per model and data set of a leaderboard.csv, which does not say what statistic comes first."""
+    first = {
+        metric: _first_statistic(metric, sorted(set(rows["statistic"]))) for metric, rows in frame.groupby("metric")
+    }
+    frame = frame.assign(headline=frame["statistic"] == frame["metric"].map(first), **{TUNED: False, FEW: False})
+    return [Board(*place, rows) for place, rows in frame.groupby(["model", "dataset"], sort=True)]
+
+
+def _first_statistic(metric: str, present: Sequence[str]) -> str:
+    """The headline of a metric of ours with its default parameters; of another one, what bears its name, or the
+    first."""
+    path = CONF / "metric" / f"{metric}.yaml"
+    try:
+        declared = [s.name for s in build(OmegaConf.to_container(OmegaConf.load(path)), "metric").statistics]
+    except (OSError, XaibenchError):
+        declared = [metric]
+    return next((name for name in declared if name in present), present[0])
+
+
+# ---- methods x metrics -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Glance:
+    """Methods x the headlines of metrics. columns, rows: for the page's template; means: mean rank by method."""
+
+    columns: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    means: Mapping[Method, float] = field(default_factory=dict)
+
+
+def glance(board: Board) -> Glance:
+    """The best methods at the top, by their mean rank over the metrics that rank all methods."""
+    columns, by_method = [], {}
+    for number, rows in enumerate(board.headlines()):
+        first = rows.iloc[0]
+        comparison = board.comparison(first)
+        columns.append(
+            {
+                "name": named(first["metric"], first["metric_variant"]),
+                "statistic": first["statistic"],
+                "arrow": ARROWS[first["direction"]],
+                "n": int(rows["n"].max()),
+                "controls": [str(method) for method in comparison.winning_controls] if comparison else [],
+                "cannot_tell": bool(comparison and comparison.cannot_tell),
+            }
+        )
+        best = _as_good_as_the_best(comparison)
+        worst = rows["rank"].max()
+        for row, shown in zip(rows.to_dict("records"), _numbers(rows, "value")):
+            method = Method(row["method"], row["method_variant"])
+            by_method.setdefault(method, {})[number] = {
+                "value": shown,
+                "rank": None if pd.isna(row["rank"]) else int(row["rank"]),
+                # From 1 for the best to 0 for the last.
+                "share": 0.0 if pd.isna(row["rank"]) else 1 - (row["rank"] - 1) / max(worst - 1, 1),
+                "best": method in best,
+            }
+    means = _mean_ranks(board, by_method, len(columns))
+    ordered = sorted(by_method, key=lambda method: (means.get(method, np.inf), str(method)))
+    rows = [
+        {"method": method, "mean": means.get(method), "cells": [by_method[method].get(n) for n in range(len(columns))]}
+        for method in ordered
+    ]
+    return Glance(columns, rows, means)
+
+
+def _as_good_as_the_best(comparison: Comparison | None) -> set[Method]:
+    """The methods proper that are not told apart from the best one."""
+    if comparison is None:
+        return set()
+    rivals = [at for at in comparison.order if comparison.methods[at].is_rival]
+    return {comparison.methods[at] for at in rivals if not comparison.differ[at, rivals[0]]}
+
+
+def _mean_ranks(board: Board, by_method: Mapping[Method, Mapping[int, Row]], metrics: int) -> dict[Method, float]:
+    if board.overall is not None:
+        return dict(zip(board.overall.methods, board.overall.mean_ranks.tolist()))
+    complete = {
+        method: [cell["rank"] for cell in cells.values()]
+        for method, cells in by_method.items()
+        if len(cells) == metrics and all(cell["rank"] is not None for cell in cells.values())
+    }
+    return {method: float(np.mean(ranks)) for method, ranks in complete.items()}
+
+
+# ---- the leaderboard -------------------------------------------------------------------------------------------------
+
+
+def leaderboard_rows(board: Board) -> list[dict[str, Any]]:
+    """The rows of the leaderboard as the page shows them: metric by metric, best first."""
+    found = []
+    cards = {_identity(cell.card): cell.card["keys"]["score_key"] for cell in board.cells}
+    groups = ["metric", "metric_variant", "sample_key", "further", "statistic"]
+    for (*_, statistic), rows in board.frame.assign(further=~board.frame["headline"]).groupby(groups, sort=True):
+        rows = rows.sort_values("rank", kind="stable")
+        shown = zip(*(_numbers(rows, name) for name in ("value", "ci_low", "ci_high")))
+        low, high = _extent(rows)
+        comparison = board.comparison(rows.iloc[0])
+        letters = dict(zip(comparison.methods, comparison.letters)) if comparison else {}
+        for row, (value, ci_low, ci_high) in zip(rows.to_dict("records"), shown):
+            method = Method(row["method"], row["method_variant"])
+            share = row["excluded"] / max(row["n"] + row["excluded"], 1)
+            found.append(
+                {
+                    **row,
+                    "label": method,
+                    "metric_name": named(row["metric"], row["metric_variant"]),
+                    "statistic": statistic.removesuffix(COMMON),
+                    "common": statistic.endswith(COMMON),
+                    "arrow": ARROWS[row["direction"]],
+                    "rank": None if pd.isna(row["rank"]) else int(row["rank"]),
+                    "shown": value,
+                    "interval": f"{ci_low} to {ci_high}" if ci_low else "",
+                    "bar": _bar(row, low, high),
+                    "flagged": share > MANY_EXCLUDED,
+                    "group": letters.get(method, ""),
+                    "card": cards.get(_identity(row | {"keys": row})),
+                }
+            )
+    return found
+
+
+def _identity(card: Row) -> tuple[str, ...]:
+    keys = card["keys"]
+    names = ("model", "dataset", "method", "method_variant", "metric", "metric_variant")
+    map_key = keys["map_key"] if "map_key" in keys else keys["method_key"]
+    return (*(card[name] for name in names), map_key, keys["metric_key"], keys["sample_key"])
+
+
+def _extent(rows: pd.DataFrame) -> tuple[float, float]:
+    """The ends of the axis that the bars of comparable rows share."""
+    values = rows[["value", "ci_low", "ci_high"]].to_numpy(dtype=float)
+    values = values[np.isfinite(values)]
+    return (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
+
+
+def _bar(row: Row, low: float, high: float) -> dict[str, float] | None:
+    """Where the value and its interval lie on the axis, in percent; None for what is undefined."""
+    if pd.isna(row["value"]):
+        return None
+    ends = [row["value"] if pd.isna(row[name]) else row[name] for name in ("ci_low", "value", "ci_high")]
+    left, at, right = (round(100 * (end - low) / ((high - low) or 1.0), 1) for end in ends)
+    return {"left": left, "at": at, "width": round(right - left, 1)}
+
+
+def named(metric: str, variant: str) -> str:
+    """A metric with its overrides."""
+    return f"{metric} ({variant})" if variant else metric
+
+
+def _numbers(rows: pd.DataFrame, name: str) -> list[str]:
+    """A column of comparable rows as text: as many decimals as show three digits of its largest value."""
+    values = rows[name].to_numpy(dtype=float)
+    largest = np.abs(values[np.isfinite(values)]).max(initial=0.0)
+    decimals = 3 if largest == 0 else 3 - math.ceil(math.log10(largest))
+    if decimals > 6:
+        return ["" if np.isnan(value) else f"{value:.2e}".replace("-", "−") for value in values]
+    decimals = max(decimals, 0)
+    # The last term makes -0 a 0; a true minus sign is as wide as a digit.
+    texts = (f"{round(value, decimals) + 0.0:.{decimals}f}" for value in values)
+    return [text.replace("nan", "").replace("-", "−") for text in texts]
