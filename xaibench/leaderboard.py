@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from . import stats
+from . import results, stats
 from .cache import SCHEMA
 from .errors import UserError, nearest
 from .files import write_atomically
@@ -66,6 +66,8 @@ def read_cell(path: Path) -> Cell:
         rows = pd.read_csv(path, keep_default_na=False, dtype={"value": str, "x": str})
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: it cannot be read with its .json ({error}); delete both and run again") from error
+    if lacking := [name for name in results.COLUMNS if name not in rows]:
+        raise UserError(f"{path}: it has no column {', '.join(lacking)}; delete it with its .json and run again")
     if card.get("schema") != SCHEMA:
         raise UserError(f"{path}: schema {card.get('schema')} is not {SCHEMA}; run again with this version")
     # Rows of samples, or of the repeats of a metric over the whole data set; the others are means of curves.

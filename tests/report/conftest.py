@@ -1,10 +1,12 @@
 """One small run, shared by the tests of the report: its score files and its cache."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
+from xaibench import show
 from xaibench.cli import main
 
 
@@ -14,6 +16,9 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ran")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        # rich keeps the stream it was made with, which may be another test's.
+        patch.setattr(show.stdout, "file", sys.stdout)
+        patch.setattr(show.stderr, "file", sys.stderr)
         sweep = ("method=gradient,gradcam,random", "metric=pointing_game,degradation", "dataset.limit=5")
         assert main(["run", "-m", *sweep]) == 0
     return folder

@@ -86,6 +86,17 @@ def bars(axes: Axes, x: Sequence[float], found: Sequence[stats.Estimate], colour
     axes.errorbar(x, value, ends, color=colour, marker="o", capsize=3, label=label)
 
 
+def short(name: Any, most: int = 40) -> str:
+    """A name that leaves room for what it names."""
+    text = str(name)
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _room(names: Sequence[Any]) -> float:
+    """The inches that the longest of these names takes."""
+    return 0.07 * max(len(short(name)) for name in names)
+
+
 def _marker(method: Method) -> dict[str, str]:
     """Filled for a method; hollow and grey for a control or the truth."""
     return {"color": ACCENT} if method.is_rival else {"color": MUTED, "markerfacecolor": "none"}
@@ -119,7 +130,7 @@ def curves(cells: Sequence[Cell]) -> Figure:
                     other = chance.curves[name]
                     axes.plot(other.x, other.mean, **CHANCE)
                 band(axes, curve, colour, name.removesuffix("_curve").replace("_", " "))
-            axes.set_title(label(cell.card["method"], cell.card["method_variant"]), loc="left", pad=3)
+            axes.set_title(short(Method(cell.card["method"], cell.card["method_variant"]), 30), loc="left", pad=3)
             x = np.concatenate([curve.x for curve in cell.curves.values()])
             if x.min() > 0 and x.max() > 50 * x.min():
                 axes.set_xscale("log")
@@ -136,11 +147,6 @@ def curves(cells: Sequence[Cell]) -> Figure:
     return figure
 
 
-def label(method: str, variant: str) -> str:
-    """A method's name, its overrides below it."""
-    return f"{method}\n{variant}" if variant else method
-
-
 # ---- ranks -----------------------------------------------------------------------------------------------------------
 
 
@@ -150,7 +156,7 @@ def stability(comparison: Comparison) -> Figure:
     order, (low, high) = comparison.order, comparison.rank_intervals
     groups = [group for group in comparison.groups if len(group) > 1]
     with style():
-        figure = Figure(figsize=(3.6, 0.2 * len(order) + 0.75), layout="constrained")
+        figure = Figure(figsize=(2.3 + _room(comparison.methods), 0.2 * len(order) + 0.75), layout="constrained")
         axes = figure.add_subplot()
         for place, at in enumerate(order):
             look = _marker(comparison.methods[at])
@@ -161,12 +167,12 @@ def stability(comparison: Comparison) -> Figure:
             places = [int(np.flatnonzero(order == at)[0]) for at in group]
             x = last + 1.2 + 0.6 * number
             axes.plot([x, x], [min(places) - 0.25, max(places) + 0.25], color=INK, linewidth=1.6)
-        axes.set_yticks(range(len(order)), [str(comparison.methods[at]) for at in order])
+        axes.set_yticks(range(len(order)), [short(comparison.methods[at]) for at in order])
         for tick, at in zip(axes.get_yticklabels(), order):
             tick.set_color(INK if comparison.methods[at].is_rival else MUTED)
         axes.set(xlim=(0.5, last + 1.2 + 0.6 * max(1, len(groups))), ylim=(last - 0.4, -0.6), xlabel="rank")
         axes.set_xticks(sorted({1, *range(5, last + 1, 5), last}))
-        axes.set_title(comparison.name, loc="left")
+        axes.set_title(short(comparison.name), loc="left")
         axes.tick_params(length=0)
         axes.grid(axis="x", color=LINE, linewidth=0.5)
         axes.spines[:].set_visible(False)
@@ -178,14 +184,14 @@ def mean_ranks(view: Overall) -> Figure:
     """The mean rank over the metrics, with its interval when metrics are resampled; small, the rank under each."""
     order = np.argsort(view.mean_ranks, kind="stable")
     with style():
-        figure = Figure(figsize=(5.4, 0.22 * len(order) + 0.75), layout="constrained")
+        figure = Figure(figsize=(3.9 + _room(view.methods), 0.22 * len(order) + 0.75), layout="constrained")
         axes = figure.add_subplot()
         for place, at in enumerate(order):
             look = _marker(view.methods[at])
             axes.plot(view.ranks[:, at], np.full(len(view.ranks), place), "|", color=MUTED, markersize=7, alpha=0.6)
             axes.plot([view.low[at], view.high[at]], [place, place], color=look["color"], linewidth=4, alpha=0.35)
             axes.plot(view.mean_ranks[at], place, "o", markersize=6, **look)
-        axes.set_yticks(range(len(order)), [str(view.methods[at]) for at in order])
+        axes.set_yticks(range(len(order)), [short(view.methods[at]) for at in order])
         for tick, at in zip(axes.get_yticklabels(), order):
             tick.set_color(INK if view.methods[at].is_rival else MUTED)
         axes.set(xlim=(0.5, len(order) + 0.5), ylim=(len(order) - 0.4, -0.6), xlabel="rank, 1 is best")
@@ -207,7 +213,8 @@ def critical_difference(view: Overall) -> Figure:
     groups = [group for group in paired.runs(order, far) if len(group) > 1]
     half = -(-len(order) // 2)
     with style():
-        figure = Figure(figsize=(6.6, 0.2 * half + 0.16 * len(groups) + 0.9), layout="constrained")
+        room = _room(view.methods)
+        figure = Figure(figsize=(3.6 + 2 * room, 0.2 * half + 0.16 * len(groups) + 0.9), layout="constrained")
         axes = figure.add_subplot()
         count, bottom = len(order), -0.9 - 0.5 * len(groups)
         axes.plot([1, count], [0, 0], color=INK, linewidth=1)
@@ -226,10 +233,11 @@ def critical_difference(view: Overall) -> Figure:
             edge = 0.2 if left else count + 0.8
             colour = ACCENT if view.methods[at].is_rival else MUTED
             axes.plot([means[at], means[at], edge], [0, y, y], color=colour, linewidth=0.8)
-            said = f"{view.methods[at]}  {means[at]:.1f}" if left else f"{means[at]:.1f}  {view.methods[at]}"
+            name = short(view.methods[at])
+            said = f"{name}  {means[at]:.1f}" if left else f"{means[at]:.1f}  {name}"
             ink = INK if view.methods[at].is_rival else MUTED
             axes.text(edge + (-0.1 if left else 0.1), y, said, ha="right" if left else "left", va="center", color=ink)
-        margin = 0.28 * count
+        margin = (count + 0.6) * (room + 0.3) / 3.2
         axes.set(xlim=(0.2 - margin, count + 0.8 + margin), ylim=(bottom - 0.62 * half, 2.2))
         axes.axis("off")
     return figure
@@ -242,7 +250,8 @@ def agreement(names: Sequence[str], correlations: np.ndarray) -> Figure:
     """Rank correlations [m,m] between metrics, as a table of colours and numbers: blue where two agree."""
     count = len(names)
     with style():
-        figure = Figure(figsize=(0.46 * count + 2.0, 0.38 * count + 1.6), layout="constrained")
+        room = _room(names)
+        figure = Figure(figsize=(0.46 * count + room + 0.8, 0.38 * count + 0.8 * room + 0.2), layout="constrained")
         axes = figure.add_subplot()
         others = np.ma.masked_where(np.eye(count, dtype=bool) | ~np.isfinite(correlations), correlations)
         axes.pcolormesh(others, cmap="RdBu", vmin=-1, vmax=1, edgecolor="none")
@@ -253,8 +262,8 @@ def agreement(names: Sequence[str], correlations: np.ndarray) -> Figure:
                     colour = "#ffffff" if abs(value) > 0.6 else "#1a1a1a"
                     said = f"{value:.1f}".replace("-0.0", "0.0").replace("-", "−")
                     axes.text(column + 0.5, row + 0.5, said, ha="center", va="center", color=colour, fontsize=8)
-        axes.set_xticks(np.arange(count) + 0.5, names, rotation=45, ha="left", rotation_mode="anchor")
-        axes.set_yticks(np.arange(count) + 0.5, names)
+        axes.set_xticks(np.arange(count) + 0.5, list(map(short, names)), rotation=45, ha="left", rotation_mode="anchor")
+        axes.set_yticks(np.arange(count) + 0.5, list(map(short, names)))
         axes.xaxis.tick_top()
         axes.tick_params(length=0, labelcolor=INK)
         axes.invert_yaxis()
@@ -308,7 +317,7 @@ def _name_points(axes: Axes, x: np.ndarray, y: np.ndarray, methods: Sequence[Met
             places[at] = max(places[at], max(above) + step)
     for at, method in enumerate(methods):
         ink = INK if method.is_rival else MUTED
-        axes.annotate(str(method), (x[at], y[at]), (x[at] * 1.25, places[at]), fontsize=7.5, color=ink, va="center")
+        axes.annotate(short(method), (x[at], y[at]), (x[at] * 1.25, places[at]), fontsize=7.5, color=ink, va="center")
 
 
 # ---- for the page ----------------------------------------------------------------------------------------------------

@@ -47,6 +47,8 @@
       if (row.detail) row.detail.hidden = row.hidden || !row.open;
       shown += !row.hidden;
     }
+    // What all rows have in common is said above them.
+    table.classList.toggle("one-metric", selects.some((select) => select.name === "metric" && select.value));
     form.elements.count.value = `${shown} of ${rows.length} rows`;
   };
   form.addEventListener("input", filter);

@@ -35,7 +35,7 @@ COLUMNS = (
     ("rank", "number", "1 is the best among comparable rows"),
     ("method", "", ""),
     ("board", "", "model and data set"),
-    ("metric", "", ""),
+    ("metric", "of-metric", ""),
     ("statistic", "", "↑ higher is better, ↓ lower, → closest to a target"),
     ("value", "number", ""),
     ("95 % interval", "", ""),

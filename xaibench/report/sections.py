@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .. import paired
-from ..comparison import Method
+from ..comparison import TRUTH, Method
 from ..leaderboard import Cell, comparable
 from . import figures
 from .tables import Board, Glance, named
@@ -108,8 +108,12 @@ def _agreement(board: Board, glance: Glance) -> Iterator[Drawing]:
         names, correlations = [found.name for found in board.overall.comparisons], board.overall.correlations
         count = len(board.overall.methods)
     else:
-        names = [column["name"] for column in glance.columns]
-        ranked = [[cell["rank"] for cell in row["cells"]] for row in glance.rows if row["method"] in glance.means]
+        names = [glance.columns[n]["name"] for n in glance.wide]
+        ranked = [
+            [row["cells"][n]["rank"] for n in glance.wide]
+            for row in glance.rows
+            if row["method"] in glance.means and row["method"].name != TRUTH
+        ]
         if len(ranked) < 3 or len(names) < 2:
             return
         correlations, count = paired.correlations(np.array(ranked, dtype=float).T), len(ranked)
@@ -135,6 +139,5 @@ def _cost(board: Board, glance: Glance) -> Iterator[Drawing]:
     }
     if seconds:
         costs["seconds per map"] = seconds
-    y_label = "mean rank over the metrics" if len(glance.columns) > 1 else f"rank under {glance.columns[0]['name']}"
-    figure = figures.cost(costs, glance.means, y_label)
+    figure = figures.cost(costs, glance.means, "mean rank")
     yield Drawing("cost", "cost", "Cost of methods against their rank", "", figure)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -107,11 +107,16 @@ def _first_statistic(metric: str, present: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Glance:
-    """Methods x the headlines of metrics. columns, rows: for the page's template; means: mean rank by method."""
+    """Methods x the headlines of metrics. columns, rows: for the page's template.
 
-    columns: list[dict[str, Any]] = field(default_factory=list)
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    means: Mapping[Method, float] = field(default_factory=dict)
+    wide: the columns in which at least half of the methods are ranked. means: mean rank of the methods that all of
+    these rank, or as the comparisons have it.
+    """
+
+    columns: list[dict[str, Any]]
+    rows: list[dict[str, Any]]
+    means: Mapping[Method, float]
+    wide: list[int]
 
 
 def glance(board: Board) -> Glance:
@@ -141,13 +146,20 @@ def glance(board: Board) -> Glance:
                 "share": 0.0 if pd.isna(row["rank"]) else 1 - (row["rank"] - 1) / max(worst - 1, 1),
                 "best": method in best,
             }
-    means = _mean_ranks(board, by_method, len(columns))
+    ranks = {
+        method: {n: cell["rank"] for n, cell in cells.items() if cell["rank"]} for method, cells in by_method.items()
+    }
+    wide = [n for n in range(len(columns)) if sum(n in found for found in ranks.values()) >= len(ranks) / 2]
+    if board.overall is not None:
+        means = dict(zip(board.overall.methods, board.overall.mean_ranks.tolist()))
+    else:
+        means = _mean_ranks(ranks, wide)
     ordered = sorted(by_method, key=lambda method: (means.get(method, np.inf), str(method)))
     rows = [
         {"method": method, "mean": means.get(method), "cells": [by_method[method].get(n) for n in range(len(columns))]}
         for method in ordered
     ]
-    return Glance(columns, rows, means)
+    return Glance(columns, rows, means, wide)
 
 
 def _as_good_as_the_best(comparison: Comparison | None) -> set[Method]:
@@ -158,15 +170,10 @@ def _as_good_as_the_best(comparison: Comparison | None) -> set[Method]:
     return {comparison.methods[at] for at in rivals if not comparison.differ[at, rivals[0]]}
 
 
-def _mean_ranks(board: Board, by_method: Mapping[Method, Mapping[int, Row]], metrics: int) -> dict[Method, float]:
-    if board.overall is not None:
-        return dict(zip(board.overall.methods, board.overall.mean_ranks.tolist()))
-    complete = {
-        method: [cell["rank"] for cell in cells.values()]
-        for method, cells in by_method.items()
-        if len(cells) == metrics and all(cell["rank"] is not None for cell in cells.values())
-    }
-    return {method: float(np.mean(ranks)) for method, ranks in complete.items()}
+def _mean_ranks(ranks: Mapping[Method, Mapping[int, int]], wide: Sequence[int]) -> dict[Method, float]:
+    """Of the methods that all of these metrics rank."""
+    complete = {method: [found[n] for n in wide] for method, found in ranks.items() if all(n in found for n in wide)}
+    return {method: float(np.mean(found)) for method, found in complete.items()} if wide else {}
 
 
 # ---- the leaderboard -------------------------------------------------------------------------------------------------
