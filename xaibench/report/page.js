@@ -51,7 +51,7 @@
     table.classList.toggle("one-metric", selects.some((select) => select.name === "metric" && select.value));
     form.elements.count.value = `${shown} of ${rows.length} rows`;
   };
-  form.addEventListener("input", filter);
+  for (const event of ["input", "change"]) form.addEventListener(event, filter);
   form.addEventListener("submit", (event) => event.preventDefault());
   form.hidden = false;
   filter();
