@@ -7,23 +7,11 @@ import pandas as pd
 import pytest
 from scipy.stats import ttest_rel
 
+from tests.cells import cell
 from xaibench import comparison
 from xaibench.comparison import Method
-from xaibench.leaderboard import Cell
 
 NOISE = np.random.default_rng(3).normal(size=(40, 8))
-
-
-def cell(method, values, *, metric="score", direction="higher", variant="", kind="mean", target=None):
-    card = {
-        "model": "net", "dataset": "data", "method": method, "method_variant": variant, "metric": metric,
-        "metric_variant": "", "n": len(values), "method_cost": [1, 2],
-        "keys": {"model_key": "a", "data_key": "b", "map_key": method, "metric_key": metric, "sample_key": "s"},
-        "statistics": [{
-            "name": metric, "direction": direction, "column": "value", "per": None, "kind": kind, "target": target,
-        }],
-    }  # fmt: skip
-    return Cell(card, pd.DataFrame({"value": values}, index=pd.RangeIndex(len(values), name="sample"), dtype=float))
 
 
 def world(means, **how):
@@ -150,7 +138,7 @@ def test_rows_for_files():
 
 def test_marks_say_what_no_method_beats():
     found = comparison.compare(world({"gradcam": 0.0, "gradient": 0.0, "sobel": 5.0}))
-    assert comparison.marks(found) == "! score: no method beats sobel; score: no two methods differ"
+    assert comparison.marks(found) == "! mean: no method beats sobel; mean: no two methods differ"
     assert comparison.marks(comparison.compare(world({"gradcam": 3.0, "gradient": 0.0}))) == ""
 
 

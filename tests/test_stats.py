@@ -1,12 +1,12 @@
-"""Estimates and intervals against scipy and closed forms; the leaderboard's ranks; the gate's verdicts."""
+"""Estimates and intervals against scipy and closed forms; the leaderboard's ranks."""
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from xaibench import check, leaderboard, stats
-from xaibench.leaderboard import Cell
+from tests.cells import cell
+from xaibench import leaderboard, stats
 
 RNG = np.random.default_rng(5)
 COLUMN = RNG.gamma(2.0, size=80)
@@ -101,23 +101,6 @@ def test_nothing_gives_nothing():
     assert np.isnan(stats.estimate(np.empty(0), None, "mean").value)
 
 
-def cell(
-    method, values, *, direction="higher", variant="", metric_key="m", sample_key="s", target=None, tolerance=0.005
-):
-    card = {
-        "model": "net", "dataset": "data", "method": method, "method_variant": variant, "metric": "score",
-        "metric_variant": "", "n": len(values), "method_cost": [1, 2],
-        "keys": {
-            "model_key": "a", "data_key": "b", "map_key": method, "metric_key": metric_key, "sample_key": sample_key,
-        },
-        "statistics": [{
-            "name": "mean", "direction": direction, "column": "value", "per": None, "kind": "mean", "target": target,
-            "tolerance": tolerance,
-        }],
-    }  # fmt: skip
-    return Cell(card, pd.DataFrame({"value": values}, index=pd.RangeIndex(len(values), name="sample"), dtype=float))
-
-
 @pytest.mark.parametrize(
     ("direction", "target", "ranks"),
     [("higher", None, {"a": 1, "b": 2, "c": 2, "d": 4}), ("lower", None, {"a": 4, "b": 2, "c": 2, "d": 1}),
@@ -146,80 +129,3 @@ def test_the_csv_is_byte_stable_whatever_the_order_of_the_cells():
     text = leaderboard.to_csv(leaderboard.table(cells))
     assert text == leaderboard.to_csv(leaderboard.table(cells[::-1]))
     assert leaderboard.to_csv(leaderboard.read_text(text)) == text
-
-
-BASE = {"a": 0.5, "b": 0.4}
-
-
-def verdict(before: dict, after: dict, **how) -> tuple[dict[str, str], int]:
-    """Marks by method, and the exit code, of two leaderboards with these means."""
-    boards = [leaderboard.table([cell(m, [v, v], **how) for m, v in means.items()]) for means in (before, after)]
-    rows = check.compare(*boards)
-    return {row.identity[2]: row.mark for row in rows}, check.exit_code(rows)
-
-
-@pytest.mark.parametrize(
-    ("after", "marks", "code"),
-    [
-        ({"a": 0.5, "b": 0.4}, {"a": "=", "b": "="}, 0),
-        ({"a": 0.504, "b": 0.396}, {"a": "=", "b": "="}, 0),
-        ({"a": 0.494, "b": 0.4}, {"a": "-", "b": "="}, 1),
-        ({"a": 0.6, "b": 0.4}, {"a": "+", "b": "="}, 0),
-        ({"a": 0.5, "b": 0.4, "c": 0.1}, {"a": "=", "b": "=", "c": "*"}, 0),
-        ({"a": 0.5}, {"a": "=", "b": "!"}, 1),
-        ({"a": 0.5, "b": np.nan}, {"a": "=", "b": "-"}, 1),
-        ({}, {"a": "!", "b": "!"}, 3),
-        ({"c": 1.0}, {"a": "!", "b": "!", "c": "*"}, 3),
-    ],
-)
-def test_the_gate(after, marks, code):
-    assert verdict(BASE, after) == (marks, code)
-
-
-def test_the_gate_follows_the_direction():
-    assert verdict(BASE, {"a": 0.6, "b": 0.3}, direction="lower")[0] == {"a": "-", "b": "+"}
-    assert verdict(BASE, {"a": 0.2, "b": 0.3}, direction="target", target=0.3)[0] == {"a": "+", "b": "+"}
-
-
-@pytest.mark.parametrize(
-    ("change", "why"), [({"metric_key": "n"}, "the metric changed"), ({"sample_key": "t"}, "other samples")]
-)
-def test_other_metrics_and_other_samples_are_not_compared(change, why):
-    before, after = leaderboard.table([cell("a", [1, 1])]), leaderboard.table([cell("a", [1, 1], **change)])
-    rows = check.compare(before, after)
-    assert [(row.mark, row.why) for row in rows] == [("x", why)]
-    assert check.exit_code(rows) == 3
-
-
-def test_an_empty_baseline_compares_nothing():
-    assert check.exit_code(check.compare(leaderboard.table([]), leaderboard.table([cell("a", [1])]))) == 3
-
-
-def test_the_tolerance_is_three_spreads_of_reruns_never_the_interval_over_samples():
-    wide = [0.0, 1.0] * 20  # an interval over samples of about 0.35 to 0.65
-    reruns = [cell("a", [v + d for v in wide], variant=f"seed={s}") for s, d in ((1, 0.01), (2, -0.01), (3, 0.02))]
-    spread = np.std([0.5, 0.51, 0.49, 0.52], ddof=1)
-    before = leaderboard.table([cell("a", wide), *reruns])
-    for drop, mark in ((2.9 * spread, "="), (3.1 * spread, "-")):
-        after = leaderboard.table([cell("a", [v - drop for v in wide]), *reruns])
-        rows = {row.identity[3]: row for row in check.compare(before, after)}
-        assert rows[""].tolerance == pytest.approx(3 * spread)
-        assert rows[""].mark == mark
-    alone = check.compare(
-        leaderboard.table([cell("a", wide)]), leaderboard.table([cell("a", [v - 0.01 for v in wide])])
-    )
-    assert [row.mark for row in alone] == ["-"]
-
-
-def test_losing_samples_is_a_regression():
-    before, after = (leaderboard.table([cell("a", values)]) for values in ([1.0, 1.0], [1.0, np.nan]))
-    row = check.compare(before, after)[0]
-    assert (row.mark, row.why) == ("-", "excludes 1 samples, was 0")
-
-
-def test_changed_samples_are_counted_where_both_sides_have_them():
-    old, new = cell("a", [1.0, 2.0, 3.0]), cell("a", [2.0, 1.0, 3.0])
-    (row,) = check.compare(
-        leaderboard.table([old]), leaderboard.table([new]), None, check.per_sample([old]), check.per_sample([new])
-    )
-    assert (row.mark, row.changed) == ("=", 2)

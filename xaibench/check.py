@@ -1,8 +1,8 @@
 """The gate: two leaderboards row by row. What got worse, what is new, missing or not comparable.
 
-A row's tolerance is the larger of an absolute floor (the statistic's own) and three times the spread of reruns under
-other seeds, where the baseline holds such reruns. It is never the interval over samples: that says how far other
-samples would move the value, while here both sides see the same ones.
+A row's tolerance is the larger of an absolute floor (the statistic's own) and what a rerun under another seed would
+exceed in at most FALSE_ALARMS of all checks, where the baseline holds such reruns. It is never the interval over
+samples: that says how far other samples would move the value, while here both sides see the same ones.
 """
 
 from collections.abc import Mapping
@@ -11,11 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
-from .leaderboard import COMMON, IDENTITY, Cell, without_seed
+from .errors import UserError, first_line, nearest
+from .leaderboard import COMMON, IDENTITY, Cell, badness, without_seed
 
 FLOOR = 0.005
-SPREADS = 3.0
+# How many checks of nothing but other seeds may call a regression in any row.
+FALSE_ALARMS = 0.05
+# Reruns that it takes to speak of a spread.
+RERUNS = 3
 # Marks as asv has them: worse, better, the same, new, missing, not comparable.
 WORSE, BETTER, SAME, NEW, MISSING, INCOMPARABLE = "-", "+", "=", "*", "!", "x"
 OK, REGRESSED, NOTHING_COMPARED = 0, 1, 3
@@ -27,6 +32,7 @@ Key = tuple[tuple[str, ...], str]
 class Compared:
     """One row: its identity, the mark, both values, the tolerance, and why where that is not plain.
 
+    direction: which values are better, as the statistic says.
     changed: how many samples moved by more than 1e-6, where both sides have per-sample rows; else None.
     """
 
@@ -37,6 +43,7 @@ class Compared:
     tolerance: float | None = None
     changed: int | None = None
     why: str = ""
+    direction: str = ""
 
 
 def compare(
@@ -48,34 +55,40 @@ def compare(
 ) -> list[Compared]:
     """Every row of either leaderboard, compared; sorted by identity.
 
-    floors: statistic -> absolute tolerance, FLOOR where it is not named. samples_*: what `per_sample` returns.
+    floors: what `floors` returns; FLOOR where a row is not named. samples_*: what `per_sample` returns.
     Rows are matched by identity and samples. A row whose metric or samples are others is not comparable, whatever
-    its value; rows that only the new side has are listed as new.
+    its value; rows that only the new side has are listed as new. Reruns under other seeds, which the baseline holds
+    for the spread, need not be run again.
     """
-    spread = _spreads(before)
-    new = _by_key(after)
+    allowed = _allowed(before)
+    old, new = _by_key(before), _by_key(after)
     compared, met = [], set()
-    for key, then in _by_key(before).items():
-        identity, _ = key
-        tolerance = max((floors or {}).get(identity[-1], FLOOR), SPREADS * spread.get(_without_seed(identity), 0.0))
+    for key, then in old.items():
+        identity, samples = key
+        named = {"tolerance": (floors or {}).get(_name(identity), FLOOR), "direction": str(then["direction"])}
+        named["tolerance"] = max(named["tolerance"], allowed.get(_without_seed(identity), 0.0))
         now = new.get(key)
         if now is None:
+            if _without_seed(identity) != identity and (_without_seed(identity), samples) in old:
+                continue
             others = [other for other in new if other[0] == identity]
             mark, why = (INCOMPARABLE, "other samples") if others else (MISSING, "")
             met.update(others)
-            compared.append(Compared(identity, mark, float(then["value"]), tolerance=tolerance, why=why))
+            compared.append(Compared(identity, mark, float(then["value"]), why=why, **named))
             continue
         met.add(key)
         values = (float(then["value"]), float(now["value"]))
         if then["metric_key"] != now["metric_key"] or then["direction"] != now["direction"]:
-            compared.append(Compared(identity, INCOMPARABLE, *values, tolerance, why="the metric changed"))
+            compared.append(Compared(identity, INCOMPARABLE, *values, why="the metric changed", **named))
             continue
-        mark, why = _judge(then, *values, tolerance), ""
+        mark, why = _judge(then, *values, named["tolerance"]), ""
         if now["excluded"] > then["excluded"] and mark in (SAME, BETTER):
             mark, why = WORSE, f"excludes {int(now['excluded'])} samples, was {int(then['excluded'])}"
         changed = _changed((samples_before or {}).get(key), (samples_after or {}).get(key))
-        compared.append(Compared(identity, mark, *values, tolerance, changed, why))
-    compared += [Compared(key[0], NEW, after=float(row["value"])) for key, row in new.items() if key not in met]
+        compared.append(Compared(identity, mark, *values, changed=changed, why=why, **named))
+    for key, row in new.items():
+        if key not in met:
+            compared.append(Compared(key[0], NEW, after=float(row["value"]), direction=str(row["direction"])))
     return sorted(compared, key=lambda row: row.identity)
 
 
@@ -100,9 +113,31 @@ def per_sample(cells: list[Cell]) -> dict[Key, pd.Series]:
     return found
 
 
-def floors(cells: list[Cell]) -> dict[str, float]:
-    """Statistic -> the absolute tolerance that its metric declares."""
-    return {s["name"] + suffix: s["tolerance"] for c in cells for s in c.card["statistics"] for suffix in ("", COMMON)}
+def floors(cells: list[Cell], overrides: Mapping[str, float] | None = None) -> dict[str, float]:
+    """`metric.statistic` -> the absolute tolerance that the metric declares, or the overrides'.
+
+    overrides: by `metric.statistic`, or by the statistic's name under every metric. Raises UserError for a name that
+    no row has.
+    """
+    declared = {f"{c.card['metric']}.{s['name']}": s["tolerance"] for c in cells for s in c.card["statistics"]}
+    overrides = overrides or {}
+    known = [*declared, *(name.split(".", 1)[1] for name in declared)]
+    for name in overrides:
+        if cells and name not in known:
+            raise UserError(f"tolerance of {name}: no row has it; {nearest(name, known)}")
+    found = {n: overrides.get(n, overrides.get(n.split(".", 1)[1], floor)) for n, floor in declared.items()}
+    return {name + suffix: floor for name, floor in found.items() for suffix in ("", COMMON)}
+
+
+def read_tolerances(path: Path) -> dict[str, float]:
+    """Overrides from a yaml file of `metric.statistic: number` lines. Raises UserError for anything else."""
+    import yaml
+
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        return {str(name): float(value) for name, value in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: expected lines such as `degradation.morf: 0.01` ({first_line(error)})") from error
 
 
 def scores_beside(leaderboard: Path) -> Path | None:
@@ -118,13 +153,29 @@ def _without_seed(identity: tuple[str, ...]) -> tuple[str, ...]:
     return (*identity[:3], without_seed(identity[3]), *identity[4:])
 
 
-def _spreads(frame: pd.DataFrame) -> dict[tuple[str, ...], float]:
-    """Identity without its seed -> the standard deviation over reruns under different seeds (at least three)."""
-    by_seed: dict[tuple[str, ...], dict[str, float]] = {}
-    for _, row in frame.iterrows():
-        identity = tuple(str(row[name]) for name in IDENTITY)
-        by_seed.setdefault(_without_seed(identity), {})[identity[3]] = float(row["value"])
-    return {k: float(np.nanstd(list(v.values()), ddof=1)) for k, v in by_seed.items() if len(v) >= 3}
+def _name(identity: tuple[str, ...]) -> str:
+    return f"{identity[IDENTITY.index('metric')]}.{identity[-1]}"
+
+
+def rerun_tolerance(reruns: np.ndarray, rows: int) -> np.ndarray:
+    """How much worse than the baseline one more run may be, given the values of reruns [k,...] under other seeds.
+
+    The difference of two runs scatters by sqrt(2) standard deviations, and these are known from k runs only: hence
+    Student's t. Its level is shared among all rows that vary, so that FALSE_ALARMS holds for the whole check.
+    """
+    level = 1 - FALSE_ALARMS / rows
+    return stats.t.ppf(level, len(reruns) - 1) * np.sqrt(2) * reruns.std(axis=0, ddof=1)
+
+
+def _allowed(frame: pd.DataFrame) -> dict[tuple[str, ...], float]:
+    """Identity -> `rerun_tolerance`, of what the frame has at least RERUNS finite reruns of, not all equal."""
+    reruns: dict[tuple[str, ...], list[float]] = {}
+    for (identity, _), row in _by_key(frame).items():
+        if identity != _without_seed(identity):
+            reruns.setdefault(_without_seed(identity), []).append(float(row["value"]))
+    finite = {identity: np.array(values)[np.isfinite(values)] for identity, values in reruns.items()}
+    varying = {key: values for key, values in finite.items() if len(values) >= RERUNS and np.ptp(values) > 0}
+    return {identity: float(rerun_tolerance(values, len(varying))) for identity, values in varying.items()}
 
 
 def _judge(then: pd.Series, before: float, after: float, tolerance: float) -> str:
@@ -132,10 +183,7 @@ def _judge(then: pd.Series, before: float, after: float, tolerance: float) -> st
         return SAME if np.isnan(before) else WORSE
     if np.isnan(before):
         return BETTER
-    gain = {"higher": after - before, "lower": before - after}.get(then["direction"])
-    if gain is None:
-        target = float(then["target"])
-        gain = abs(before - target) - abs(after - target)
+    gain = float(np.subtract(*(badness(value, then["direction"], then["target"]) for value in (before, after))))
     if abs(gain) <= tolerance:
         return SAME
     return BETTER if gain > 0 else WORSE

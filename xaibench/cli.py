@@ -1,6 +1,7 @@
 """The command line: one thin function per subcommand. Nothing heavy is imported before it is needed."""
 
 import argparse
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -234,25 +235,39 @@ def _check(arguments: list[str]) -> int:
         "--tolerance",
         action="append",
         default=[],
-        metavar="STATISTIC=VALUE",
-        help="the absolute change that is no regression, for one statistic; may be repeated",
+        metavar="NAME=VALUE",
+        help="the absolute change that is no regression, of a statistic or of metric.statistic; may be repeated",
     )
+    parser.add_argument("--tolerances", metavar="FILE", help="a yaml file of such lines, `metric.statistic: 0.01`")
+    parser.add_argument("--format", choices=("text", "json", "markdown"), default="text", help="of the outcome")
+    parser.add_argument("--output", metavar="FILE", help="write the outcome there, and show the text")
     _add_folders(parser, cache=False)
     options = parser.parse_args(arguments)
-    from . import check, leaderboard, show
+    from . import check, check_report, leaderboard, show
 
     results, baseline = Path(options.results), Path(options.baseline)
     before = leaderboard.read_csv(baseline)
     cells = leaderboard.read_cells(results)
     beside = check.scores_beside(baseline)
+    overrides = check.read_tolerances(Path(options.tolerances)) if options.tolerances else {}
     rows = check.compare(
         before,
         leaderboard.read_text(leaderboard.to_csv(leaderboard.table(cells))),
-        check.floors(cells) | dict(_tolerance(text) for text in options.tolerance),
+        check.floors(cells, overrides | dict(_tolerance(text) for text in options.tolerance)),
         check.per_sample(leaderboard.read_cells(beside)) if beside else None,
         check.per_sample(cells),
     )
-    show.compared(rows)
+    made = {
+        "json": check_report.to_json,
+        "markdown": functools.partial(check_report.to_markdown, baseline=str(baseline)),
+    }
+    text = made[options.format](rows) if options.format in made else ""
+    if options.output and text:
+        Path(options.output).write_text(text, encoding="utf-8")
+    if options.output or not text:
+        show.compared(rows)
+    else:
+        print(text, end="")
     return check.exit_code(rows)
 
 
@@ -261,7 +276,7 @@ def _tolerance(text: str) -> tuple[str, float]:
     try:
         return name, float(value)
     except ValueError:
-        raise UserError(f"--tolerance {text}: expected STATISTIC=NUMBER, such as degradation=0.01") from None
+        raise UserError(f"--tolerance {text}: expected NAME=NUMBER, such as degradation=0.01") from None
 
 
 def _cache(arguments: list[str]) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from . import paired, stats
-from .leaderboard import Cell, badness, comparable, finite, without_seed
+from .leaderboard import Cell, badness, comparable, finite, is_rerun
 from .paired import ALPHA
 
 # Controls that know nothing of the network: a metric under which one of them wins measures something else.
@@ -166,10 +166,9 @@ def compare(cells: Sequence[Cell]) -> list[Comparison]:
     """
     found = []
     for group in comparable(cells):
+        cards = [cell.card for cell in group]
         by_method = {Method(cell.card["method"], cell.card["method_variant"]): cell for cell in group}
-        reruns = {m for m in by_method if without_seed(m.variant) != m.variant}
-        reruns = {m for m in reruns if Method(m.name, without_seed(m.variant)) in by_method}
-        kept = {m: by_method[m] for m in sorted(by_method.keys() - reruns, key=str)}
+        kept = {m: by_method[m] for m in sorted(by_method, key=str) if not is_rerun(m.name, m.variant, cards)}
         for number, statistic in enumerate(group[0].card["statistics"]):
             if comparison := _compare(kept, statistic, headline=number == 0):
                 found.append(comparison)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -115,6 +116,12 @@ def without_seed(variant: str) -> str:
     return ",".join(part for part in variant.split(",") if not part.startswith("seed="))
 
 
+def is_rerun(method: str, variant: str, among: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether a row or card repeats, under another seed, one that is there: no further method, and ranked nowhere."""
+    first = without_seed(variant)
+    return first != variant and any(row["method"] == method and row["method_variant"] == first for row in among)
+
+
 def _group_rows(group: Sequence[Cell]) -> list[dict[str, Any]]:
     """Rows of the cells that are comparable, one statistic after the other."""
     rows = []
@@ -169,13 +176,15 @@ def _row(cell: Cell, statistic: Mapping[str, Any], samples: list[int], suffix: s
 
 
 def _rank(rows: list[dict[str, Any]], statistic: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """1 for the best; equal values share the better rank; an undefined value has none."""
+    """1 for the best; equal values share the better rank; an undefined value and a rerun have none."""
     values = np.array([row["value"] for row in rows], dtype=float)
+    again = [is_rerun(row["method"], row["method_variant"], rows) for row in rows]
+    values[again] = math.nan
     ranks = pd.Series(badness(values, statistic["direction"], statistic["target"])).round(9).rank(method="min")
     return [{**row, "rank": None if np.isnan(rank) else int(rank)} for row, rank in zip(rows, ranks)]
 
 
-def badness(values: np.ndarray, direction: str, target: float | None) -> np.ndarray:
+def badness(values: Any, direction: str, target: float | None) -> Any:
     """What makes one value worse than another: smaller is better, whatever the direction of the statistic."""
     if direction == "target":
         return np.abs(values - target)

@@ -18,14 +18,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from . import comparison, leaderboard
-from .check import BETTER, INCOMPARABLE, MISSING, NEW, SAME, WORSE, Compared
+from .check import SAME, Compared
+from .check_report import ARROWS, counts
 from .comparison import Comparison, Overall
 from .stats import FEW
 
 # A pipe has no width of its own: give tables room instead of cutting their columns.
 stdout = Console(width=None if sys.stdout.isatty() else 200)
 stderr = Console(stderr=True, width=None if sys.stderr.isatty() else 200)
-ARROWS = {"higher": "↑", "lower": "↓", "target": "→"}
 # Without a terminal, progress is a line now and then.
 SECONDS_BETWEEN_LINES = 30
 
@@ -234,8 +234,6 @@ def failures(cells: Sequence[dict[str, Any]]) -> None:
 
 def compared(rows: Sequence[Compared]) -> None:
     """The outcome of a check: every row that is not simply the same, then the counts."""
-    words = {WORSE: "regressed", BETTER: "better", SAME: "same", NEW: "new", MISSING: "missing",
-             INCOMPARABLE: "not comparable"}  # fmt: skip
     notable = [row for row in rows if row.mark != SAME]
     if notable:
         table = Table(title="- regressed  + better  * new  ! missing  x not comparable", title_justify="left")
@@ -247,7 +245,4 @@ def compared(rows: Sequence[Compared]) -> None:
             changed = "" if row.changed is None else str(row.changed)
             table.add_row(row.mark, escape(cell), row.identity[-1], *values, changed, row.why)
         stdout.print(table)
-    counts = Counter(row.mark for row in rows)
-    count = sum(counts[mark] for mark in (WORSE, BETTER, SAME))
-    said = ", ".join(f"{counts[mark]} {word}" for mark, word in words.items() if counts[mark])
-    stdout.print(f"compared {count} rows: {said or 'nothing to compare'}", highlight=False)
+    stdout.print(counts(rows), highlight=False)
