@@ -330,9 +330,17 @@ def test_fullgrad_refuses_what_it_cannot_account_for(bend):
         FullGrad().check(network)
 
 
+def lopsided():
+    return nn.Hardtanh(-3.0, 0.5)
+
+
 @pytest.mark.parametrize(
-    "kind", [nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Sigmoid, nn.Tanh, nn.PReLU, nn.Softplus]
-)
+    "kind",
+    [
+        nn.ReLU6, nn.Hardtanh, lopsided, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Sigmoid, nn.Tanh,
+        nn.PReLU, nn.Softplus,
+    ],
+)  # fmt: skip
 def test_fullgrad_counts_the_intercepts_of_activations(kind):
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 4, 3), kind(), nn.Conv2d(4, 4, 3), kind(), nn.Flatten(), nn.Linear(576, 5))

@@ -18,7 +18,7 @@ Psi = Literal["rescaled", "absolute", "signed"]
 AFFINE = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm)
 # Activations with an intercept at the tangent. Those without (ReLU, leaky ReLU) pass on no more than their input.
 CURVED = (
-    nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus,
+    nn.Hardswish, nn.Hardsigmoid, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus,
     nn.Sigmoid, nn.Tanh,
 )  # fmt: skip
 
@@ -68,19 +68,33 @@ class FullGrad(Method):
         )
 
     def _maps(self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        maps = torch.zeros_like(inputs[:, :1])
-        total, size = (inputs.new_zeros(len(inputs)) for _ in range(2))
+        # Layers of one size are added up before they are enlarged, which is linear.
+        by_size: dict[torch.Size, torch.Tensor] = {}
+        biases, sums, absolute_sums = [], [], []
 
-        def add(contributions: torch.Tensor) -> None:
-            nonlocal maps, total, size
-            total, size = total + contributions.flatten(1).sum(1), size + contributions.flatten(1).abs().sum(1)
-            maps = maps + self._map(contributions, inputs.shape[2:])
+        def add(gradient: torch.Tensor, bias: torch.Tensor) -> None:
+            """The contributions of a layer, gradient [B,k,...] times bias [k]."""
+            places = gradient.shape[2:]
+            values = gradient.flatten(2) if places else gradient[..., None]
+            absolute = values.abs()
+            biases.append(bias)
+            sums.append(values.sum(2))
+            absolute_sums.append(absolute.sum(2))
+            if len(places) == 2:
+                share = self._share(values, absolute, bias)
+            elif self.psi == "signed":
+                places, share = torch.Size((1, 1)), (sums[-1] @ bias)[:, None]
+            else:
+                return
+            by_size[places] = by_size.get(places, 0) + share
 
         inputs = inputs.detach().requires_grad_(True)
         with torch.enable_grad(), _contributions(classifier.module, add):
             explained = classifier.select(classifier.module(inputs), targets)
         gradient = torch.autograd.grad(explained.sum(), inputs)[0]
-        add((inputs * gradient).detach())
+        add(inputs.detach() * gradient, gradient.new_ones(gradient.shape[1]))
+        bias = torch.cat(biases)
+        total, size = torch.cat(sums, 1) @ bias, torch.cat(absolute_sums, 1) @ bias.abs()
         missing = (explained.detach() - total).abs()
         if (missing > TOLERANCE * size).any():
             worst = int((missing - TOLERANCE * size).argmax())
@@ -88,47 +102,47 @@ class FullGrad(Method):
                 f"fullgrad finds contributions of {total[worst]:.5g} in a logit of {explained[worst]:.5g} of "
                 f"{classifier.name}: something adds to it or bends it that is not a module known to fullgrad"
             )
-        return maps
+        enlarge = spread_out if self.psi == "signed" else enlarged
+        return sum(enlarge(values.view(-1, 1, *places), inputs.shape[2:]) for places, values in by_size.items())
 
-    def _map(self, contributions: torch.Tensor, size: torch.Size) -> torch.Tensor:
-        """Contributions [B,k,h,w], or [B,...] without places, as their share of the map [B,1,H,W]."""
-        if contributions.dim() != 4:
-            if self.psi != "signed":
-                return contributions.new_zeros(len(contributions), 1, 1, 1)
-            contributions = contributions.flatten(1)[:, :, None, None]
+    def _share(self, values: torch.Tensor, absolute: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """psi of values [B,k,places] times bias [k], summed over channels: [B,places]. Overwrites absolute values."""
         if self.psi == "signed":
-            return spread_out(contributions.sum(1, keepdim=True), size)
-        values = contributions.abs()
-        if self.psi == "rescaled":
-            values = values - values.amin((2, 3), keepdim=True)
-            values = values / values.amax((2, 3), keepdim=True).clamp(min=torch.finfo(values.dtype).tiny)
-        return functional.interpolate(values.sum(1, keepdim=True), size=size, mode="bilinear", align_corners=False)
+            return bias @ values
+        if self.psi == "absolute":
+            return bias.abs() @ absolute
+        # Scaling to 0..1 cancels the bias, unless it is 0.
+        low, high = absolute.amin(2, keepdim=True), absolute.amax(2, keepdim=True)
+        absolute -= low
+        weights = (bias != 0)[:, None] / (high - low).clamp(min=torch.finfo(low.dtype).tiny)
+        return (weights.mT @ absolute)[:, 0]
+
+
+def enlarged(values: torch.Tensor, size: torch.Size) -> torch.Tensor:
+    """Maps [B,1,h,w] enlarged bilinearly to [B,1,H,W]."""
+    return functional.interpolate(values, size=size, mode="bilinear", align_corners=False)
 
 
 def spread_out(values: torch.Tensor, size: torch.Size) -> torch.Tensor:
     """Maps [B,1,h,w] enlarged bilinearly to [B,1,H,W], each value divided by the sum of its copies: sums are kept."""
     with torch.enable_grad():
         one = torch.ones_like(values[:1], requires_grad=True)
-        shares = functional.interpolate(one, size=size, mode="bilinear", align_corners=False).sum()
+        shares = enlarged(one, size).sum()
         (weight,) = torch.autograd.grad(shares, one)
-    return functional.interpolate(values / weight, size=size, mode="bilinear", align_corners=False)
+    return enlarged(values / weight, size)
 
 
 @contextmanager
-def _contributions(network: nn.Module, add: Callable[[torch.Tensor], None]) -> Iterator[None]:
-    """While active, a forward pass prepares its backward pass to `add` every bias times its gradient."""
+def _contributions(network: nn.Module, add: Callable[[torch.Tensor, torch.Tensor], None]) -> Iterator[None]:
+    """While active, a forward pass prepares its backward pass to `add` the gradient where a bias is added, and it."""
     intercepts: list[torch.Tensor] = []
-
-    def when_differentiated(output: torch.Tensor, bias: torch.Tensor) -> None:
-        # On the value that the module has returned: what is done to it in place afterwards does not matter.
-        if output.requires_grad:
-            output.register_hook(lambda gradient: add(gradient * bias))
 
     def after_affine(module: nn.Module, arguments: Any, output: torch.Tensor) -> None:
         bias = bias_of(module)
-        if bias is not None:
-            places = (1,) * (output.dim() - 2)
-            when_differentiated(output, bias if isinstance(module, nn.Linear) else bias.view(-1, *places))
+        if bias is not None and output.requires_grad:
+            channels = -1 if isinstance(module, nn.Linear) else 1
+            # On the value that the module has returned: what is done to it in place afterwards does not matter.
+            output.register_hook(lambda gradient: add(gradient.movedim(channels, 1), bias))
 
     def before_curved(module: nn.Module, arguments: Any) -> None:
         # Before, because the module may work in place; `forward` calls no hooks.
@@ -139,12 +153,24 @@ def _contributions(network: nn.Module, add: Callable[[torch.Tensor], None]) -> I
         intercepts.append((value - slope * z).detach())
 
     def after_curved(module: nn.Module, arguments: Any, output: torch.Tensor) -> None:
-        when_differentiated(output, intercepts.pop())
+        add_each(output, intercepts.pop())
+
+    def after_clamping(module: nn.Hardtanh, arguments: Any, output: torch.Tensor) -> None:
+        values = output.detach()
+        if values.amax() >= module.max_val or (module.min_val != 0 and values.amin() <= module.min_val):
+            add_each(output, flat_ends(module, values))
+
+    def add_each(output: torch.Tensor, intercept: torch.Tensor) -> None:
+        if output.requires_grad:
+            one = intercept.new_ones(intercept.shape[1])
+            output.register_hook(lambda gradient: add(gradient * intercept, one))
 
     handles = []
     for module in network.modules():
         if isinstance(module, AFFINE):
             handles.append(module.register_forward_hook(after_affine))
+        elif isinstance(module, nn.Hardtanh):
+            handles.append(module.register_forward_hook(after_clamping))
         elif isinstance(module, CURVED):
             handles += [module.register_forward_pre_hook(before_curved), module.register_forward_hook(after_curved)]
     try:
@@ -154,12 +180,21 @@ def _contributions(network: nn.Module, add: Callable[[torch.Tensor], None]) -> I
             handle.remove()
 
 
+def flat_ends(module: nn.Hardtanh, values: torch.Tensor) -> torch.Tensor:
+    """The intercepts of ReLU6 and its like, by their output: the value at either flat end, 0 between them."""
+    # Thresholds, since comparisons and choices take a CPU ten times as long.
+    intercept = torch.zeros_like(values)
+    for sign, end in ((1, module.max_val), (-1, module.min_val)):
+        if end != 0:
+            before = torch.nextafter(values.new_tensor(sign * end), values.new_tensor(-torch.inf)).item()
+            intercept += sign * functional.threshold(sign * values, before, 0)
+    return intercept
+
+
 def bias_of(module: nn.Module) -> torch.Tensor | None:
-    """What a layer adds to each channel [k]: its bias, of batch normalisation what its statistics shift besides."""
-    if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+    """What a layer adds to each channel [k]: its bias, of batch normalisation what it makes of 0."""
+    if not isinstance(module, nn.modules.batchnorm._BatchNorm) or module.running_mean is None:
         return module.bias
-    if module.running_mean is None:
-        return module.bias
-    shift = -module.running_mean / (module.running_var + module.eps).sqrt()
-    shift = shift if module.weight is None else shift * module.weight
-    return shift if module.bias is None else shift + module.bias
+    mean, variance = module.running_mean, module.running_var
+    zero = torch.zeros_like(mean)[None]
+    return functional.batch_norm(zero, mean, variance, module.weight, module.bias, eps=module.eps)[0]
