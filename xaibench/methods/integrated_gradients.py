@@ -43,16 +43,9 @@ class IntegratedGradients(Method):
         value: float = 0.5,
         references: int = 10,
     ) -> None:
-        for name, word, words in (
-            ("quadrature", quadrature, get_args(Quadrature)),
-            ("factor", factor, get_args(Factor)),
-        ):
-            if word not in words:
-                raise ValueError(f"{name}={word}: {nearest(word, words)}")
-        fewest = 2 if quadrature == "riemann_trapezoid" else 1
-        if steps < fewest:
-            raise ValueError(f"steps={steps}: expected at least {fewest} for quadrature={quadrature}")
-        self.steps, self.quadrature, self.factor = steps, quadrature, factor
+        if factor not in get_args(Factor):
+            raise ValueError(f"factor={factor}: {nearest(factor, get_args(Factor))}")
+        self.points, self.steps, self.factor = points(quadrature, steps), steps, factor
         self.baselines = Baselines(baseline, sigma, value, references)
         self.fit = self.baselines.fit if self.baselines.from_data else None
 
@@ -75,7 +68,7 @@ class IntegratedGradients(Method):
             for start in starts:
                 total += inputs - start
             return total / len(starts)
-        places, weights = points(self.quadrature, self.steps)
+        places, weights = self.points
 
         def on_the_path(copy: int, part: slice) -> torch.Tensor:
             which, step = divmod(copy, self.steps)
@@ -99,8 +92,13 @@ def points(quadrature: str, steps: int) -> tuple[list[float], list[float]]:
     Riemann sums take `steps` equal intervals, each at its right end, left end or middle. The trapezoid rule takes
     `steps` points, both ends among them. (Captum 0.9 divides its sum by `steps` where there are `steps - 1`
     intervals, and so returns (steps - 1) / steps of the integral.) gausslegendre is exact for polynomials of
-    degree 2 * steps - 1.
+    degree 2 * steps - 1. Raises ValueError for another word and for too few steps.
     """
+    if quadrature not in get_args(Quadrature):
+        raise ValueError(f"quadrature={quadrature}: {nearest(quadrature, get_args(Quadrature))}")
+    fewest = 2 if quadrature == "riemann_trapezoid" else 1
+    if steps < fewest:
+        raise ValueError(f"steps={steps}: expected at least {fewest} for quadrature={quadrature}")
     if quadrature == "gausslegendre":
         nodes, weights = np.polynomial.legendre.leggauss(steps)
         return ((1 + nodes) / 2).tolist(), (weights / 2).tolist()

@@ -68,12 +68,7 @@ class NeuronIntGrad(Pathway):
         opening: int = 1,
     ) -> None:
         super().__init__(off_path, opening)
-        if quadrature not in get_args(Quadrature):
-            raise ValueError(f"quadrature={quadrature}: {nearest(quadrature, get_args(Quadrature))}")
-        fewest = 2 if quadrature == "riemann_trapezoid" else 1
-        if steps < fewest:
-            raise ValueError(f"steps={steps}: expected at least {fewest} for quadrature={quadrature}")
-        self.sparsity, self.steps, self.quadrature, self.signed = _share(sparsity), steps, quadrature, signed
+        self.sparsity, self.points, self.steps, self.signed = _share(sparsity), points(quadrature, steps), steps, signed
 
     def cost(self, classifier: Classifier) -> tuple[int, int]:
         """One pass per step and layer, one to see the layers, and one in the path network."""
@@ -87,8 +82,7 @@ class NeuronIntGrad(Pathway):
         targets: torch.Tensor,
         generators: list[torch.Generator],
     ) -> Neurons:
-        quadrature = points(self.quadrature, self.steps)
-        scores = integrated_contributions(classifier, inputs, targets, *quadrature)
+        scores = integrated_contributions(classifier, inputs, targets, *self.points)
         return strongest(_ranked(scores, self.signed), self.sparsity)
 
 

@@ -11,6 +11,7 @@ from ..datasets.base import Batch
 from ..methods.bottleneck import LAYER, noise_share, require_layer, require_loss
 from ..methods.iba import IBA, Solution
 from ..models.classifier import Classifier
+from ..rng import draw_seeds, from_seeds
 from .base import Metric, Statistic
 
 
@@ -85,12 +86,12 @@ class BottleneckCapacity(Metric):
         fitted: Mapping[str, torch.Tensor],
     ) -> dict[str, torch.Tensor]:
         """Columns, see above. fitted: what `fit` returned."""
-        seeds = [int(torch.randint(2**62, (1,), generator=generator)) for generator in generators]
+        seeds = draw_seeds(generators)
         settings = self.iba.settings
         found = {}
         for beta in {*self.betas, settings.beta}:
             # Every beta draws the same noise, so that a difference between two is beta's.
-            draws = [torch.Generator().manual_seed(seed) for seed in seeds]
+            draws = from_seeds(seeds)
             iba = copy.copy(self.iba)
             iba.settings = dataclasses.replace(settings, beta=beta)
             solutions = iba.solve(classifier, batch.inputs, batch.targets, draws, fitted)
