@@ -17,11 +17,23 @@ def ratio(over, under, axis):
     return over.mean(axis) / under.mean(axis)
 
 
+def r_squared(y, x, axis):
+    """Of the least-squares line: one less the residuals' share of the variance."""
+    y, x = (values - values.mean(axis, keepdims=True) for values in (y, x))
+    slope = (x * y).sum(axis, keepdims=True) / (x * x).sum(axis, keepdims=True)
+    return 1 - ((y - slope * x) ** 2).sum(axis) / (y**2).sum(axis)
+
+
 @pytest.mark.parametrize("bootstrap", ["bca", "percentile"])
 @pytest.mark.parametrize(
     ("data", "kind", "statistic"),
-    [((COLUMN,), "mean", np.mean), ((COLUMN,), "median", np.median), ((COLUMN, PER), "mean", ratio)],
-    ids=["mean", "median", "ratio"],
+    [
+        ((COLUMN,), "mean", np.mean),
+        ((COLUMN,), "median", np.median),
+        ((COLUMN, PER), "mean", ratio),
+        ((COLUMN + 2 * PER, PER), "r_squared", r_squared),
+    ],
+    ids=["mean", "median", "ratio", "r_squared"],
 )
 def test_the_interval_is_scipys_bootstrap(data, kind, statistic, bootstrap, monkeypatch):
     """To the precision of 20000 draws on both sides; a median's draws take few values."""
@@ -38,12 +50,19 @@ def test_the_interval_is_scipys_bootstrap(data, kind, statistic, bootstrap, monk
     assert (found.n, found.interval) == (80, bootstrap)
 
 
-@pytest.mark.parametrize(("per", "kind"), [(None, "mean"), (PER, "mean"), (None, "median")])
+@pytest.mark.parametrize(("per", "kind"), [(None, "mean"), (PER, "mean"), (None, "median"), (PER, "r_squared")])
 @pytest.mark.parametrize("n", [2, 3, 20, 21])
 def test_the_jackknife_in_closed_form_leaves_each_sample_out(per, kind, n):
     column, per = np.round(COLUMN[:n], 1), None if per is None else per[:n]  # rounded: ties too
     slow = [stats.statistic(np.delete(column, i), None if per is None else np.delete(per, i), kind) for i in range(n)]
     np.testing.assert_allclose(stats._left_out(column, per, kind), slow, rtol=1e-12)
+
+
+def test_r_squared_of_what_does_not_vary():
+    found = stats.estimate(np.zeros(80), PER, "r_squared")
+    assert (found.value, found.low, found.high) == (0, 0, 0)  # nothing changes: nothing is directed
+    assert np.isnan(stats.estimate(COLUMN, np.ones(80), "r_squared").value)
+    assert stats.estimate(3 - 2 * PER, PER, "r_squared").value == pytest.approx(1)
 
 
 def test_a_ratio_of_a_column_to_itself_has_no_spread():

@@ -176,6 +176,8 @@ def compare(cells: Sequence[Cell]) -> list[Comparison]:
 
 
 def _compare(cells: Mapping[Method, Cell], statistic: Mapping[str, Any], headline: bool) -> Comparison | None:
+    if statistic["kind"] == "r_squared":
+        return None  # a score of the model, which no sample has a value of
     defined = {method: finite(cell, statistic) for method, cell in cells.items()}
     enough = [m for m, samples in defined.items() if samples and len(samples) >= DEFINED * cells[m].card["n"]]
     common = sorted(set.intersection(*(set(defined[method]) for method in enough))) if enough else []

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +15,7 @@ CONFIDENCE = 0.95
 FEW = 30
 PART = 2**22  # drawn values at a time, to bound the memory
 KEPT = 2**27  # bytes of draws that are kept for the next column of the same length
-BOOTSTRAPPED = ("mean", "median")
+BOOTSTRAPPED = ("mean", "median", "r_squared")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def estimate(
 ) -> Estimate:
     """The statistic of finite columns [n] (`per` the denominator's, for a ratio of means) and its interval.
 
-    kind: `mean` and `median` take the bootstrap, numerator and denominator resampled together, bias-corrected and
+    kind: `mean`, `median` and `r_squared` take the bootstrap, both columns resampled together, bias-corrected and
     accelerated (Efron 1987) or by percentiles; `proportion` Wilson's interval; `repeats` Student's t. Seeded: the same
     columns give the same interval.
     """
@@ -73,9 +73,12 @@ def few(n: int, kind: str) -> bool:
 
 
 def statistic(column: np.ndarray, per: np.ndarray | None, kind: str) -> np.ndarray:
-    """Columns [n,...] -> [...]: the median, the mean, or the ratio of means."""
+    """Columns [n,...] -> [...]: the median, the mean, the ratio of means, or r_squared: how much of the column's
+    variance the least-squares line over `per` explains, 0 for a column that does not vary."""
     if kind == "median":
         return np.median(column, axis=0)
+    if kind == "r_squared":
+        return _r_squared([term.sum(axis=0) for term in _moments(column, per)])
     return column.mean(axis=0) if per is None else _ratio(column.mean(axis=0), per.mean(axis=0))
 
 
@@ -88,6 +91,8 @@ def resampled(columns: np.ndarray, per: np.ndarray | None, kind: str) -> np.ndar
     for counts in _draws(len(columns)):
         if kind == "median":
             found.append(np.stack([_medians(counts, column) for column in columns.T], axis=1))
+        elif kind == "r_squared":
+            found.append(_r_squared([counts.astype(np.float64) @ term for term in _moments(columns, per)]))
         else:
             times = counts.astype(np.float64)
             found.append(times @ columns / len(columns) if per is None else _ratio(times @ columns, times @ per))
@@ -128,6 +133,8 @@ def _medians(counts: np.ndarray, column: np.ndarray) -> np.ndarray:
 def _left_out(column: np.ndarray, per: np.ndarray | None, kind: str) -> np.ndarray:
     """The statistic without each sample in turn, in closed form: [n] (the jackknife)."""
     n = len(column)
+    if kind == "r_squared":
+        return _r_squared([term.sum() - term for term in _moments(column, per)])
     if kind != "median":
         rest = column.sum() - column
         return rest / (n - 1) if per is None else _ratio(rest, per.sum() - per)
@@ -151,6 +158,20 @@ def _bca_levels(levels: np.ndarray, value: float, drawn: np.ndarray, left_out: n
     acceleration = (influence**3).sum() / (6 * spread) if spread > 0 else 0.0
     shifted = bias + special.ndtri(levels)
     return special.ndtr(bias + shifted / (1 - acceleration * shifted))
+
+
+def _moments(column: np.ndarray, per: np.ndarray) -> list[np.ndarray]:
+    """What, summed over samples, gives the line through a column over `per`: each term is of the column's shape."""
+    x, y = per - per.mean(axis=0), column - column.mean(axis=0)
+    return [np.ones_like(y), x, y, x * x, y * y, x * y]
+
+
+def _r_squared(sums: Sequence[np.ndarray]) -> np.ndarray:
+    """The squared correlation from sums over samples; NaN where x does not vary, 0 where only y does not."""
+    n, x, y, xx, yy, xy = sums
+    spread_x, spread_y = n * xx - x * x, n * yy - y * y
+    explained = _ratio((n * xy - x * y) ** 2, spread_x * spread_y)
+    return np.where(spread_x <= 1e-12 * n * xx, np.nan, np.where(spread_y <= 1e-12 * n * yy, 0.0, explained))
 
 
 def _ratio(over: np.ndarray, under: np.ndarray) -> np.ndarray:

@@ -217,7 +217,7 @@ def test_pixels_have_not_changed(dataset):
 def test_splits_are_disjoint_and_seeds_and_biases_differ(dataset):
     positions = [position for split in SPLITS.values() for position in split]
     assert len(positions) == len(set(positions))
-    assert {split: len(Two4Two(split)) for split in SPLITS} == {"train": 60_000, "validation": 5000, "test": 5000}
+    assert {split: len(Two4Two(split)) for split in SPLITS} == {"train": 20_000, "validation": 5000, "test": 5000}
     bias = SPECS["two4two"]["bias"]
     datasets = [Two4Two(split, bias) for split in SPLITS] + [Two4Two(), Two4Two(bias=bias, generator_seed=1)]
     assert len({example[0].image.numpy().tobytes() for example in datasets}) == 5
@@ -238,3 +238,18 @@ def test_ten_thousand_images_take_less_than_three_minutes_of_two_cores(dataset):
     start = time.process_time()
     dataset.draw(dataset.scenes(range(128))[1])
     assert (time.process_time() - start) / 128 < 0.036
+
+
+def test_a_bias_of_ones_own_is_a_yaml(xaibench, here):
+    (here / "mine" / "dataset").mkdir(parents=True)
+    (here / "mine" / "dataset" / "turned.yaml").write_text(
+        "# Peekies turn left.\ndefaults: [two4two_unbiased]\n"
+        "bias:\n  yaw: {peeky: {uniform: [0, 1.57]}, stretchy: {uniform: [4.71, 6.28]}}\n"
+    )
+    arguments = ("run", "--config-dir=mine", "model=two4two_cnn", "model.weights=random", "dataset=turned")
+    arguments += ("dataset.limit=2", "method=constant", "metric=region_shares")
+    code, out, err = xaibench(*arguments)
+    assert code == 0, err
+    assert "density_fixed_legs:color+shape" in out
+    code, _, err = xaibench(*arguments, "+dataset.bias.yawn=1")
+    assert code == 2 and "dataset.bias.yawn is not a factor: did you mean 'yaw'" in err

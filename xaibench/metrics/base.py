@@ -18,7 +18,8 @@ class Statistic:
     name: its name. direction: `higher` or `lower` is better, or `target` (closest to `target` is best).
     column: the per-sample column it averages. per: a second column; then the value is mean(column) / mean(per),
         and the bootstrap resamples both together (degradation's b and t1).
-    kind: `mean` (bootstrap interval), `proportion` (Wilson), `repeats` (few repeats: t interval), `median`.
+    kind: `mean` (bootstrap interval), `proportion` (Wilson), `repeats` (few repeats: t interval), `median`, or
+        `r_squared` (of the least-squares line through column over `per`).
     low, high: the range that the definition allows, or None. unit: such as `probability x fraction removed`.
     tolerance: the absolute change below which `check` never calls a regression.
     """
