@@ -15,6 +15,7 @@ from xaibench.methods.captum import Captum
 from xaibench.methods.extremal_perturbation import ExtremalPerturbation
 from xaibench.methods.gradcam import GuidedGradCAM
 from xaibench.methods.meaningful_perturbation import MeaningfulPerturbation
+from xaibench.methods.modified_backprop import ModifiedBackprop
 from xaibench.methods.pathway import Pathway
 from xaibench.rng import sample_generators
 
@@ -26,7 +27,8 @@ DIRECT = [name for name in NAMES if not issubclass(locate(settings(name)["_targe
 
 # Pathways are chosen before their gradient is taken, and a product has two factors: passes that cannot share a call;
 # Captum makes batches of its own; each step of an optimisation needs the one before it. Their own tests count them.
-STAGES = Pathway | GuidedGradCAM | Captum | ExtremalPerturbation | MeaningfulPerturbation
+# Modified backpropagation runs the steps of a network, not its module.
+STAGES = Pathway | GuidedGradCAM | Captum | ExtremalPerturbation | MeaningfulPerturbation | ModifiedBackprop
 STAGED = [name for name in DIRECT if issubclass(locate(settings(name)["_target_"], "method"), STAGES)]
 
 

@@ -8,7 +8,7 @@ from ..errors import Refusal
 from ..models.classifier import Classifier
 from ..models.graph import Graph, Rectifier, Rule, Step, Tensors
 from ..models.rectifiers import count_rectifiers
-from .modified_backprop import ModifiedBackprop, gradient_of_output
+from .modified_backprop import Fits, ModifiedBackprop, gradient_of_output
 from .rules import Composite
 
 
@@ -30,7 +30,7 @@ class _RectifierRule(ModifiedBackprop):
         if not found:
             raise Refusal(f"this method needs ReLUs: {classifier.name} has none in its forward pass")
 
-    def rules(self, classifier: Classifier, inputs: torch.Tensor) -> Composite:
+    def rules(self, classifier: Classifier, inputs: torch.Tensor, fitted: Fits = None) -> Composite:
         return Composite(special={Rectifier: self.rectifier})
 
     def initial(self, classifier: Classifier, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -4,16 +4,14 @@ backpropagation are such rules too."""
 from typing import Literal, get_args
 
 import torch
-from torch.nn import functional
 
 from ..errors import Refusal
 from ..models.classifier import Classifier
 from ..models.graph import Average, Dense, Rule, Step, Sum
-from .modified_backprop import ModifiedBackprop, refuse_probability
+from .modified_backprop import Fits, ModifiedBackprop, Start, refuse_probability, target_alone
 from .rules import AffineRule, Box, Composite, Epsilon, Flat, Square, one_of, passed_on
 
 First = Literal["same", "square", "flat", "box"]
-Start = Literal["logit", "one"]
 Residual = Literal["rule", "proportional"]
 
 # How far outside of the box an input may lie: rounding of the normalisation.
@@ -53,7 +51,7 @@ class LRP(ModifiedBackprop):
         refuse_probability(classifier, "layer-wise relevance propagation")
         super().check(classifier)
 
-    def rules(self, classifier: Classifier, inputs: torch.Tensor) -> Composite:
+    def rules(self, classifier: Classifier, inputs: torch.Tensor, fitted: Fits = None) -> Composite:
         first = {"same": None, "square": Square(), "flat": Flat()}.get(self.first) or (
             box(classifier, inputs) if self.first == "box" else None
         )
@@ -67,8 +65,7 @@ class LRP(ModifiedBackprop):
         return Composite(self.rule, passed_on, first, special)
 
     def initial(self, classifier: Classifier, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        chosen = functional.one_hot(targets, logits.shape[1]).to(logits)
-        return chosen * logits if self.start == "logit" else chosen
+        return target_alone(logits, targets, self.start)
 
 
 def box(classifier: Classifier, inputs: torch.Tensor) -> Box:

@@ -1,16 +1,20 @@
 """Methods whose map is one backward pass by rules of their own."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
+from torch.nn import functional
 
 from ..errors import Refusal
 from ..models.classifier import Classifier
 from ..models.cut import INPUT, LOGITS
 from ..models.graph import Graph, Other, Rule, Step
 from .base import Method
+
+Start = Literal["logit", "one"]
+Fits = Mapping[str, torch.Tensor] | None
 
 
 class ModifiedBackprop(Method):
@@ -20,8 +24,8 @@ class ModifiedBackprop(Method):
     """
 
     @abstractmethod
-    def rules(self, classifier: Classifier, inputs: torch.Tensor) -> Callable[[Step], Rule]:
-        """The rule of each step, for these inputs [B,C,H,W]."""
+    def rules(self, classifier: Classifier, inputs: torch.Tensor, fitted: Fits) -> Callable[[Step], Rule]:
+        """The rule of each step, for inputs [B,C,H,W]. fitted: what the method's `fit` returned, if it has one."""
 
     @abstractmethod
     def initial(self, classifier: Classifier, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -41,15 +45,25 @@ class ModifiedBackprop(Method):
         inputs: torch.Tensor,
         targets: torch.Tensor,
         generators: list[torch.Generator],
+        fitted: Fits = None,
         **context: Any,
     ) -> torch.Tensor:
-        graph, maps = Graph.of(classifier), []
-        for part in classifier.chunks(len(inputs)):
-            x = inputs[part]
-            values = graph.run(x)
-            signal = self.initial(classifier, values[-1], targets[part])
-            maps.append(graph.back(values, signal, self.rules(classifier, x))[INPUT])
-        return torch.cat(maps)
+        parts = classifier.chunks(len(inputs))
+        return torch.cat([self.maps(classifier, inputs[p], targets[p], generators[p], fitted) for p in parts])
+
+    def maps(
+        self,
+        classifier: Classifier,
+        inputs: torch.Tensor,
+        targets: torch.Tensor,
+        generators: Sequence[torch.Generator],
+        fitted: Fits,
+    ) -> torch.Tensor:
+        """The maps of one batch."""
+        graph = Graph.of(classifier)
+        values = graph.run(inputs)
+        signal = self.initial(classifier, values[-1], targets)
+        return graph.back(values, signal, self.rules(classifier, inputs, fitted))[INPUT]
 
     def propagate(
         self,
@@ -58,13 +72,14 @@ class ModifiedBackprop(Method):
         signals: Sequence[torch.Tensor],
         start: str = LOGITS,
         keep: Iterable[str] = (INPUT,),
+        fitted: Fits = None,
     ) -> list[dict[str, torch.Tensor]]:
         """For each of the signals [B,...] at the output of the layer `start`, what arrives at the layers `keep`.
 
         What the convergence analysis (metric `csc`) looks at; one forward pass for all signals.
         """
         graph = Graph.of(classifier)
-        values, rules = graph.run(inputs), self.rules(classifier, inputs)
+        values, rules = graph.run(inputs), self.rules(classifier, inputs, fitted)
         return [graph.back(values, signal, rules, start, keep) for signal in signals]
 
 
@@ -73,6 +88,13 @@ def gradient_of_output(classifier: Classifier, logits: torch.Tensor, targets: to
     with torch.enable_grad():
         logits = logits.detach().requires_grad_(True)
         return torch.autograd.grad(classifier.select(logits, targets).sum(), logits)[0]
+
+
+def target_alone(logits: torch.Tensor, targets: torch.Tensor, start: Start = "logit") -> torch.Tensor:
+    """The relevance [B,K] of logits of which one is explained: its own value, so that a negative one turns the map's
+    sign, or 1; and nothing for the others."""
+    chosen = functional.one_hot(targets, logits.shape[1]).to(logits)
+    return chosen * logits if start == "logit" else chosen
 
 
 def refuse_probability(classifier: Classifier, name: str) -> None:
