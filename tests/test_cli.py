@@ -178,14 +178,14 @@ def test_impossible_pairings_are_refused_before_any_work(xaibench, here):
         "import torch\n"
         "class Net(torch.nn.Module):\n"
         "    def __init__(self): super().__init__(); self.last = torch.nn.Linear(3, 4)\n"
-        "    def forward(self, x): return self.last(torch.relu(x).mean((2, 3)))\n"
+        "    def forward(self, x): return self.last(torch.tanh(x).mean((2, 3)))\n"
     )
     (here / "conf" / "model").mkdir(parents=True)
-    (here / "conf" / "model" / "functional.yaml").write_text("_target_: my_net.Net\ninput_size: [3, 64, 64]\n")
+    (here / "conf" / "model" / "smooth.yaml").write_text("_target_: my_net.Net\ninput_size: [3, 64, 64]\n")
     for arguments, words in (
         (["metric=pointing_game"], "needs ground-truth masks"),
         (["method=oracle"], "needs ground-truth masks"),
-        (["method=guided_backprop", "--config-dir", "conf", "model=functional"], "ReLU"),
+        (["method=guided_backprop", "--config-dir", "conf", "model=smooth"], "needs ReLUs"),
     ):
         code, _, said = xaibench("run", *arguments, *folder)
         assert code == 2, said
