@@ -56,6 +56,24 @@ class Pooled(nn.Module):
         return self.head(self.features(inputs))
 
 
+class FullyConnected(nn.Module):
+    """Two hidden layers of a few ReLUs."""
+
+    def __init__(self, size: tuple[int, int, int] = SIZE, hidden: int = 6, classes: int = 5) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(size[0] * size[1] * size[2], hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, classes),
+        )
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.layers(inputs)
+
+
 class Linear(nn.Module):
     """Logits W x + b of the flattened input: every attribution has a closed form."""
 

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from tests.methods.conftest import YAMLS, settings
-from tests.methods.nets import SIZE, Pooled, VGGLike, classifier, photographs
+from tests.methods.nets import SIZE, FullyConnected, Pooled, VGGLike, classifier, photographs
 from tests.methods.test_iba import samples as images
 from xaibench.build import build, locate
 from xaibench.methods.base import Fitted
 from xaibench.methods.captum import Captum
+from xaibench.methods.dtd import FullDTD
 from xaibench.methods.extremal_perturbation import ExtremalPerturbation
 from xaibench.methods.gradcam import GuidedGradCAM
 from xaibench.methods.meaningful_perturbation import MeaningfulPerturbation
@@ -27,14 +28,15 @@ DIRECT = [name for name in NAMES if not issubclass(locate(settings(name)["_targe
 
 # Pathways are chosen before their gradient is taken, and a product has two factors: passes that cannot share a call;
 # Captum makes batches of its own; each step of an optimisation needs the one before it. Their own tests count them.
-# Modified backpropagation runs the steps of a network, not its module.
-STAGES = Pathway | GuidedGradCAM | Captum | ExtremalPerturbation | MeaningfulPerturbation | ModifiedBackprop
+# Modified backpropagation and full DTD run the steps of a network, not its module.
+STAGES = Pathway | GuidedGradCAM | Captum | ExtremalPerturbation | MeaningfulPerturbation | ModifiedBackprop | FullDTD
 STAGED = [name for name in DIRECT if issubclass(locate(settings(name)["_target_"], "method"), STAGES)]
 
 
 def net_for(name):
     """A network that the method can serve."""
-    return Pooled() if name == "cam" else VGGLike()
+    special = {"cam": Pooled, "dtd_full": FullyConnected, "dtd_train_free": FullyConnected}
+    return special.get(name, VGGLike)()
 
 
 def maps_of(method, network, inputs, ids):
