@@ -7,14 +7,14 @@ each output the places that it looks at.
 import torch
 from torch import nn
 
-SHAPE = (2, 7, 7)
+SHAPE = (3, 7, 7)
 
 
 def network() -> nn.Sequential:
     """Two convolutions, overlapping maximum pooling, average pooling, two linear layers; biases of both signs."""
     torch.manual_seed(5)
     module = nn.Sequential(
-        nn.Conv2d(2, 3, 3, padding=1),
+        nn.Conv2d(3, 3, 3, padding=1),
         nn.ReLU(),
         nn.MaxPool2d(3, 2, 1),
         nn.Conv2d(3, 4, 2, stride=1),

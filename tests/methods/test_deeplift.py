@@ -1,5 +1,7 @@
 """DeepLIFT: complete, equal to a slow reference of the paper's formulas, and to its closed forms."""
 
+import functools
+
 import pytest
 import torch
 from torch import nn
@@ -14,6 +16,7 @@ from xaibench.models.resnet_cifar import ResNetCifar
 from xaibench.rng import sample_generators
 
 RULES = ["rescale", "reveal_cancel", "ablation"]
+shaped = functools.cache(shapes.shaped)
 
 
 def maps_of(method, network, inputs, targets, **context):
@@ -33,7 +36,7 @@ def missed(method, network, inputs, targets, start):
 @pytest.mark.parametrize("rule", ["rescale", "reveal_cancel"])
 def test_maps_are_complete(name, rule, how):
     """With reused, functional and in-place ReLUs, ReLU6, batch normalisation, overlapping pooling, residual sums."""
-    network = classifier(shapes.rewritten(shapes.shaped(name), how), shapes.SIZE)
+    network = classifier(shapes.rewritten(shaped(name), how), shapes.SIZE)
     inputs, targets = seeded(2, shapes.SIZE), torch.tensor([3, 1])
     method = DeepLIFT(rule, "white")
     (start,) = method.baselines.of(network, inputs, (), None)
