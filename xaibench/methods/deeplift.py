@@ -10,7 +10,7 @@ import torch
 from ..errors import Refusal, nearest
 from ..models.classifier import Classifier
 from ..models.cut import INPUT, LOGITS
-from ..models.graph import Activation, Affine, Graph, Maximum, Rule, Step, Tensors, derivative
+from ..models.graph import Affine, Constant, Elementwise, Graph, Maximum, Route, Rule, Step, Tensors, derivative
 from .baselines import Baselines
 from .modified_backprop import Fits, ModifiedBackprop, gradient_of_output, refuse_probability
 
@@ -39,6 +39,7 @@ class DeepLIFT(ModifiedBackprop):
     Raises ValueError for another word and for figures out of range.
     """
 
+    served = (Affine, Elementwise, Route, Constant)
     fit_parameters = ("references",)
 
     def __init__(
@@ -130,7 +131,7 @@ class Rescale:
     def __call__(self, step: Step) -> Rule:
         if isinstance(step, Affine):
             return self.affine
-        if isinstance(step, Activation):
+        if isinstance(step, Elementwise):
             return self.activation
         return self.maximum if isinstance(step, Maximum) else derivative
 
@@ -138,7 +139,7 @@ class Rescale:
         """The weights."""
         return step.derivative(inputs, output, signal)
 
-    def activation(self, step: Activation, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
+    def activation(self, step: Elementwise, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
         """Difference of the output over that of the input."""
         reference = self.reference(step)
         slope = step.derivative(inputs, output, torch.ones_like(output))[0]
@@ -208,7 +209,7 @@ class RevealCancel(Rescale):
             found.append((rising * (1 + way) + falling * (1 - way)).div(2).repeat(2, *[1] * (x.dim() - 1)))
         return tuple(found)
 
-    def activation(self, step: Activation, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
+    def activation(self, step: Elementwise, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
         """What each kind of contributions makes of the output: the mean of coming first and of coming second."""
         source = self.graph.steps[step.sources[0] - 1] if step.sources[0] else None
         if not isinstance(source, Affine):

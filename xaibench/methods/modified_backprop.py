@@ -10,7 +10,7 @@ from torch.nn import functional
 from ..errors import Refusal
 from ..models.classifier import Classifier
 from ..models.cut import INPUT, LOGITS
-from ..models.graph import Graph, Other, Rule, Step
+from ..models.graph import Activation, Affine, Constant, Graph, Route, Rule, Step
 from .base import Method
 
 Start = Literal["logit", "one"]
@@ -21,7 +21,11 @@ class ModifiedBackprop(Method):
     """One forward pass, and one backward pass in which each step of the network has a rule: [B,C,H,W], signed.
 
     A network that torch.fx cannot trace, or with a step that the method has no rule for, is refused.
+
+    served: the kinds of steps that it has a rule for.
     """
+
+    served: tuple[type[Step], ...] = (Affine, Activation, Route, Constant)
 
     @abstractmethod
     def rules(self, classifier: Classifier, inputs: torch.Tensor, fitted: Fits) -> Callable[[Step], Rule]:
@@ -32,7 +36,7 @@ class ModifiedBackprop(Method):
         """The signal at the logits [B,K] from which the backward pass starts."""
 
     def check(self, classifier: Classifier) -> None:
-        others = Graph.of(classifier).of_kind(Other)
+        others = [step for step in Graph.of(classifier).steps if not isinstance(step, self.served)]
         if others:
             raise Refusal(
                 f"there is no rule for '{others[0].name}' of {classifier.name}: it is no convolution, linear layer, "

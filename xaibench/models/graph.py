@@ -4,7 +4,7 @@ Rule-based attribution (LRP, excitation backpropagation, guided backpropagation,
 of each layer by a rule of its own. There are few kinds of steps, and a rule needs to know no more:
 
     Affine      convolution, linear layer, batch normalisation, average pooling, sum: weights, perhaps a bias
-    Activation  an elementwise function with f(0) = 0; `Rectifier` is a ReLU
+    Elementwise a function of each value by itself; an `Activation` has f(0) = 0, a `Rectifier` is a ReLU
     Route       every value of the output is one of the inputs, or a constant: maximum pooling, concatenation, reshaping
     Constant    no function of the input
     Other       anything else: a derivative, but no rule
@@ -164,8 +164,12 @@ class Call(Step):
         return [next(found) if _differentiable(x) else None for x in leaves]
 
 
-class Activation(Call):
-    """An elementwise function with f(0) = 0."""
+class Elementwise(Call):
+    """A function of each value by itself."""
+
+
+class Activation(Elementwise):
+    """One with f(0) = 0, which can pass on what reaches it without adding to it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -328,7 +332,11 @@ def derivative(step: Step, inputs: Tensors, output: torch.Tensor, signal: torch.
 # (module, state of its weights, graph) of the last networks asked for: the explained one and one with other weights.
 _RECENT: deque[tuple[nn.Module, Any, Graph]] = deque(maxlen=2)
 
-# Modules, functions and methods of a tensor by kind. Activations are elementwise with f(0) = 0.
+# Modules, functions and methods of a tensor by kind. Activations have f(0) = 0.
+ELEMENTWISE = (
+    nn.Sigmoid, nn.Softplus, nn.Hardsigmoid, nn.LogSigmoid, functional.sigmoid, functional.softplus,
+    functional.hardsigmoid, functional.logsigmoid, torch.sigmoid, "sigmoid",
+)  # fmt: skip
 ACTIVATIONS = (
     nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Tanh, nn.Softsign,
     functional.leaky_relu, functional.elu, functional.celu, functional.selu, functional.gelu, functional.silu,
@@ -349,7 +357,8 @@ ROUTES = (
     "reshape", "squeeze", "unsqueeze", "transpose", "permute", "contiguous",
 )  # fmt: skip
 KINDS = {operation: kind for kind, operations in
-         ((Activation, ACTIVATIONS), (Maximum, MAXIMA), (Average, AVERAGES), (Route, ROUTES))
+         ((Elementwise, ELEMENTWISE), (Activation, ACTIVATIONS), (Maximum, MAXIMA), (Average, AVERAGES),
+          (Route, ROUTES))
          for operation in operations}  # fmt: skip
 SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 DIFFERENCES = (operator.sub, operator.isub, torch.sub, "sub", "sub_")
