@@ -25,8 +25,10 @@ import torch
 from captum._utils.models.linear_model import SkLearnLinearModel
 from torchvision.models import get_model
 
+from xaibench import fills
 from xaibench.methods.base import Method
 from xaibench.methods.coalitions import Coalitions
+from xaibench.methods.deeplift import DeepLIFT
 from xaibench.methods.exact_shapley import ExactShapley
 from xaibench.methods.expected_gradients import ExpectedGradients
 from xaibench.methods.extremal_perturbation import ExtremalPerturbation
@@ -54,10 +56,10 @@ class Bench:
     inputs: torch.Tensor
     targets: torch.Tensor
 
-    def attribute(self, method: Method, part: slice = slice(None)) -> torch.Tensor:
+    def attribute(self, method: Method, part: slice = slice(None), **context: object) -> torch.Tensor:
         inputs = self.inputs[part]
         generators = sample_generators(0, "bench", range(len(inputs)))
-        return method.attribute(self.network, inputs, self.targets[part], generators)
+        return method.attribute(self.network, inputs, self.targets[part], generators, **context)
 
     def one_by_one(self, explain: Callable[[slice], object]) -> None:
         for sample in range(len(self.inputs)):
@@ -66,11 +68,12 @@ class Bench:
 
 @dataclass
 class Row:
-    """One method: ours, what it is compared with, and what `theirs` is if it is not Captum's."""
+    """One method: ours, what it is compared with, what `theirs` is if it is not Captum's, and what ours has fitted."""
 
     ours: Method
     theirs: Callable[[], object]
     beside: str = "captum"
+    fitted: dict[str, torch.Tensor] | None = None
 
 
 def occlusion(bench: Bench) -> Row:
@@ -132,6 +135,23 @@ def guided_backprop(bench: Bench) -> Row:
     return Row(GuidedBackprop(), lambda: oracle.attribute(bench.inputs, bench.targets))
 
 
+def deeplift(bench: Bench) -> Row:
+    """Captum refuses networks that use a ReLU module twice, such as torchvision's ResNets."""
+    oracle, blurred = captum.attr.DeepLift(bench.network.module), fills.blurred(bench.inputs, 5.0)
+    return Row(DeepLIFT(baseline="blur"), lambda: oracle.attribute(bench.inputs, blurred, bench.targets))
+
+
+def deepshap(bench: Bench) -> Row:
+    """Captum puts all pairs of images and references into one call."""
+    references = torch.randn(8, *bench.network.input_size, device=bench.inputs.device)
+    oracle = captum.attr.DeepLiftShap(bench.network.module)
+    return Row(
+        DeepLIFT(baseline="dataset", references=8),
+        lambda: oracle.attribute(bench.inputs, references, bench.targets),
+        fitted={"references": references},
+    )
+
+
 def integrated_gradients(bench: Bench) -> Row:
     settings = {"n_steps": 20, "method": "riemann_right", "internal_batch_size": bench.network.batch_size}
     oracle = captum.attr.IntegratedGradients(bench.network.module)
@@ -187,6 +207,8 @@ ROWS: dict[str, Callable[[Bench], Row]] = {
         gradient,
         input_x_gradient,
         guided_backprop,
+        deeplift,
+        deepshap,
         smoothgrad,
         vargrad,
         integrated_gradients,
@@ -284,7 +306,8 @@ def main() -> None:
     print("method                          passes  seconds    limit   theirs   ours/limit   ours/theirs")
     for name in options.methods:
         row = ROWS[name](bench)
-        works = [lambda: bench.attribute(row.ours), bare(bench, row.ours), row.theirs]  # noqa: B023
+        context = {} if row.fitted is None else {"fitted": row.fitted}
+        works = [lambda: bench.attribute(row.ours, **context), bare(bench, row.ours), row.theirs]  # noqa: B023
         rounds = [[seconds(work, options.device) for work in works] for _ in range(1 + options.rounds)][1:]
         ours, limit, theirs = (statistics.median(column) for column in zip(*rounds))
         over_limit = statistics.median(a / b for a, b, _ in rounds)
