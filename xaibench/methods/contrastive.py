@@ -9,8 +9,9 @@ from ..errors import Refusal
 from ..models.classifier import Classifier
 from ..models.cut import INPUT
 from ..models.graph import Affine, Convolution, Dense, Graph, Rule, Step, Tensors
+from .lrp import LRP
 from .modified_backprop import Fits, ModifiedBackprop, refuse_probability, target_alone
-from .rules import AffineRule, AlphaBeta, Composite, passed_on
+from .rules import AffineRule, AlphaBeta, Composite
 
 
 class ContrastiveLRP(ModifiedBackprop):
@@ -19,12 +20,12 @@ class ContrastiveLRP(ModifiedBackprop):
     R is the relevance that a rule hands down from these logits, each with its own value (Gu et al. 2018; Sixt et al.
     2020, section 5). The others can sum to nearly 0, and their share is then large.
 
-    rule: of the affine steps, by default z+. Activations pass relevance on, maximum pooling to the largest value.
+    rule: of the affine steps, by default z+; all else as in `LRP`.
     positive: whether values below 0 are dropped, as the definition has it; without, the map is signed.
     """
 
     def __init__(self, rule: AffineRule | None = None, positive: bool = True) -> None:
-        self.rule, self.positive = AlphaBeta() if rule is None else rule, positive
+        self.lrp, self.positive = LRP(AlphaBeta() if rule is None else rule), positive
 
     def check(self, classifier: Classifier) -> None:
         refuse_probability(classifier, "contrastive LRP")
@@ -34,10 +35,10 @@ class ContrastiveLRP(ModifiedBackprop):
         return (1, 2)
 
     def rules(self, classifier: Classifier, inputs: torch.Tensor, fitted: Fits = None) -> Composite:
-        return Composite(self.rule, passed_on)
+        return self.lrp.rules(classifier, inputs)
 
     def initial(self, classifier: Classifier, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return target_alone(logits, targets)
+        return self.lrp.initial(classifier, logits, targets)
 
     def maps(
         self,
@@ -66,12 +67,12 @@ class ContrastiveEBP(ModifiedBackprop):
     def check(self, classifier: Classifier) -> None:
         refuse_probability(classifier, "excitation backpropagation")
         super().check(classifier)
-        if not weighted(Graph.of(classifier)):
+        if not Graph.of(classifier).of_kind(Convolution | Dense):
             raise Refusal(f"{classifier.name} has neither a convolution nor a linear layer whose weights to negate")
 
     def rules(self, classifier: Classifier, inputs: torch.Tensor, fitted: Fits = None) -> Callable[[Step], Rule]:
-        last = weighted(Graph.of(classifier))[-1]
-        below = Composite(AlphaBeta(), passed_on)
+        last = Graph.of(classifier).of_kind(Convolution | Dense)[-1]
+        below = LRP(AlphaBeta()).rules(classifier, inputs)
         return lambda step: against_its_negative if step is last else below(step)
 
     def initial(self, classifier: Classifier, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -83,11 +84,6 @@ def against_its_negative(step: Affine, inputs: Tensors, output: torch.Tensor, si
     zplus = AlphaBeta()
     negated = zplus(replace(step, weight=-step.weight), inputs, output, signal)
     return tuple(own - other for own, other in zip(zplus(step, inputs, output, signal), negated))
-
-
-def weighted(graph: Graph) -> list[Affine]:
-    """The convolutions and linear layers, in order."""
-    return [step for step in graph.steps if isinstance(step, Convolution | Dense)]
 
 
 def normalised(maps: torch.Tensor) -> torch.Tensor:

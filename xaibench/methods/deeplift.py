@@ -7,12 +7,13 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from ..errors import Refusal, nearest
+from ..errors import Refusal
 from ..models.classifier import Classifier
 from ..models.cut import INPUT, LOGITS
 from ..models.graph import Affine, Constant, Elementwise, Graph, Maximum, Route, Rule, Step, Tensors, derivative
 from .baselines import Baselines
 from .modified_backprop import Fits, ModifiedBackprop, gradient_of_output, refuse_probability
+from .rules import one_of
 
 RuleName = Literal["rescale", "reveal_cancel", "ablation"]
 
@@ -50,9 +51,8 @@ class DeepLIFT(ModifiedBackprop):
         value: float = 0.5,
         references: int = 10,
     ) -> None:
-        if rule not in get_args(RuleName):
-            raise ValueError(f"rule={rule}: {nearest(rule, get_args(RuleName))}")
-        self.multipliers = {"rescale": Rescale, "reveal_cancel": RevealCancel, "ablation": Ablation}[rule]
+        kinds = {"rescale": Rescale, "reveal_cancel": RevealCancel, "ablation": Ablation}
+        self.multipliers = kinds[one_of("rule", rule, get_args(RuleName))]
         self.baselines = Baselines(baseline, sigma, value, references)
         self.fit = self.baselines.fit if self.baselines.from_data else None
 

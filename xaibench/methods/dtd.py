@@ -15,12 +15,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch.nn import functional
 
-from ..errors import Refusal, nearest
+from ..errors import Refusal
 from ..models.classifier import Classifier
 from ..models.graph import Activation, Constant, Dense, Graph, Rectifier, Route, Tensors
 from .base import Method
 from .modified_backprop import Fits, ModifiedBackprop, refuse_probability, target_alone
-from .rules import AffineRule, Composite, passed_on
+from .rules import AffineRule, Composite, one_of, passed_on
 
 RootName = Literal["zplus", "gamma", "square", "zero"]
 Function = Callable[[torch.Tensor], torch.Tensor]
@@ -41,11 +41,9 @@ class TrainFreeRoots(AffineRule):
     """
 
     def __init__(self, root: RootName = "zplus", gamma: float = 1.0) -> None:
-        if root not in get_args(RootName):
-            raise ValueError(f"root={root}: {nearest(root, get_args(RootName))}")
         if gamma < 0:
             raise ValueError(f"gamma={gamma}: expected 0 or more")
-        self.root, self.gamma = root, gamma
+        self.root, self.gamma = one_of("root", root, get_args(RootName)), gamma
 
     def roots(self, weight: torch.Tensor, values: torch.Tensor, relevance: torch.Tensor) -> torch.Tensor:
         """[B,K,C]: the root for each of K neurons, from weights [K,C], values [B,C] and relevance [B,K]."""

@@ -6,12 +6,12 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from ..errors import Refusal, nearest
+from ..errors import Refusal
 from ..models.classifier import Classifier
 from ..models.graph import Activation, Affine, Convolution, Dense, Graph, Rule, Step, Tensors, derivative
 from .base import Fitted
 from .modified_backprop import Fits, ModifiedBackprop, Start, refuse_probability, target_alone
-from .rules import passed_on
+from .rules import one_of, passed_on
 
 Estimator = Literal["linear", "positive"]
 
@@ -38,13 +38,8 @@ class PatternNet(Fitted, ModifiedBackprop):
     fit_parameters = ("estimator",)
 
     def __init__(self, estimator: Estimator = "positive", masked: bool = True, start: Start = "logit") -> None:
-        for name, word, words in (
-            ("estimator", estimator, get_args(Estimator)),
-            ("start", start, get_args(Start)),
-        ):
-            if word not in words:
-                raise ValueError(f"{name}={word}: {nearest(word, words)}")
-        self.estimator, self.masked, self.start = estimator, masked, start
+        self.estimator, self.masked = one_of("estimator", estimator, get_args(Estimator)), masked
+        self.start = one_of("start", start, get_args(Start))
 
     def check(self, classifier: Classifier) -> None:
         refuse_probability(classifier, "a pattern method")

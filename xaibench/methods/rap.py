@@ -6,11 +6,11 @@ from typing import Literal, get_args
 
 import torch
 
-from ..errors import Refusal, nearest
+from ..errors import Refusal
 from ..models.classifier import Classifier
 from ..models.graph import Affine, Convolution, Dense, Graph, Rule, Scale, Step, Tensors
 from .modified_backprop import Fits, ModifiedBackprop, Start, refuse_probability, target_alone
-from .rules import AffineRule, AlphaBeta, Box, Composite, Epsilon, Square, passed_on
+from .rules import AffineRule, AlphaBeta, Box, Composite, Epsilon, Square, one_of, passed_on
 
 First = Literal["image_box", "square", "same"]
 
@@ -31,10 +31,7 @@ class RAP(ModifiedBackprop):
     """
 
     def __init__(self, first: First = "image_box", start: Start = "logit") -> None:
-        for name, word, words in (("first", first, get_args(First)), ("start", start, get_args(Start))):
-            if word not in words:
-                raise ValueError(f"{name}={word}: {nearest(word, words)}")
-        self.first, self.start = first, start
+        self.first, self.start = one_of("first", first, get_args(First)), one_of("start", start, get_args(Start))
 
     def check(self, classifier: Classifier) -> None:
         refuse_probability(classifier, "relative attributing propagation")
