@@ -62,10 +62,10 @@ def coverage(world: World, n: int, trials: int, seed: int = 0, bootstrap: str = 
 
 
 def table(trials: int) -> str:
-    """Markdown: a row per world, a column per number of samples; the percentile bootstrap's for comparison."""
+    """Markdown: a row per world, a column per number of samples; for means the percentile bootstrap beside it."""
     rows = ["| interval | " + " | ".join(f"n = {n}" for n in SIZES) + " |", "|---" + "|---:" * len(SIZES) + "|"]
     for world in WORLDS:
-        bootstraps = ("bca", "percentile") if world.kind in stats.BOOTSTRAPPED else ("",)
+        bootstraps = {"mean": ("bca", "percentile"), "median": ("bca",)}.get(world.kind, ("",))
         for bootstrap in bootstraps:
             cells = [f"{100 * coverage(world, n, trials, bootstrap=bootstrap):.1f}" for n in SIZES]
             rows.append(f"| {world.name}{f', {bootstrap}' if bootstrap else ''} | " + " | ".join(cells) + " |")

@@ -21,6 +21,7 @@ Which saliency method tells the truth about a network, and how do we know?
   leaderboard  the results as a table and CSV   xaibench leaderboard --metric degradation
   rank         who can be told apart            xaibench rank --metric degradation
   report       the results as a page           xaibench report
+  compare      published numbers beside ours    xaibench compare iba_table1
   check        compare with a baseline          xaibench check --baseline results/baseline.csv
   train        train a model by its recipe      xaibench train model=lenet dataset=mnist
   cache        ls, verify or prune the cache    xaibench cache ls
@@ -227,6 +228,29 @@ def _report(arguments: list[str]) -> int:
     return 0
 
 
+def _compare(arguments: list[str]) -> int:
+    """Published numbers beside ours."""
+    parser = _parser("compare", "published numbers beside ours, with rank correlations and what is not the same")
+    parser.add_argument("experiment", help="such as iba_table1; its preset is experiment=iba_table1")
+    parser.add_argument("--csv", action="store_true", help="print CSV instead of tables")
+    parser.add_argument("--leaderboard", metavar="FILE", help="a leaderboard.csv instead of the results folder")
+    _add_folders(parser, cache=False)
+    options = parser.parse_args(arguments)
+    from . import leaderboard, published, show
+
+    theirs = published.read(options.experiment)
+    if options.leaderboard:
+        board = leaderboard.read_csv(Path(options.leaderboard))
+    else:
+        board = leaderboard.table(leaderboard.read_cells(Path(options.results)))
+    frame = published.beside(theirs, board)
+    if options.csv:
+        print(leaderboard.to_csv(frame), end="")
+    else:
+        show.beside(theirs, frame)
+    return 0 if frame["value"].notna().any() else 3
+
+
 def _check(arguments: list[str]) -> int:
     """Compare the results with a baseline."""
     parser = _parser("check", "compare the leaderboard with a baseline; see the exit codes of xaibench --help")
@@ -341,6 +365,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "leaderboard": _leaderboard,
     "rank": _rank,
     "report": _report,
+    "compare": _compare,
     "check": _check,
     "train": _train,
     "cache": _cache,

@@ -17,10 +17,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from . import comparison, leaderboard
+from . import comparison, leaderboard, published
 from .check import SAME, Compared
 from .check_report import ARROWS, counts
 from .comparison import Comparison, Overall
+from .published import Published
 from .stats import FEW
 
 # A pipe has no width of its own: give tables room instead of cutting their columns.
@@ -230,6 +231,48 @@ def failures(cells: Sequence[dict[str, Any]]) -> None:
     for cell in failed:
         said = f"failed: {cell['error']}\n  again: xaibench run {cell['cell']}"
         stderr.print(said, highlight=False, markup=False)
+
+
+def beside(theirs: Published, frame: pd.DataFrame) -> None:
+    """Published numbers beside ours (`published.beside`), a table per statistic, with what differs and how far the
+    orders agree."""
+    agreed = published.agreement(frame)
+    for (metric, statistic), part in frame.groupby(["metric", "statistic"], sort=False):
+        models = list(dict.fromkeys(part["published_model"]))
+        ours = sorted({tuple(row) for row in part.dropna(subset="value")[published.HERE].itertuples(index=False)})
+        title = metric if statistic == metric else f"{metric}: {statistic}"
+        table = Table(title=escape(f"{theirs.experiment} · {title}"), title_justify="left")
+        for name in ("method", *(f"published: {model}" for model in models), *map(_setting, ours)):
+            table.add_column(escape(name), justify="left" if name == "method" else "right")
+        for (method, variant), rows in part.groupby(["method", "method_variant"], sort=False):
+            printed = dict(zip(rows["published_model"], rows["published"]))
+            found = {tuple(row[name] for name in published.HERE): row for _, row in rows.iterrows()}
+            cells = [f"{printed[model]:.3f}" if model in printed else "" for model in models]
+            cells += [_with_interval(found[setting]) if setting in found else "" for setting in ours]
+            table.add_row(escape(f"{method} ({variant})" if variant else method), *cells)
+        stdout.print(table)
+        these = agreed[(agreed["metric"] == metric) & (agreed["statistic"] == statistic)]
+        for _, row in these.iterrows():
+            said = f"rank correlation {row['correlation']:.2f} over {row['methods']} methods"
+            stdout.print(
+                f"{row['published_model']} and {_setting(row[published.HERE])}: {said}", highlight=False, markup=False
+            )
+        if not part.dropna(subset="value")["as_read"].all():
+            stdout.print("* the map was read otherwise than published (metric.collapse): not in the correlation")
+        if not ours:
+            stdout.print(f"none of ours: xaibench run experiment={theirs.experiment}", highlight=False)
+    for name in ("source", "table", "data", "n", "differs"):
+        stdout.print(f"{name}: {theirs.facts[name]}", highlight=False, markup=False)
+
+
+def _setting(setting: Sequence[str]) -> str:
+    model, dataset, variant = setting
+    return f"{model} on {dataset}" + (f" ({variant})" if variant else "")
+
+
+def _with_interval(row: pd.Series) -> str:
+    interval = "" if pd.isna(row["ci_low"]) else f" ({row['ci_low']:.2f} to {row['ci_high']:.2f})"
+    return f"{row['value']:.3f}{interval}" + ("" if row["as_read"] else " *")
 
 
 def compared(rows: Sequence[Compared]) -> None:
