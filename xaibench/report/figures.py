@@ -153,30 +153,17 @@ def curves(cells: Sequence[Cell]) -> Figure:
 def stability(comparison: Comparison) -> Figure:
     """The rank of each method and where 95 % of its ranks lie when samples are resampled; bars at the right join
     methods that cannot be told apart."""
-    order, (low, high) = comparison.order, comparison.rank_intervals
     groups = [group for group in comparison.groups if len(group) > 1]
+    low, high = comparison.rank_intervals
     with style():
-        figure = Figure(figsize=(2.3 + _room(comparison.methods), 0.2 * len(order) + 0.75), layout="constrained")
-        axes = figure.add_subplot()
-        for place, at in enumerate(order):
-            look = _marker(comparison.methods[at])
-            axes.plot([low[at], high[at]], [place, place], color=look["color"], linewidth=3, alpha=0.35)
-            axes.plot(comparison.ranks[at], place, "o", markersize=5, **look)
-        last = len(order)
+        figure, axes = _rows(comparison.methods, comparison.order, 2.3, comparison.name)
+        _ranks(axes, comparison.methods, comparison.order, comparison.ranks, low, high)
+        last = len(comparison.order)
+        places = np.argsort(comparison.order)
         for number, group in enumerate(groups):
-            places = [int(np.flatnonzero(order == at)[0]) for at in group]
             x = last + 1.2 + 0.6 * number
-            axes.plot([x, x], [min(places) - 0.25, max(places) + 0.25], color=INK, linewidth=1.6)
-        axes.set_yticks(range(len(order)), [short(comparison.methods[at]) for at in order])
-        for tick, at in zip(axes.get_yticklabels(), order):
-            tick.set_color(INK if comparison.methods[at].is_rival else MUTED)
-        axes.set(xlim=(0.5, last + 1.2 + 0.6 * max(1, len(groups))), ylim=(last - 0.4, -0.6), xlabel="rank")
-        axes.set_xticks(sorted({1, *range(5, last + 1, 5), last}))
-        axes.set_title(short(comparison.name), loc="left")
-        axes.tick_params(length=0)
-        axes.grid(axis="x", color=LINE, linewidth=0.5)
-        axes.spines[:].set_visible(False)
-        axes.set_axisbelow(True)
+            axes.plot([x, x], [places[group].min() - 0.25, places[group].max() + 0.25], color=INK, linewidth=1.6)
+        axes.set_xlim(0.5, last + 1.2 + 0.6 * max(1, len(groups)))
     return figure
 
 
@@ -184,23 +171,38 @@ def mean_ranks(view: Overall) -> Figure:
     """The mean rank over the metrics, with its interval when metrics are resampled; small, the rank under each."""
     order = np.argsort(view.mean_ranks, kind="stable")
     with style():
-        figure = Figure(figsize=(3.9 + _room(view.methods), 0.22 * len(order) + 0.75), layout="constrained")
-        axes = figure.add_subplot()
-        for place, at in enumerate(order):
-            look = _marker(view.methods[at])
-            axes.plot(view.ranks[:, at], np.full(len(view.ranks), place), "|", color=MUTED, markersize=7, alpha=0.6)
-            axes.plot([view.low[at], view.high[at]], [place, place], color=look["color"], linewidth=4, alpha=0.35)
-            axes.plot(view.mean_ranks[at], place, "o", markersize=6, **look)
-        axes.set_yticks(range(len(order)), [short(view.methods[at]) for at in order])
-        for tick, at in zip(axes.get_yticklabels(), order):
-            tick.set_color(INK if view.methods[at].is_rival else MUTED)
-        axes.set(xlim=(0.5, len(order) + 0.5), ylim=(len(order) - 0.4, -0.6), xlabel="rank, 1 is best")
-        axes.set_xticks(sorted({1, *range(5, len(order) + 1, 5), len(order)}))
-        axes.tick_params(length=0)
-        axes.grid(axis="x", color=LINE, linewidth=0.5)
-        axes.spines[:].set_visible(False)
-        axes.set_axisbelow(True)
+        figure, axes = _rows(view.methods, order, 3.9, "rank, 1 is best")
+        strokes = np.broadcast_to(np.arange(len(order)), (len(view.ranks), len(order)))
+        axes.plot(view.ranks[:, order].ravel(), strokes.ravel(), "|", color=MUTED, markersize=7, alpha=0.6)
+        _ranks(axes, view.methods, order, view.mean_ranks, view.low, view.high)
+        axes.set_xlim(0.5, len(order) + 0.5)
     return figure
+
+
+def _rows(methods: Sequence[Method], order: np.ndarray, width: float, x_label: str) -> tuple[Figure, Axes]:
+    """A figure with a row per method and an axis of ranks, `width` inches wide."""
+    room, height = _room(methods) + 0.1, 0.2 * len(order) + 0.6
+    figure = Figure(figsize=(room + width, height))
+    axes = figure.add_axes((room / (room + width), 0.5 / height, 0.98 - room / (room + width), 1 - 0.55 / height))
+    axes.set_yticks(range(len(order)), [short(methods[at]) for at in order])
+    for tick, at in zip(axes.get_yticklabels(), order):
+        tick.set_color(INK if methods[at].is_rival else MUTED)
+    axes.set(ylim=(len(order) - 0.4, -0.6), xlabel=short(x_label))
+    axes.set_xticks(sorted({1, *range(5, len(order) + 1, 5), len(order)}))
+    axes.tick_params(length=0)
+    axes.grid(axis="x", color=LINE, linewidth=0.5)
+    axes.spines[:].set_visible(False)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _ranks(axes: Axes, methods: Sequence[Method], order: np.ndarray, ranks: np.ndarray, low: Any, high: Any) -> None:
+    """Dots with bars; filled for methods, hollow and grey for controls and the truth."""
+    for rivals, colour, inside in ((True, ACCENT, ACCENT), (False, MUTED, "none")):
+        places = [place for place, at in enumerate(order) if methods[at].is_rival == rivals]
+        at = order[places]
+        axes.hlines(places, low[at], high[at], color=colour, linewidth=3, alpha=0.35)
+        axes.plot(ranks[at], places, "o", markersize=5, color=colour, markerfacecolor=inside)
 
 
 def critical_difference(view: Overall) -> Figure:
@@ -213,9 +215,9 @@ def critical_difference(view: Overall) -> Figure:
     groups = [group for group in paired.runs(order, far) if len(group) > 1]
     half = -(-len(order) // 2)
     with style():
-        room = _room(view.methods)
-        figure = Figure(figsize=(3.6 + 2 * room, 0.2 * half + 0.16 * len(groups) + 0.9), layout="constrained")
-        axes = figure.add_subplot()
+        room = _room(view.methods) + 0.35
+        figure = Figure(figsize=(2.9 + 2 * room, 0.2 * half + 0.16 * len(groups) + 0.9))
+        axes = figure.add_axes((0, 0, 1, 1))
         count, bottom = len(order), -0.9 - 0.5 * len(groups)
         axes.plot([1, count], [0, 0], color=INK, linewidth=1)
         for rank in range(1, count + 1):
@@ -237,7 +239,7 @@ def critical_difference(view: Overall) -> Figure:
             said = f"{name}  {means[at]:.1f}" if left else f"{means[at]:.1f}  {name}"
             ink = INK if view.methods[at].is_rival else MUTED
             axes.text(edge + (-0.1 if left else 0.1), y, said, ha="right" if left else "left", va="center", color=ink)
-        margin = (count + 0.6) * (room + 0.3) / 3.2
+        margin = (count + 0.6) * room / 2.9
         axes.set(xlim=(0.2 - margin, count + 0.8 + margin), ylim=(bottom - 0.62 * half, 2.2))
         axes.axis("off")
     return figure

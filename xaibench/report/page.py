@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import jinja2
 import numpy as np
+import pandas as pd
 from markupsafe import Markup
 from PIL import Image
 
@@ -104,7 +105,7 @@ def render(boards: Sequence[Board], out: Path, source: str, cache: Path | None, 
         any_few=any(row["few"] and row["interval"] for row in rows),
         few=stats.FEW,
         has_cards=bool(cells),
-        csv=_csv(cells, out),
+        csv=_csv(boards, cells, out),
         runs=_runs(cells),
         cards=cells,
         cards_json=_json({cell.card["keys"]["score_key"]: _card(cell, out) for cell in cells}),
@@ -299,10 +300,11 @@ def _runs(cells: Iterable[Cell]) -> list[Mapping[str, Any]]:
 VERSIONS = ("xaibench", "python", "torch", "torchvision", "numpy")
 
 
-def _csv(cells: Sequence[Cell], out: Path) -> list[str]:
+def _csv(boards: Sequence[Board], cells: Sequence[Cell], out: Path) -> list[str]:
     """The page's rows as files beside it."""
     if not cells:
         return []
-    for name, frame in (("leaderboard", leaderboard.table(cells)), ("cost", leaderboard.costs(cells))):
-        write_atomically(out / f"{name}.csv", leaderboard.to_csv(frame))
+    frame = pd.concat([board.frame for board in boards])[list(leaderboard.COLUMNS)]
+    write_atomically(out / "leaderboard.csv", leaderboard.to_csv(frame))
+    write_atomically(out / "cost.csv", leaderboard.to_csv(leaderboard.costs(cells)))
     return ["leaderboard.csv", "cost.csv"]

@@ -57,8 +57,8 @@ def drawings(board: Board, glance: Glance) -> Iterator[Drawing]:
         yield from _overall(board)
     for found in board.comparisons:
         if found.headline:
-            caption = f"{found.n} {'repeats' if found.kind == 'repeats' else 'samples'}. Methods beside one bar at the "
-            caption += "right cannot be told apart."
+            caption = f"{found.name}, {found.n} {'repeats' if found.kind == 'repeats' else 'samples'}. Methods beside "
+            caption += "one bar at the right cannot be told apart."
             title = f"Ranks under {found.name}, with intervals"
             yield Drawing("ranks", f"ranks-{found.name}", title, caption, figures.stability(found))
     for cells in comparable(board.cells):
