@@ -77,7 +77,12 @@ def test_the_drawing_has_a_tile_per_image_and_method(cells):
     (axes,) = gallery.draw(found).axes
     sheet = axes.images[0].get_array()
     height, width, _ = found.pictures[0].pixels.shape
-    step_y, step_x = height + height // 2, width + width // 12
-    np.testing.assert_array_equal(sheet[:height, :width], found.pictures[0].pixels)
-    corner = sheet[step_y : step_y + height, 2 * step_x : 2 * step_x + width]
+    above, step_y, step_x = height // 2, height + height // 3, width + width // 12
+    np.testing.assert_array_equal(sheet[above : above + height, :width], found.pictures[0].pixels)
+    corner = sheet[above + step_y : above + step_y + height, 2 * step_x : 2 * step_x + width]
     np.testing.assert_array_equal(corner, painted(found.columns[1].maps[1], signed=True))
+    # The third method of three, two side by side, begins the second band.
+    (axes,) = gallery.draw(found, columns=2).axes
+    top = above + 2 * step_y + above
+    third = axes.images[0].get_array()[top : top + height, step_x : step_x + width]
+    np.testing.assert_array_equal(third, painted(found.columns[2].maps[0], signed=True))

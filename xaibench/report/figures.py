@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter
 
 from .. import paired, stats
 from ..comparison import Comparison, Method, Overall
@@ -114,9 +115,11 @@ def curves(cells: Sequence[Cell]) -> Figure:
     if not cells:
         raise ValueError("no curves")
     chance = next((cell for cell in cells if cell.card["method"] == "random" and not cell.card["method_variant"]), None)
+    if any("random_curve" in cell.curves for cell in cells):
+        chance = None  # each cell brings its own
     columns = min(PANELS_PER_ROW, len(cells))
     rows = -(-len(cells) // columns)
-    width, height = 2.1 * columns + 0.4, 1.5 * rows + 0.75
+    width, height = max(2.1 * columns + 0.4, 3.6), 1.5 * rows + 0.75
     with style():
         figure = Figure(figsize=(width, height))
         # Measured out by hand: matplotlib's own layout takes longer than the drawing.
@@ -130,10 +133,15 @@ def curves(cells: Sequence[Cell]) -> Figure:
                     other = chance.curves[name]
                     axes.plot(other.x, other.mean, **CHANCE)
                 band(axes, curve, colour, name.removesuffix("_curve").replace("_", " "))
-            axes.set_title(short(Method(cell.card["method"], cell.card["method_variant"]), 30), loc="left", pad=3)
+            if cell.card["method"] != "none":
+                axes.set_title(short(Method(cell.card["method"], cell.card["method_variant"]), 30), loc="left", pad=3)
             x = np.concatenate([curve.x for curve in cell.curves.values()])
             if x.min() > 0 and x.max() > 50 * x.min():
                 axes.set_xscale("log")
+                axes.xaxis.set_major_formatter("{x:g}")
+                axes.xaxis.set_minor_formatter(NullFormatter())
+            else:
+                axes.locator_params(axis="x", nbins=4)
             axes.tick_params(length=2)
         panels[0, 0].locator_params(axis="y", nbins=4)
         for axes in panels.flat[len(cells) :]:
@@ -156,7 +164,7 @@ def stability(comparison: Comparison) -> Figure:
     groups = [group for group in comparison.groups if len(group) > 1]
     low, high = comparison.rank_intervals
     with style():
-        figure, axes = _rows(comparison.methods, comparison.order, 2.3, comparison.name)
+        figure, axes = _rows(comparison.methods, comparison.order, 2.2, comparison.name)
         _ranks(axes, comparison.methods, comparison.order, comparison.ranks, low, high)
         last = len(comparison.order)
         places = np.argsort(comparison.order)
@@ -171,7 +179,7 @@ def mean_ranks(view: Overall) -> Figure:
     """The mean rank over the metrics, with its interval when metrics are resampled; small, the rank under each."""
     order = np.argsort(view.mean_ranks, kind="stable")
     with style():
-        figure, axes = _rows(view.methods, order, 3.9, "rank, 1 is best")
+        figure, axes = _rows(view.methods, order, 3.6, "rank, 1 is best")
         strokes = np.broadcast_to(np.arange(len(order)), (len(view.ranks), len(order)))
         axes.plot(view.ranks[:, order].ravel(), strokes.ravel(), "|", color=MUTED, markersize=7, alpha=0.6)
         _ranks(axes, view.methods, order, view.mean_ranks, view.low, view.high)

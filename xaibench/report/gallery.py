@@ -1,5 +1,6 @@
 """Images beside the maps of each method: what the cache holds, joined with the data set's own pictures."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,25 +114,35 @@ def collect(cells: Sequence[Cell], cache: Path, limit: int = 16) -> Gallery:
     return Gallery(tuple(pictures), tuple(columns), tuple(missing))
 
 
-def draw(gallery: Gallery) -> Figure:
-    """Rows of images, columns of methods; under each image what the network made of it."""
-    rows, columns = len(gallery.pictures), 1 + len(gallery.columns)
+def draw(gallery: Gallery, columns: int | None = None, side: int = 96) -> Figure:
+    """Rows of images, columns of methods; under each image what the network made of it.
+
+    columns: at most so many methods side by side, the others in bands below (None: all). side: of an image, in pixels
+    at 100 per inch.
+    """
+    count = columns or max(1, len(gallery.columns))
+    bands = [gallery.columns[start : start + count] for start in range(0, len(gallery.columns), count)]
+    rows, across = len(gallery.pictures), 1 + max(len(band) for band in bands)
     height, width, _ = gallery.pictures[0].pixels.shape
-    between, below = width // 12, height // 2
-    step_y, step_x = height + below, width + between
+    between, below, above = width // 12, height // 3, height // 2
+    step_y, step_x, band_height = height + below, width + between, above + rows * (height + below)
     # One picture of all tiles: an axes for each of some hundred takes matplotlib seconds.
-    sheet = np.full((rows * step_y, columns * step_x - between, 3), 255, dtype=np.uint8)
-    figure = Figure(figsize=(1.1 * columns, 1.1 * rows * step_y / step_x + 0.5), dpi=100)
-    axes = figure.add_axes((0, 0, 1, 1 - 0.5 / figure.get_figheight()))
-    for row, picture in enumerate(gallery.pictures):
-        tiles = [picture.pixels, *(painted(column.maps[row], column.signed) for column in gallery.columns)]
-        top = row * step_y
-        for place, tile in enumerate(tiles):
-            sheet[top : top + height, place * step_x : place * step_x + width] = tile
-        text = "\n".join(caption(picture))
-        axes.text(0, top + height + 0.04 * height, text, fontsize=6, color=INK, verticalalignment="top")
-    for place, name in enumerate(("image", *(column.label.replace("_", "\n") for column in gallery.columns))):
-        axes.text(place * step_x, -0.05 * height, name, fontsize=7, color=INK, verticalalignment="bottom")
+    sheet = np.full((len(bands) * band_height, across * step_x - between, 3), 255, dtype=np.uint8)
+    inch = side / width / 100
+    figure = Figure(figsize=(sheet.shape[1] * inch, sheet.shape[0] * inch), dpi=100)
+    axes = figure.add_axes((0, 0, 1, 1))
+    for number, band in enumerate(bands):
+        for row, picture in enumerate(gallery.pictures):
+            tiles = [picture.pixels, *(painted(column.maps[row], column.signed) for column in band)]
+            top = number * band_height + above + row * step_y
+            for place, tile in enumerate(tiles):
+                sheet[top : top + height, place * step_x : place * step_x + width] = tile
+            text = "\n".join(caption(picture))
+            axes.text(0, top + height * 1.04, text, fontsize=6, color=INK, verticalalignment="top")
+        for place, column in enumerate(band, start=1):
+            name = "\n".join(textwrap.wrap(column.label.replace("_", " "), 15)[:3])
+            low = number * band_height + above - 0.05 * height
+            axes.text(place * step_x, low, name, fontsize=7, color=INK, verticalalignment="bottom")
     axes.imshow(sheet, aspect="auto", interpolation="nearest")
     axes.axis("off")
     return figure
