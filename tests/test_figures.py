@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-import h5py
-import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from PIL import Image
+
+from xaibench import leaderboard
 
 
 @pytest.fixture
@@ -31,23 +32,15 @@ def test_a_sweep_is_drawn_with_the_leaderboards_values(xaibench, here, figures):
         assert [value, low[1], high[1]] == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_gallery_shows_the_maps_of_the_cache(xaibench, here, script):
+def test_the_gallery_is_drawn_cheap_methods_first_or_as_named(xaibench, here, script, monkeypatch):
+    """What it shows is tested in tests/report/test_gallery.py."""
     gallery = script("gallery")
-    assert xaibench("run", "-m", "method=gradient,gradcam", "dataset.limit=2", "metric=lerf")[0] == 0
-    shown = gallery.read(Path("results"), Path("cache"))
-    assert [(one.title, one.signed) for one in shown] == [("gradcam", False), ("gradient", True)]
-    figure = gallery.gallery(shown, Path("cache"), images=2, columns=2, side=64)
-    panels = [axes.images[0] for axes in figure.axes]
-    for column, method in enumerate(("gradcam", "gradient"), start=1):
-        (path,) = Path("cache").glob(f"maps/*/*/{method}/*/shard-*.h5")
-        with h5py.File(path) as file:
-            order = np.argsort(file["sample"])
-            maps = file["maps"][()].sum(1)[order]
-            # Of the class explained, which is the one predicted here.
-            probability = file["probability"][()][order]
-        for row in range(2):
-            panel = panels[3 * row + column]
-            assert np.allclose(panel.get_array(), maps[row], rtol=1e-6, atol=1e-9)
-            assert panel.get_clim()[0] == (-panel.get_clim()[1] if method == "gradient" else 0)
-    words = [figure.axes[3 * row].texts[0].get_text() for row in range(2)]
-    assert [word.split()[-1] for word in words] == [f"{p:.2f}" for p in probability]
+    assert xaibench("run", "-m", "method=occlusion,gradcam", "dataset.limit=2", "metric=lerf")[0] == 0
+    cells = leaderboard.read_cells(Path("results"))
+    assert [gallery.title(cell) for cell in gallery.chosen(cells, None)] == ["gradcam", "occlusion"]
+    assert [gallery.title(cell) for cell in gallery.chosen(cells, ["occlusion", "gradcam"])] == ["occlusion", "gradcam"]
+    monkeypatch.setattr("sys.argv", ["gallery.py", "--out", "drawn.png", "--images", "2", "--side", "64"])
+    gallery.main()
+    with Image.open("drawn.png") as drawn:
+        across, step = 3, 64 + 64 // 12
+        assert drawn.width == pytest.approx(across * step - 64 // 12, abs=1)
