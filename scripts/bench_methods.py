@@ -1,9 +1,9 @@
-"""What the methods cost beside Captum's, and beside the bare passes that their definitions need.
+"""What the methods cost beside Captum's and zennit's, and beside the bare passes that their definitions need.
 
     python scripts/bench_methods.py                                  # every row, on the default network
     python scripts/bench_methods.py --methods kernel_shap occlusion --model mobilenet_v2 --size 224
 
-Ours, Captum's and the bare passes run in turn on the same inputs, and the medians over the rounds of the ratios count,
+Ours, theirs and the bare passes run in turn on the same inputs, and the medians over the rounds of the ratios count,
 so that a busy machine slows all alike. Captum gets as many perturbed images per call (`perturbations_per_eval`) as we
 do; where it takes only one image at a time, it is called for one after the other. The bare passes are of as many
 images as `cost` says, in the same batches, from a buffer that is there already. Weights are random: they change no
@@ -15,6 +15,7 @@ To add a method: a function from a Bench to a Row, in ROWS.
 """
 
 import argparse
+import copy
 import statistics
 import time
 from collections.abc import Callable
@@ -22,8 +23,14 @@ from dataclasses import dataclass
 
 import captum.attr
 import torch
+import zennit.attribution
+import zennit.composites
+import zennit.core
+import zennit.rules
+import zennit.types
 from captum._utils.models.linear_model import SkLearnLinearModel
 from torchvision.models import get_model
+from zennit.canonizers import SequentialMergeBatchNorm
 
 from xaibench import fills
 from xaibench.methods.base import Method
@@ -35,12 +42,14 @@ from xaibench.methods.extremal_perturbation import ExtremalPerturbation
 from xaibench.methods.fullgrad import FullGrad
 from xaibench.methods.gradcam import GradCAM, GradCAMPlusPlus, GuidedGradCAM
 from xaibench.methods.gradient import Gradient, InputXGradient
-from xaibench.methods.guided_backprop import GuidedBackprop
+from xaibench.methods.guided_backprop import DeconvNet, GuidedBackprop, RectGrad
 from xaibench.methods.integrated_gradients import IntegratedGradients
 from xaibench.methods.kernel_shap import KernelShap
 from xaibench.methods.lime import Lime
+from xaibench.methods.lrp import LRP
 from xaibench.methods.meaningful_perturbation import MeaningfulPerturbation
 from xaibench.methods.occlusion import Occlusion
+from xaibench.methods.rules import AffineRule, AlphaBeta, Epsilon, Flat, Gamma, Square
 from xaibench.methods.shapley_sampling import ShapleySampling
 from xaibench.methods.smoothgrad import SmoothGrad
 from xaibench.models.classifier import Classifier
@@ -152,6 +161,45 @@ def deepshap(bench: Bench) -> Row:
     )
 
 
+def deconvnet(bench: Bench) -> Row:
+    oracle = captum.attr.Deconvolution(bench.network.module)
+    return Row(DeconvNet(), lambda: oracle.attribute(bench.inputs, bench.targets))
+
+
+def rectgrad(bench: Bench) -> Row:
+    return alone(bench, RectGrad())
+
+
+def lrp_captum(bench: Bench) -> Row:
+    """LRP-epsilon on a copy, since Captum leaves rules behind; not on a network with ReLU6, for which it has none."""
+    oracle = captum.attr.LRP(copy.deepcopy(bench.network.module))
+    return Row(LRP(Epsilon(1e-9)), lambda: oracle.attribute(bench.inputs, bench.targets))
+
+
+def lrp_epsilon(bench: Bench) -> Row:
+    return beside_zennit(bench, Epsilon(), zennit.rules.Epsilon())
+
+
+def lrp_gamma(bench: Bench) -> Row:
+    return beside_zennit(bench, Gamma(), zennit.rules.Gamma())
+
+
+def lrp_zplus(bench: Bench) -> Row:
+    return beside_zennit(bench, AlphaBeta(), zennit.rules.ZPlus(zero_params="bias"))
+
+
+def lrp_alphabeta(bench: Bench) -> Row:
+    return beside_zennit(bench, AlphaBeta(2, 1), zennit.rules.AlphaBeta(zero_params="bias"))
+
+
+def lrp_wsquare(bench: Bench) -> Row:
+    return beside_zennit(bench, Square(), zennit.rules.WSquare(zero_params="bias"))
+
+
+def lrp_flat(bench: Bench) -> Row:
+    return beside_zennit(bench, Flat(), zennit.rules.Flat())
+
+
 def integrated_gradients(bench: Bench) -> Row:
     settings = {"n_steps": 20, "method": "riemann_right", "internal_batch_size": bench.network.batch_size}
     oracle = captum.attr.IntegratedGradients(bench.network.module)
@@ -209,6 +257,15 @@ ROWS: dict[str, Callable[[Bench], Row]] = {
         guided_backprop,
         deeplift,
         deepshap,
+        deconvnet,
+        rectgrad,
+        lrp_captum,
+        lrp_epsilon,
+        lrp_gamma,
+        lrp_zplus,
+        lrp_alphabeta,
+        lrp_wsquare,
+        lrp_flat,
         smoothgrad,
         vargrad,
         integrated_gradients,
@@ -257,6 +314,21 @@ def on_players(
     return lambda: bench.one_by_one(
         lambda one: attribute(bench.inputs[one], 0, bench.targets[one], feature_mask=mask, **settings)
     )
+
+
+def beside_zennit(bench: Bench, rule: AffineRule, theirs: zennit.core.Hook) -> Row:
+    """LRP beside zennit's, whose hooks are on a copy, and its batch normalisation merged, before the clock runs."""
+    layers = [
+        (zennit.types.Activation, zennit.rules.Pass()),
+        (zennit.types.AvgPool, zennit.rules.Norm()),
+        ((zennit.types.Convolution, zennit.types.Linear), theirs),
+    ]
+    module = copy.deepcopy(bench.network.module)
+    composite = zennit.composites.LayerMapComposite(layers, canonizers=[SequentialMergeBatchNorm()])
+    attributor = zennit.attribution.Gradient(module, composite)
+    attributor.__enter__()
+    chosen = torch.nn.functional.one_hot(bench.targets, bench.network.logits(bench.inputs[:1]).shape[1])
+    return Row(LRP(rule), lambda: attributor(bench.inputs, lambda logits: logits * chosen), "zennit")
 
 
 def alone(bench: Bench, method: Method) -> Row:
@@ -308,6 +380,12 @@ def main() -> None:
         row = ROWS[name](bench)
         context = {} if row.fitted is None else {"fitted": row.fitted}
         works = [lambda: bench.attribute(row.ours, **context), bare(bench, row.ours), row.theirs]  # noqa: B023
+        try:
+            row.theirs()
+        except (TypeError, KeyError) as error:
+            print(f"{name:25s} {row.beside} cannot: {str(error)[:80]}", flush=True)
+            continue
+        works = [lambda: bench.attribute(row.ours), bare(bench, row.ours), row.theirs]  # noqa: B023
         rounds = [[seconds(work, options.device) for work in works] for _ in range(1 + options.rounds)][1:]
         ours, limit, theirs = (statistics.median(column) for column in zip(*rounds))
         over_limit = statistics.median(a / b for a, b, _ in rounds)
