@@ -33,8 +33,8 @@ def find_device(name: str) -> torch.device:
 
 def default_batch_size(input_size: tuple[int, int, int], device: torch.device) -> int:
     """Inputs per call of the network. On a CPU few enough that their activations stay in its caches: 32 of 64x64
-    pixels, 8 of 224x224 (measured by scripts/bench.py; 64 of 64x64 take 1.6 times as long each)."""
+    pixels, 8 of 224x224 (measured by scripts/bench.py; 64 of 64x64 take 1.6 times as long each). Of the points of a
+    plane, whose network is nothing but overhead, thousands."""
     pixels = input_size[1] * input_size[2]
-    if device.type == "cuda":
-        return min(max(2**26 // pixels, 8), 256)
-    return min(max(2**17 // pixels, 8), 64)
+    values, usual = (2**26, 256) if device.type == "cuda" else (2**17, 64)
+    return min(max(values // pixels, 8), max(usual, 2**13 // pixels))

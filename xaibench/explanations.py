@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import inspect
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -44,6 +45,8 @@ log = logging.getLogger(__name__)
 # A block costs about half a minute at most on two CPU cores, so that a kill loses no more than that. For input_iba on
 # the bundled network that is one image.
 BLOCK_FLOPS = 5e11
+# Values of the inputs of a block up to which it may have more than SHARD_SAMPLES.
+SHARD_VALUES = 2**13
 
 
 class Explanations:
@@ -357,7 +360,7 @@ class Explanations:
         return Stage(
             artefact=Artefact(self.root, kind, names, spec),
             order=order,
-            size=lambda: size or (SHARD_SAMPLES if cost is None else self._block_size(*cost(self.learned))),
+            size=lambda: size or (self._most_samples if cost is None else self._block_size(*cost(self.learned))),
             compute=compute,
             provenance=self.made_by(),
             checksums=None if kind == "scores" else self._checksums,
@@ -366,9 +369,14 @@ class Explanations:
         )
 
     def _block_size(self, forwards: int, backwards: int) -> int:
-        """Samples per block: 64, fewer where one of them takes long."""
+        """Samples per block: fewer than the most where one of them takes long."""
         flops = self._forward_flops * max(1, forwards + 2 * backwards)
-        return int(min(max(BLOCK_FLOPS // max(flops, 1), 1), SHARD_SAMPLES))
+        return int(min(max(BLOCK_FLOPS // max(flops, 1), 1), self._most_samples))
+
+    @property
+    def _most_samples(self) -> int:
+        """Of a block: 64; of points of a plane, of which 64 would be mostly overhead, thousands."""
+        return max(SHARD_SAMPLES, SHARD_VALUES // math.prod(self.learned.input_size))
 
     @functools.cached_property
     def _forward_flops(self) -> int:

@@ -46,8 +46,7 @@ def run(job: Job) -> Outcome | None:
     Raises UserError (a Refusal, for a pairing that cannot work) before any work, and CacheError on a full disk.
     """
     with _cache_folder(job) as root:
-        retrains = hasattr(locate(job.metric_spec[TARGET], "metric"), "maskings")
-        cell = (RetrainingCell if retrains else Cell)(job, root)
+        cell = _kind_of_cell(job)(job, root)
         if job.runner.plan:
             show.plan(cell.title, cell.plan())
             return None
@@ -64,6 +63,14 @@ def run(job: Job) -> Outcome | None:
             explanations.maps.finish(explanations.seconds["maps"])
             explanations.logits.finish(0.0)
         return results.write(cell.record(), cell.scores.rows(cell.scores.order))
+
+
+def _kind_of_cell(job: Job) -> "type[Cell]":
+    """By what the metric has: it is asked for maskings, for all maps at once, or for one sample after the other."""
+    metric = locate(job.metric_spec[TARGET], "metric")
+    if hasattr(metric, "maskings"):
+        return RetrainingCell
+    return PooledCell if hasattr(metric, "pool") else Cell
 
 
 @contextlib.contextmanager
@@ -260,9 +267,9 @@ class Cell(Explanations):
         if self.metric.reads_maps:
             stages.insert(0, (self.maps, self.method.cost))
         for stage, cost in (*stages, (self.scores, self._scores_cost)):
-            missing = len(stage.artefact.missing(self.samples))
+            missing = len(stage.artefact.missing(stage.order))
             passes = missing * sum(cost(self.classifier))
-            rows.append((stage.artefact.kind, stage.artefact.key, len(self.samples) - missing, missing, passes))
+            rows.append((stage.artefact.kind, stage.artefact.key, len(stage.order) - missing, missing, passes))
         return rows
 
     def forget(self) -> None:
@@ -316,6 +323,49 @@ class Cell(Explanations):
                 "command": job.command,
             },
         )
+
+
+class PooledCell(Cell):
+    """A cell whose metric reads all maps at once: its scores have one row."""
+
+    def add_stages(self) -> None:
+        """The scores alone, one block of one row."""
+        job = self.job
+        if len(self.samples) < len(self.dataset):
+            raise Refusal(f"metric={job.metric} is defined over the whole split: set dataset.limit=null and no filter")
+        scored = {
+            "metric": keys.metric(self.metric, job.metric_spec),
+            "maps": self.maps.artefact.key,
+            "collapse": self.how,
+        }
+        names = (*self.names, job.metric, job.method)
+        self.scores = self.stage("scores", names, scored, [0], self._compute_scores, size=1)
+
+    @property
+    def own_stages(self) -> tuple[Stage, ...]:
+        """The scores."""
+        return (self.scores,)
+
+    def work(self) -> dict[str, int]:
+        """How much there is of each kind, for progress."""
+        return {"maps": len(self.samples), "scores": 1}
+
+    def _compute_scores(self, repeats: Sequence[int]) -> Arrays:
+        self.maps.fill_all()  # leaving to other processes what they are at
+        everything = sorted(self.samples)
+        maps, _ = self.collapsed(everything, self.how, self.metric.sign)
+        outputs = self.maps.rows(everything)["logit" if self.outputs == 1 else "probability"]
+        with self.timed("scores"):
+            found = self.metric.pool(maps, torch.from_numpy(outputs).to(self.device))
+        columns = {name: np.array([value.item()], dtype=np.float64) for name, value in found.items()}
+        return {"status": np.array([OK]), **columns}
+
+    def _scores_cost(self, classifier: Classifier) -> tuple[int, int]:
+        return self.metric.cost(classifier)
+
+    def record(self) -> results.Record:
+        """One row, of the data set."""
+        return dataclasses.replace(super().record(), samples=tuple(self.scores.order), repeats=True)
 
 
 class RetrainingCell(Cell):

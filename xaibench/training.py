@@ -58,7 +58,8 @@ def trained_weights(job: Job, root: Path, device: torch.device) -> Path:
     permuted = job.weights_state.startswith(PERMUTED_LABELS)
     if permuted:
         spec["labels"] = job.weights_state
-    artefact = Artefact(root, "weights", (job.model, job.dataset), spec)
+    # Whichever split is explained, the training is the same: the label of its folder leaves out what was overridden.
+    artefact = Artefact(root, "weights", (job.model, job.dataset.partition(",")[0]), spec)
     path = artefact.folder / "weights.safetensors"
     if path.exists():
         return path

@@ -22,10 +22,10 @@ def test_points_are_gaussians_around_their_centres(world):
 
 
 def test_the_grid_runs_along_x1_row_by_row_and_knows_the_nearest_centre():
-    grid = Xor("grid", steps=3)
+    grid = Xor("grid:3")
     assert grid.points.tolist() == [[x1, x2] for x2 in (0, 0.5, 1) for x1 in (0, 0.5, 1)]
     assert [grid[index].label for index in (0, 2, 6, 8)] == [0, 1, 1, 0]
-    ring = RingOfGaussians("grid", steps=41)
+    ring = RingOfGaussians("grid:41")
     assert (ring.points.amin(), ring.points.amax()) == (-4, 4)
     for index in range(0, len(ring), 97):
         distances = (ring.centres - ring.points[index]).norm(dim=1)

@@ -5,30 +5,28 @@ Heurich 2021, chapter 3. A point is an input [1,1,2]: its coordinates are two pl
 
 import math
 from abc import abstractmethod
-from typing import Literal
 
 import torch
 
-from ..errors import UserError
+from ..errors import UserError, nearest
 from ..rng import generator
 from .base import Dataset, Example
 
 VERSION = 1  # raised when any point changes
 SIZES = {"train": 10_000, "validation": 2_000, "test": 10_000}
-Split = Literal["train", "validation", "test", "grid"]
 
 
 class Plane(Dataset):
     """Points drawn from Gaussians around given centres, or the regular grid on which maps become pictures.
 
     split: `train` (10 000 points), `validation` (2 000) and `test` (10 000) are draws, as many from each centre, and
-        are not cut to the domain; a point's label is that of its centre. `grid` is `steps` x `steps` points that cover
-        the domain, ends included, row by row: ids run along x1, rows along rising x2. There the label is that of the
-        nearest centre, which is what the best classifier answers.
-    generator_seed: another value is another draw. steps: points per axis of the grid.
+        are not cut to the domain; a point's label is that of its centre. `grid:N` is N x N points that cover the
+        domain, ends included, row by row: ids run along x1, rows along rising x2; `grid` is `grid:200`. There the
+        label is that of the nearest centre, which is what the best classifier answers.
+    generator_seed: another value is another draw.
 
     centres [n,2]; labels [n]: the class of each centre. sigma: standard deviation per axis. domain: (low, high) of both
-    axes of the grid.
+    axes of the grid. steps: points per axis of the grid, None of a drawn split.
     """
 
     centres: torch.Tensor
@@ -36,14 +34,12 @@ class Plane(Dataset):
     sigma: float
     domain: tuple[float, float]
 
-    def __init__(self, split: Split = "test", generator_seed: int = 0, steps: int = 200) -> None:
-        if steps < 2:
-            raise UserError(f"dataset.steps={steps}: expected at least 2 points per axis")
-        self.points, nearest = self._grid(steps) if split == "grid" else self._draw(split, generator_seed)
-        self._labels = [self.labels[centre] for centre in nearest.tolist()]
+    def __init__(self, split: str = "test", generator_seed: int = 0) -> None:
+        self.steps = _steps(split)
+        self.points, centre = self._grid(self.steps) if self.steps else self._draw(split, generator_seed)
+        self._labels = [self.labels[index] for index in centre.tolist()]
         self.class_names = tuple(str(label) for label in sorted(set(self.labels)))
-        what = f"steps={steps}" if split == "grid" else f"generator_seed={generator_seed}"
-        self.fingerprint = f"{type(self).__name__}-{VERSION}:{split}:{what}"
+        self.fingerprint = f"{type(self).__name__}-{VERSION}:generator_seed={generator_seed}:split={split}"
 
     def __len__(self) -> int:
         return len(self.points)
@@ -123,3 +119,17 @@ class RingOfGaussians(Plane):
         far = math.exp(-0.5 * (self.radius / self.sigma) ** 2) / (2 * math.pi)
         density = far + along * normal.log_prob(across).exp() * normal.cdf(along)
         return float(torch.trapezoid(density, angle))
+
+
+def _steps(split: str) -> int | None:
+    """Points per axis of a grid, None for a drawn split. Raises UserError for any other word."""
+    if split in SIZES:
+        return None
+    word, _, steps = split.partition(":")
+    if word != "grid":
+        raise UserError(f"dataset.split={split}: {nearest(split, [*SIZES, 'grid'])}")
+    if not steps:
+        return 200
+    if not steps.isdecimal() or int(steps) < 2:
+        raise UserError(f"dataset.split={split}: expected at least two points per axis, such as grid:51")
+    return int(steps)

@@ -83,8 +83,7 @@ def require_layer(classifier: Classifier, layer: str, parameter: str = "method.l
 
 def require_loss(classifier: Classifier, loss: Loss) -> None:
     """Raises Refusal where the loss says nothing about the network's outputs."""
-    blank = torch.zeros(1, *classifier.input_size, device=classifier.device, dtype=classifier.dtype)
-    outputs = classifier.logits(blank).shape[1]
+    outputs = classifier.outputs
     if loss == "cross_entropy" and outputs == 1:
         raise Refusal(f"{classifier.name} has one output, whose cross entropy is always 0: set method.loss=deviation")
     if loss != "cross_entropy" and outputs > 1:

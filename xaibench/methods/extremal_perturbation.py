@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch.nn import functional
 
-from ..errors import nearest
+from ..errors import Refusal, nearest
 from ..fills import FILLS, Fill, blurred, filled
 from ..models.classifier import Classifier
 from .base import Method
@@ -88,6 +88,13 @@ class ExtremalPerturbation(Method):
         self.areas, self.variant, self.fill, self.sigma, self.levels = tuple(areas), variant, fill, sigma, levels
         self.spacing, self.width, self.steps, self.learning_rate = spacing, width, steps, learning_rate
         self.momentum, self.area_weight, self.area_growth, self.flip = momentum, area_weight, area_growth, flip
+
+    def check(self, classifier: Classifier) -> None:
+        _, height, width = classifier.input_size
+        reach = self.width * _spacing(self.spacing, (height, width))
+        if min(height, width) < reach:
+            name, size = classifier.name, f"{height}x{width} pixels"
+            raise Refusal(f"extremal_perturbation: masks are smooth over {reach:g} pixels, {name}'s input has {size}")
 
     def cost(self, classifier: Classifier) -> tuple[int, int]:
         passes = self.steps * len(self.areas) * (2 if self.variant == "dual" else 1)
@@ -177,6 +184,11 @@ def area_gradient(masks: torch.Tensor, areas: list[float]) -> torch.Tensor:
     return (2 / size * (flat - wanted)).view_as(masks)
 
 
+def _spacing(spacing: int | None, size: tuple[int, int]) -> int:
+    """Pixels between parameters of a mask of this size; see ExtremalPerturbation."""
+    return spacing or math.ceil(min(size) / 32)
+
+
 class SmoothMask:
     """Masks that are smooth whatever their parameters: m(u) = smax over v of k(|u - v|) p(v), Fong et al. 2019, eq. 9.
 
@@ -188,7 +200,7 @@ class SmoothMask:
     """
 
     def __init__(self, size: tuple[int, int], spacing: int | None, width: float, like: torch.Tensor) -> None:
-        spacing = spacing or math.ceil(min(size) / 32)
+        spacing = _spacing(spacing, size)
         sigma = width * spacing
         self.size, self.spacing, self.margin = size, spacing, round(sigma)
         # The parameters within reach of a pixel: so many on each side.

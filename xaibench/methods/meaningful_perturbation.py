@@ -59,8 +59,14 @@ class MeaningfulPerturbation(Method):
         self.steps, self.learning_rate, self.jitter = steps, learning_rate, jitter
 
     def check(self, classifier: Classifier) -> None:
-        if classifier.output == "raw":
+        if classifier.output == "raw" or classifier.outputs == 1:
             raise Refusal(f"meaningful_perturbation lowers a class's probability, {classifier.name} has none")
+        _, height, width = classifier.input_size
+        if max(height, width) <= self.spacing:
+            name, size = classifier.name, f"{height}x{width} pixels"
+            raise Refusal(
+                f"meaningful_perturbation: spacing={self.spacing} leaves one value for {name}'s input of {size}"
+            )
 
     def cost(self, classifier: Classifier) -> tuple[int, int]:
         return (self.steps, self.steps)

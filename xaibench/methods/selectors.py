@@ -5,7 +5,7 @@ from typing import Literal, get_args
 import torch
 from torch.nn import functional
 
-from ..errors import nearest
+from ..errors import Refusal, nearest
 from ..models.classifier import Classifier
 from .integrated_gradients import Quadrature, points
 from .pathway import OffPath, Pathway, like, log, strongest
@@ -188,6 +188,11 @@ class RoutedPath(Pathway):
             raise ValueError(f"momentum={momentum}: expected a number in [0, 1)")
         self.sparsity, self.initial, self.gamma, self.steps = _share(sparsity), initial, gamma, steps
         self.learning_rate, self.momentum, self.tries = learning_rate, momentum, tries
+
+    def check(self, classifier: Classifier) -> None:
+        super().check(classifier)
+        if classifier.outputs == 1:
+            raise Refusal(f"pathway_dgr keeps the probabilities of classes: {classifier.name} has one output")
 
     def cost(self, classifier: Classifier) -> tuple[int, int]:
         """Of one try: one pass to see the layers and the answer, one per step, and one in the path network."""

@@ -121,3 +121,19 @@ class Metric(Measure, ABC):
         what the method's rules make of signals at a layer (see `ModifiedBackprop.propagate`); a method without is
         refused. `data`: the `datasets.base.Samples` from which other samples can be loaded.
         """
+
+
+class PooledMetric(Measure, ABC):
+    """A metric defined over all maps of a split at once; any class with these attributes will do.
+
+    Its scores have one row for the data set, and its statistics no interval (kind `repeats`, of which there is one).
+    It is refused where a limit or filter leaves samples out.
+    """
+
+    @abstractmethod
+    def pool(self, maps: torch.Tensor, outputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Columns: name -> scalar tensor; NaN marks one that is undefined.
+
+        maps [n,H,W] in the order of the data set, collapsed and signed as `sign` says. outputs [n]: the network's
+        scalar output, or the probability of the explained class.
+        """

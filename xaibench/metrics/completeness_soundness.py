@@ -67,7 +67,7 @@ class CompletenessSoundness(Metric):
     def check(self, classifier: Classifier) -> None:
         if classifier.output == "raw":
             raise Refusal(f"completeness_soundness: {classifier.name} has no classes, hence no probabilities")
-        classes = _classes(classifier)
+        classes = classifier.outputs
         if self.labels is not None and self.labels > classes:
             raise Refusal(f"metric.labels={self.labels}: {classifier.name} has {classes} classes; null takes them all")
         if self.labels is None and classes > MOST_LABELS:
@@ -128,7 +128,7 @@ class CompletenessSoundness(Metric):
     def _labels(self, classifier: Classifier) -> int:
         if self.labels is not None:
             return self.labels
-        classes = _classes(classifier)
+        classes = classifier.outputs
         return classes if classes <= MOST_LABELS else LIKELIEST
 
     def _statistics(self, labels: int | None) -> tuple[Statistic, ...]:
@@ -141,8 +141,3 @@ class CompletenessSoundness(Metric):
     def _counts(self, classifier: Classifier) -> list[int]:
         height, width = classifier.input_size[1:]
         return counts_of(height * width, self.steps)
-
-
-def _classes(classifier: Classifier) -> int:
-    blank = torch.zeros(1, *classifier.input_size, dtype=classifier.dtype, device=classifier.device)
-    return classifier.logits(blank).shape[1]

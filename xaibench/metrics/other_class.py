@@ -24,8 +24,7 @@ class OtherClass:
 
     def check(self, classifier: Classifier) -> None:
         """Raise Refusal where there is no other class."""
-        blank = torch.zeros(1, *classifier.input_size, dtype=classifier.dtype, device=classifier.device)
-        classes = classifier.logits(blank).shape[1]
+        classes = classifier.outputs
         if classes < 2:
             raise Refusal(f"{classifier.name} has one output, there is no other class to explain")
         if self.fixed is not None and self.fixed >= classes:

@@ -63,6 +63,12 @@ class Classifier:
     def dtype(self) -> torch.dtype:
         return next(self.module.parameters(), torch.empty(0)).dtype
 
+    @property
+    def outputs(self) -> int:
+        """How many outputs K the network has; asked with one forward pass."""
+        blank = torch.zeros(1, *self.input_size, device=self.device, dtype=self.dtype)
+        return self.logits(blank).shape[1]
+
     def layer(self, name: str) -> nn.Module:
         """The module behind an alias or a module path; refuses unknown names with the nearest one."""
         path = self.layers.get(name, name)

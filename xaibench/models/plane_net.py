@@ -17,8 +17,8 @@ class PlaneNet(nn.Module):
         self.input, self.flatten = nn.Identity(), nn.Flatten()
         self.linear1, self.relu = nn.Linear(2, hidden), nn.ReLU()
         self.linear2 = nn.Linear(hidden, outputs)
-        self.last = nn.Sigmoid() if sigmoid else nn.Identity()
+        self.output = nn.Sigmoid() if sigmoid else nn.Identity()
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         features = self.flatten(self.input(inputs))
-        return self.last(self.linear2(self.relu(self.linear1(features))))
+        return self.output(self.linear2(self.relu(self.linear1(features))))
