@@ -23,6 +23,9 @@ from xaibench import leaderboard, stats
 from xaibench.leaderboard import Cell
 
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#666666"
+# Okabe and Ito's, without black; lines of one colour differ by their dashes.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666")
+LINES = ("-", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 LAYERS = ("bottleneck_early", "bottleneck", "bottleneck_late")
 
 
@@ -73,6 +76,37 @@ def layer_sweep(results: Path) -> Figure:
     axes.set_xticks(range(len(LAYERS)), LAYERS)
     axes.legend(frameon=False)
     return figure
+
+
+def convergence(results: Path) -> Figure:
+    """1 - |cosine| of random vectors from the logits down to the first convolution, a line for each method."""
+    cells: dict[str, list[Path]] = {}
+    for path in sorted((results / "scores").glob("*/*/csc/*.h5")):
+        cells.setdefault(f"{path.parents[2].name} x {path.parents[1].name}", []).append(path)
+    names = sorted({label(path) for paths in cells.values() for path in paths})
+    styles = {name: (COLOURS[n % len(COLOURS)], LINES[n // len(COLOURS)]) for n, name in enumerate(names)}
+    figure, panels = plt.subplots(1, len(cells), figsize=(4 * len(cells) + 2, 4.6), layout="constrained", squeeze=False)
+    for axes, (title, paths) in zip(panels[0], cells.items()):
+        for path in paths:
+            with h5py.File(path) as file:
+                layers = file["median_from_logits_x"][()]
+                median, random = (np.nanmedian(file[f"{name}_from_logits"], axis=0) for name in ("median", "baseline"))
+            colour, line = styles[label(path)]
+            axes.plot(layers, np.maximum(1 - median, 1e-8), color=colour, linestyle=line, label=label(path))
+        axes.plot(layers, 1 - random, color="black", linestyle="--", linewidth=2, label="random vectors")
+        axes.set(yscale="log", xlabel="layer of the main path, 1 the first convolution", title=title)
+        axes.invert_xaxis()
+    panels[0][0].set_ylabel("1 - |cosine|, median")
+    handles = {name: handle for axes in panels[0] for handle, name in zip(*axes.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles, frameon=False, loc="outside right center")
+    figure.suptitle("Random relevance vectors, handed down from the logits")
+    return figure
+
+
+def label(path: Path) -> str:
+    """The method of a score file, with what was overridden."""
+    card = json.loads(path.with_suffix(".json").read_text())
+    return " ".join(filter(None, (card["method"], card["method_variant"])))
 
 
 def capacity(results: Path) -> tuple[dict, dict[str, np.ndarray]]:
@@ -129,7 +163,11 @@ def bars(axes: Axes, x: Sequence[float], found: Sequence[stats.Estimate], colour
     axes.errorbar(x, value, ends, color=colour, marker="o", capsize=3, label=label)
 
 
-FIGURES: dict[str, Callable[[Path], Figure]] = {"iba_beta_sweep": beta_sweep, "iba_layer_sweep": layer_sweep}
+FIGURES: dict[str, Callable[[Path], Figure]] = {
+    "iba_beta_sweep": beta_sweep,
+    "iba_layer_sweep": layer_sweep,
+    "csc": convergence,
+}
 
 if __name__ == "__main__":
     main()
