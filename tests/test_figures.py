@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from xaibench import leaderboard
+from xaibench.metrics.csc import random_baseline
 
 
 @pytest.fixture
@@ -44,3 +45,17 @@ def test_the_gallery_is_drawn_cheap_methods_first_or_as_named(xaibench, here, sc
     with Image.open("drawn.png") as drawn:
         across, step = 3, 64 + 64 // 12
         assert drawn.width == pytest.approx(across * step - 64 // 12, abs=1)
+
+
+def test_convergence_is_drawn_with_the_medians_over_images(xaibench, here, figures):
+    few = ("metric=csc", "metric.vectors=2", "metric.start=[logits]", "dataset.limit=3")
+    assert xaibench("run", "-m", "method=gradient,lrp_zplus", *few)[0] == 0
+    (axes,) = figures.convergence(Path("results")).axes
+    lines = {line.get_label(): line.get_ydata() for line in axes.lines}
+    for method in ("gradient", "lrp_zplus"):
+        (path,) = Path("results").glob(f"scores/*/*/csc/{method}-*.csv")
+        rows = pd.read_csv(path)
+        cosine = rows[rows["statistic"] == "cosine"]["value"].median()
+        assert len(lines[method]) == 6 and lines[method][0] == pytest.approx(max(1 - cosine, 1e-8), abs=1e-8)
+    channels = (16, 24, 48, 64, 64, 64)
+    assert lines["random vectors"] == pytest.approx([1 - random_baseline(count) for count in channels])
