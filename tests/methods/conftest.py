@@ -13,7 +13,7 @@ from xaibench.models.graph import Graph
 YAMLS = sorted((Path(__file__).parents[2] / "conf" / "method").glob("*.yaml"))
 
 # Enough copies to be cut by every batch size, few enough to be quick.
-SMALL = {"samples": 6, "steps": 6, "players": 4, "references": 4, "directions": 4}
+SMALL = {"samples": 6, "steps": 6, "players": 4, "references": 4, "directions": 2}
 # Few steps have to be large: gates that have hardly moved tie.
 LARGER = {"pathway_dgr": {"learning_rate": 1.0}}
 
