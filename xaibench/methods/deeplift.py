@@ -142,8 +142,8 @@ class Rescale:
     def activation(self, step: Elementwise, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
         """Difference of the output over that of the input."""
         reference = self.reference(step)
-        slope = step.derivative(inputs, output, torch.ones_like(output))[0]
-        return (signal * ratio(output - step(reference), inputs[0] - reference, slope),)
+        (slope,) = step.derivative(inputs, output, signal)
+        return (ratio(signal * (output - step(reference)), inputs[0] - reference, slope),)
 
     def maximum(self, step: Maximum, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
         """What the larger of the two maxima has above the reference's comes from where the input's is; what the
@@ -246,8 +246,7 @@ class RevealCancel(Rescale):
 
 def ratio(change: torch.Tensor, of: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
     """change / of; the slope where nothing changes."""
-    none = of.abs() < NONE
-    return torch.where(none, slope, change / torch.where(none, 1, of))
+    return torch.where(of.abs() < NONE, slope, change / of)
 
 
 def in_halves(rule: Rule, step: Step, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
