@@ -164,7 +164,7 @@ def stability(comparison: Comparison) -> Figure:
     groups = [group for group in comparison.groups if len(group) > 1]
     low, high = comparison.rank_intervals
     with style():
-        figure, axes = _rows(comparison.methods, comparison.order, 2.2, comparison.name)
+        figure, axes = _rows(comparison.methods, comparison.order, 2.2, f"rank under {comparison.name}")
         _ranks(axes, comparison.methods, comparison.order, comparison.ranks, low, high)
         last = len(comparison.order)
         places = np.argsort(comparison.order)

@@ -75,7 +75,7 @@
     files.forEach(({ what, path, link }) => add(what, element("a", path, { href: link })));
     add("commit", element("code", card.commit ?? "unknown"));
     add("versions", Object.entries(card.versions).map((pair) => pair.join(" ")).join(", "));
-    add("made on", `${card.device}, ${card.threads} threads`);
+    add("made on", `${card.device}, threads ${card.threads}`);
     add("seconds", Object.entries(card.seconds).map(([what, time]) => `${what} ${time}`).join(", "));
     add("keys", element("code", Object.entries(card.keys).filter(([, value]) => value).map((pair) => pair.join(" ")).join(", ")));
     const whole = document.createElement("details");

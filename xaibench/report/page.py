@@ -137,7 +137,7 @@ def _lede(boards: Sequence[Board]) -> str:
     if len(methods) > rivals:
         said += f" and {_number(len(methods) - rivals, 'control')}"
     counts = sorted({int(n) for board in boards for rows in board.headlines() for n in rows["n"] + rows["excluded"]})
-    samples = "" if not counts else f" on {counts[0] if len(counts) == 1 else f'{counts[0]} to {counts[-1]}'} samples"
+    samples = "" if not counts else f" on {'up to ' * (len(counts) > 1)}{counts[-1]} samples"
     return f"{said} under {_number(len(metrics), 'metric')}{samples}."
 
 
