@@ -8,6 +8,7 @@ One row per network and method goes to --out; a summary beside the thesis's Tabl
 """
 
 import argparse
+import functools
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -21,15 +22,15 @@ from torch import nn
 from xaibench import show
 from xaibench.build import build
 from xaibench.cache import Artefact
-from xaibench.datasets.base import Samples
+from xaibench.datasets.base import Batch, Samples
 from xaibench.datasets.planes import Xor
 from xaibench.listing import CONF
 from xaibench.metrics.dim_diff import DimDiff
 from xaibench.metrics.masked_pearson import MaskedPearson
-from xaibench.models.classifier import Classifier
+from xaibench.models.classifier import Classifier, predicted
 from xaibench.models.loading import build_module
 from xaibench.models.preprocessing import Preprocessing
-from xaibench.models.recipe import Images, Recipe, accuracy
+from xaibench.models.recipe import Images, Recipe
 from xaibench.rng import generator, sample_generators
 
 # The rates of the thesis; it does not give epochs and batch size. A linear output learns faster.
@@ -131,30 +132,37 @@ def train_side_by_side(
         report(epoch + 1, recipe.epochs, *(value / len(images) / len(modules) for value in (total, right)))
     for index, pair in enumerate(layers):
         for linear, weight, bias in zip(pair, weights[::2], weights[1::2]):
-            linear.weight.data, linear.bias.data = weight[index].detach().T.clone(), bias[index, 0].detach().clone()
+            linear.weight.data.copy_(weight[index].detach().T)
+            linear.bias.data.copy_(bias[index, 0].detach())
 
 
 def measured(module: nn.Module, points: int) -> Iterator[dict[str, object]]:
     """A row per method: accuracy on the test split, output at (0.5, 0.5), and the metrics on the grid."""
     classifier = Classifier("xor_net", module, (1, 1, 2), layers={"bottleneck": "input"}, batch_size=4096)
-    preprocessing, test, train = classifier.preprocessing, Xor("test"), Xor("train")
+    test, batch = loaded("test"), loaded(f"grid:{points}")
     about = {
-        "accuracy": accuracy(classifier, Samples(test, preprocessing, range(len(test)))),
+        "accuracy": (predicted(classifier.logits(test.inputs)) == test.labels).double().mean().item(),
         "centre": classifier.logits(torch.full((1, 1, 1, 2), 0.5)).item(),
     }
-    grid = Samples(Xor(f"grid:{points}"), preprocessing, range(points**2))
-    batch = grid.load(grid.ids)
     outputs = classifier.logits(batch.inputs)[:, 0]
     for name in METHODS:
         method = build(yaml.safe_load((CONF / "method" / f"{name}.yaml").read_text()), "method")
         context = {"labels": batch.labels}
         if getattr(method, "fit", None) is not None:
-            context["fitted"] = method.fit(classifier, Samples(train, preprocessing, range(1000)), generator("fit"))
+            samples = Samples(Xor("train"), classifier.preprocessing, range(1000))
+            context["fitted"] = method.fit(classifier, samples, generator("fit"))
         draws = sample_generators(0, "method", batch.samples)
         targets = torch.zeros_like(batch.labels)
         maps = method.attribute(classifier, batch.inputs, targets, draws, **context)[:, 0]
         scores = DimDiff().pool(maps, outputs) | MaskedPearson().pool(maps, outputs)
         yield {**about, "method": name, **{column: scores[column].item() for column in COLUMNS}}
+
+
+@functools.cache
+def loaded(split: str) -> Batch:
+    """All points of a split, the same for every network."""
+    samples = Samples(Xor(split), Preprocessing(), range(len(Xor(split))))
+    return samples.load(samples.ids)
 
 
 def summary(frame: pd.DataFrame) -> Iterator[str]:
