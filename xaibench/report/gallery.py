@@ -169,7 +169,8 @@ def _maps(cell: Cell, cache: Path) -> Artefact:
 
 def _collapse_of(cells: Sequence[Cell]) -> str:
     """How the metrics read a method's channels: its own collapse, as those that bring none recorded it."""
-    for cell in cells:
+    # Metrics without the parameter come last: they may bring a collapse that no card tells from the method's.
+    for cell in sorted(cells, key=lambda cell: "collapse" not in cell.card["config"]["metric"]):
         if cell.card["collapse"] in COLLAPSES and cell.card["config"]["metric"].get("collapse") is None:
             return cell.card["collapse"]
     return "sum"
