@@ -8,7 +8,7 @@ import re
 import shlex
 import sys
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from .build import TARGET, build, coerce, describe, locate
 from .errors import UserError, XaibenchError, first_line, nearest
 from .files import write_atomically
-from .listing import CONF, GROUPS, read_item
+from .listing import CONF, GROUPS, plugin_folders, read_item
 
 log = logging.getLogger(__name__)
 
@@ -268,7 +268,7 @@ def run_hydra(arguments: list[str], debug: bool) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of Hydra's own printing and exiting
     SweepEnd.failed = None
     _raised.clear()
-    sys.argv = ["xaibench", *_as_sweep(arguments)]
+    sys.argv = ["xaibench", *_as_sweep(arguments), *_search(plugin_folders())]
     entry = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(execute)
     try:
         entry()
@@ -296,17 +296,23 @@ def _as_sweep(arguments: list[str]) -> list[str]:
 
 def compose_job(overrides: list[str]) -> Job:
     """One Job from overrides, outside Hydra's own command line (`xaibench train`)."""
-    directory = [a.split("=", 1)[1] for a in overrides if a.startswith("--config-dir=")]
+    folders = [Path(a.split("=", 1)[1]) for a in overrides if a.startswith("--config-dir=")]
     overrides = [a for a in overrides if not a.startswith("--")]
-    search = [f"hydra.searchpath=[{','.join('file://' + str(Path(d).absolute()) for d in directory)}]"]
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            config = hydra.compose("config", overrides + search * bool(directory), return_hydra_config=True)
+            search = _search([*plugin_folders(), *folders])
+            config = hydra.compose("config", [*overrides, *search], return_hydra_config=True)
             HydraConfig.instance().set_config(config)
             return make_job(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, overrides) from error
+
+
+def _search(folders: Sequence[Path]) -> list[str]:
+    """The override with which Hydra looks for configurations in further folders."""
+    places = ",".join(f"file://{folder.absolute()}" for folder in folders)
+    return [f"hydra.searchpath=[{places}]"] if folders else []
 
 
 def execute(config: DictConfig) -> None:

@@ -5,6 +5,8 @@ The first comment line of a yaml is its summary; `# source:`, `# needs:` and `# 
 """
 
 import functools
+import importlib.metadata
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ PACKAGE = Path(__file__).parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf" / "config.yaml").is_file() else PACKAGE.parent / "conf"
 GROUPS = ("model", "dataset", "method", "metric")
 LISTED = (*GROUPS, "experiment")
+PLUGINS = "xaibench.plugins"
 
 
 @dataclass(frozen=True)
@@ -43,11 +46,17 @@ def group_of(words: str) -> str:
     return group
 
 
+def plugin_folders() -> list[Path]:
+    """The folders `conf` of installed packages that are entry points of the group `xaibench.plugins`."""
+    found = (importlib.util.find_spec(entry.value) for entry in importlib.metadata.entry_points(group=PLUGINS))
+    return [Path(folder) / "conf" for spec in found if spec for folder in spec.submodule_search_locations or ()]
+
+
 def items(group: str, config_dirs: tuple[Path, ...] = ()) -> list[Item]:
-    """Every choice of a group, ours first, then those of the user's folders."""
+    """Every choice of a group, ours first, then those of installed plugins and of the user's folders."""
     found: dict[str, Item] = {}
     listed = []
-    for folder in (CONF, *config_dirs):
+    for folder in (CONF, *plugin_folders(), *config_dirs):
         for path in sorted((folder / group).glob("*.yaml")):
             item = read_item(path, shadowed=path.stem in found)
             found.setdefault(path.stem, item)
