@@ -15,8 +15,8 @@ from xaibench.config import compose_job
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-# Composed and not run: what cannot be had offline (downloads of data and weights, a cluster), and sweeps, for their time.
-ELSEWHERE = re.compile(r"(model|dataset|hydra/launcher|experiment)=|-m$")
+# Composed and not run: what cannot be had offline (downloads of data and weights, a cluster), and long presets.
+ELSEWHERE = re.compile(r"(model|dataset|hydra/launcher|experiment)=")
 # Left out of a command for the reader to fill in.
 ELLIPSIS = re.compile(r"\.\.\.|\(the same\)|\(weights and data")
 
@@ -77,7 +77,7 @@ def test_commands_are_what_the_program_takes(page, xaibench, here):
     if page.stem == "own":
         return
     shutil.copytree(ROOT / "results", here / "results", ignore=shutil.ignore_patterns("scores", "*.png"))
-    assert xaibench("run", "method=gradient", "metric=degradation", "dataset.limit=2")[0] == 0
+    assert xaibench("run", "-m", "method=gradient", "metric=degradation,road", "dataset.limit=2")[0] == 0
     for words in commands(page):
         said = take(words, xaibench)
         assert said is None, f"{page.name}: xaibench {shlex.join(words)}\n{said}"
@@ -91,8 +91,9 @@ def take(words, xaibench):
         compose_job(words[1:])
         return None
     if words[0] == "run":
-        only = ["--cfg", "job"] if any(map(ELSEWHERE.match, words)) else ["runner.plan=true", "dataset.limit=2"]
-        words = [*words, *only]
+        # Of a sweep its first cell.
+        words = [re.sub(r"^([^\[]*?=[^,\[]*),.*", r"\1", word) for word in words if word != "-m"]
+        words += ["--cfg", "job"] if any(map(ELSEWHERE.match, words)) else ["runner.plan=true", "dataset.limit=2"]
     code, _, said = xaibench(*words)
     # 1 and 3 are answers too: a regression, nothing to compare.
     return said if code not in (0, 1, 3) or (words[0] == "run" and code) else None

@@ -179,7 +179,7 @@ class Gated(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.gate, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Linear(4, 5)
+        self.conv, self.gate, self.head = nn.Conv2d(3, 4, 3, padding="valid"), nn.Conv2d(4, 4, 1), nn.Linear(4, 5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.conv(x)

@@ -87,7 +87,11 @@ class Convolution(Affine):
         return functional.conv2d(inputs[0], weight, None, **self.options)
 
     def transposed(self, signal: torch.Tensor, weight: torch.Tensor, inputs: Tensors) -> Tensors:
-        return (nn.grad.conv2d_input(inputs[0].shape, weight, signal, **self.options),)
+        # What autograd calls; `nn.grad.conv2d_input` hands it an input without a memory layout, which is slower.
+        stride, padding, dilation, groups = (self.options[name] for name in ("stride", "padding", "dilation", "groups"))
+        return torch.ops.aten.convolution_backward(
+            signal, inputs[0], weight, None, stride, padding, dilation, False, (0, 0), groups, (True, False, False)
+        )[:1]
 
     def scaled(self, factor: torch.Tensor, shift: torch.Tensor) -> "Convolution":
         shift = shift.view(-1, 1, 1)
@@ -179,11 +183,10 @@ class Rectifier(Activation):
     ceiling: float = math.inf
 
     def derivative(self, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
-        return (signal * self.open(output),)
-
-    def open(self, output: torch.Tensor) -> torch.Tensor:
-        """Where a value passes: 0 < output < ceiling, boolean."""
-        return output > 0 if self.ceiling == math.inf else (output > 0) & (output < self.ceiling)
+        # What autograd calls: one operation instead of a comparison and a product.
+        if self.ceiling == math.inf:
+            return (torch.ops.aten.threshold_backward(signal, output, 0),)
+        return (torch.ops.aten.hardtanh_backward(signal, inputs[0], 0, self.ceiling),)
 
 
 class Route(Call):
@@ -481,6 +484,7 @@ class _Builder:
         """A module with weights as an affine step, if it is one."""
         if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and module.padding != "same":
             options = {name: getattr(module, name) for name in ("stride", "padding", "dilation", "groups")}
+            options["padding"] = (0, 0) if module.padding == "valid" else module.padding
             bias = None if module.bias is None else module.bias.detach().view(-1, 1, 1)
             return Convolution(*where, module.weight.detach(), bias, options)
         if isinstance(module, nn.Linear):
