@@ -9,12 +9,12 @@ import contextlib
 import io
 import itertools
 import os
-import random
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from xaibench import check, leaderboard
@@ -100,7 +100,7 @@ def damage(metrics: str) -> Iterator[str]:
             yield f"{base:21} {kind:6} exit {check.exit_code(rows)}  {len(worse)} of {len(rows)}: {', '.join(worse)}"
 
 
-def false_alarms(results: Path, reruns: int, checks: int) -> Iterator[str]:
+def false_alarms(results: Path, reruns: int, checks: int, baselines: int = 5000) -> Iterator[str]:
     """How often a run under a further seed is called a regression by a baseline of one run and its reruns."""
     cells: dict[int, list[Cell]] = {}
     for cell in leaderboard.read_cells(results):
@@ -109,12 +109,16 @@ def false_alarms(results: Path, reruns: int, checks: int) -> Iterator[str]:
     alarms = alarmed(cells, seeds[: reruns + 1], seeds[reruns + 1 :][:checks])
     rows = Counter(itertools.chain.from_iterable(alarms))
     yield f"{sum(map(bool, alarms))} of {len(alarms)} reruns raise an alarm; rows: {dict(rows)}"
-    # The same with baselines of other seeds: one baseline may be lucky.
-    chance, other = random.Random(0), []
-    for _ in range(20):
-        chance.shuffle(seeds)
-        other += alarmed(cells, seeds[: reruns + 1], seeds[reruns + 1 :][:20])
-    yield f"over 20 baselines drawn from the same runs: {sum(map(bool, other))} of {len(other)}"
+    # One baseline may be lucky: the same arithmetic with others drawn from these runs.
+    boards = [leaderboard.table([as_seed(cell, None) for cell in cells[seed]]) for seed in seeds]
+    bad = np.stack([np.where(board["direction"] == "higher", -1, 1) * board["value"] for board in boards])
+    chance, count = np.random.default_rng(0), 0
+    for _ in range(baselines):
+        before, now, *others = bad[chance.permutation(len(seeds))[: reruns + 2]]
+        varying = np.ptp(others, axis=0) > 0
+        spread = check.rerun_tolerance(np.array(others), max(varying.sum(), 1))
+        count += bool((now - before > np.maximum(spread, check.FLOOR)).any())
+    yield f"with {baselines} baselines drawn from the same runs: {100 * count / baselines:.1f} %"
 
 
 def alarmed(cells: dict[int, list[Cell]], baseline: Sequence[int], checked: Sequence[int]) -> list[list[str]]:
