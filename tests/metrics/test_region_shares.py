@@ -56,11 +56,20 @@ def test_a_map_of_one_part_and_one_of_nothing(data):
     assert all(columns[f"share_{name}"].isnan().all() for name in SEEN_IN)
 
 
+def test_a_map_that_only_looks_at_the_image_names_both_pairs_of_legs_alike(data):
+    dataset, _ = data
+    areas = {name: masks.sum().item() for name, masks in dataset.regions(range(60)).items()}
+    assert areas["moving_legs"] / areas["fixed_legs"] == pytest.approx(1, abs=0.1)
+
+
 def test_every_row_says_what_is_seen_in_its_region(data):
     metric, columns = shares(torch.ones(COUNT, SIDE, SIDE), data[1])
     for statistic in metric.statistics:
         assert statistic.column in columns and (statistic.per is None or statistic.per in columns)
         name, _, seen = statistic.name.partition(":")
+        if name == "moving_over_fixed":
+            assert seen == "legs"
+            continue
         assert ("color" in seen) == ("shape" in seen) == ("background" not in name)
 
 

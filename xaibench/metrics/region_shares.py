@@ -23,10 +23,14 @@ SEEN_IN = {
 class RegionShares(Metric):
     """The share of a map's attribution in each region of a Two4Two image, and that share over the region's area.
 
-    The label is about the moving legs' place at the spine. But a biased network may look at colour and shape, which
-    occupy the same pixels, those of every block: no map can say which of the two it means, and attribution to a fixed
-    leg is no mistake. What only the wall shows tells nothing in the study's data, so `animal` is the headline. What the
-    network does use, `factor_importance` says. The names of the statistics say what is to be seen in a region.
+    Both pairs of legs look alike, but only the moving one tells the class. So a map of a network that uses the legs
+    must name the moving pair more, and one that knows nothing of the network names both alike: the headline is the
+    share of the moving legs over that of the fixed ones, about 1 for every map that only looks at the image.
+
+    No map can be asked for more. A biased network may look at colour and shape, which occupy the same pixels, those of
+    every block: which of the two it means is not to be seen, and attribution to a fixed leg is no mistake. What only
+    the wall shows tells nothing in the study's data. What the network does use, `factor_importance` says. The names of
+    the statistics say what is to be seen in a region.
 
     collapse, sign: see `Metric`; a map without attribution of the sign that is read is undefined (NaN).
 
@@ -36,20 +40,30 @@ class RegionShares(Metric):
     def __init__(self, collapse: Collapse | None = None, sign: Sign = "positive") -> None:
         self.collapse, self.sign = collapse, sign
         ranged = dict(low=0, high=1) if sign != "signed" else {}
-        self.statistics = tuple(
-            Statistic(
-                f"{kind}_{name}:{seen}",
-                direction="lower" if name == "background" else "higher",
-                column=f"share_{name}",
-                per=per and f"area_{name}",
-                unit=unit,
-                **(ranged if kind == "share" else {}),
-            )
-            for kind, per, unit in (
-                ("share", None, "share of the attribution"),
-                ("density", "area", "share of the attribution over share of the area"),
-            )
-            for name, seen in SEEN_IN.items()
+        legs = Statistic(
+            "moving_over_fixed:legs",
+            direction="higher",
+            column="share_moving_legs",
+            per="share_fixed_legs",
+            unit="share of the moving legs over that of the fixed legs",
+        )
+        self.statistics = (
+            legs,
+            *(
+                Statistic(
+                    f"{kind}_{name}:{seen}",
+                    direction="lower" if name == "background" else "higher",
+                    column=f"share_{name}",
+                    per=per and f"area_{name}",
+                    unit=unit,
+                    **(ranged if kind == "share" else {}),
+                )
+                for kind, per, unit in (
+                    ("share", None, "share of the attribution"),
+                    ("density", "area", "share of the attribution over share of the area"),
+                )
+                for name, seen in SEEN_IN.items()
+            ),
         )
 
     def check_data(self, dataset: Dataset) -> None:
