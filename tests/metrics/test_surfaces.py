@@ -100,6 +100,12 @@ def test_dim_diff_is_0_for_whatever_is_everywhere_equally_unequal():
         assert {value.item() for value in DimDiff().pool(maps, maps[:, 0, 0]).values()} == {0.0}
 
 
+def test_one_map_that_is_not_finite_leaves_dim_diff_undefined():
+    maps = torch.ones(9, 1, 2)
+    maps[4, 0, 1] = torch.nan
+    assert all(value.isnan() for value in DimDiff().pool(maps, maps[:, 0, 0]).values())
+
+
 @pytest.mark.parametrize("align", ["none", "rot90", "rot270", "transpose"])
 def test_masked_pearson_equals_numpy_and_scipy(align):
     maps, outputs = torch.randn(STEPS**2, 1, 2), torch.rand(STEPS**2)

@@ -38,5 +38,6 @@ class DimDiff(SurfaceMetric):
         low, high = difference.aminmax()
         # Two equal pictures differ by rounding, which the scaling would blow up to the whole range.
         rounding = ROUNDING * maps.abs().amax()
-        mean = ((difference - low) / (high - low)).mean() if high - low > rounding else torch.zeros_like(high)
+        alike = high - low <= rounding
+        mean = torch.zeros_like(high) if alike else ((difference - low) / (high - low)).mean()
         return {"dim_diff": mean, "dim_diff_sum": mean * len(first)}

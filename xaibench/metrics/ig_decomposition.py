@@ -22,9 +22,10 @@ class IGDecomposition(Metric):
     IG = P^B P^I, the `difference` x - x' times the `average_gradient` on the path. Map and factors are scaled, since
     their units differ, and compared pixel by pixel; the thesis does not say how it scales, so both usual ways are
     given: by the largest absolute value, and to [0, 1] by the extremes. The ratio is the mean distance from the
-    gradient over that from the difference. At 1 both are equally far (the thesis's zero baseline); it is large where
-    the map is little more than x - x' (the thesis has 77 for a counterfactual baseline, which needs an invertible
-    network). Run it over `method.baseline`. The factors' maps are cached like any others.
+    gradient over that from the difference. At 1 both are equally far (the thesis's zero baseline), below 1 the map
+    looks more like the gradient; it is large where the map is little more than x - x' (the thesis has 77 for a
+    counterfactual baseline, which needs an invertible network). Run it over `method.baseline`. The factors' maps are
+    cached like any others.
 
     Only for method integrated_gradients. Channels are collapsed first, in all three alike.
 
