@@ -250,9 +250,9 @@ def test_doctor_says_what_there_is(xaibench):
 def test_completion_offers_commands_and_overrides(xaibench, monkeypatch):
     monkeypatch.setenv("COMP_LINE", "xaibench l")
     assert xaibench("-sc", "query=bash")[1].split() == ["list", "leaderboard"]
-    monkeypatch.setenv("COMP_LINE", "xaibench run method=integ")
-    monkeypatch.setenv("COMP_POINT", "25")
-    assert xaibench("-sc", "query=bash")[1].split() == ["method=integrated_gradients"]
+    monkeypatch.setenv("COMP_LINE", "xaibench run method=occl")
+    monkeypatch.setenv("COMP_POINT", "24")
+    assert xaibench("-sc", "query=bash")[1].split() == ["method=occlusion"]
 
 
 def test_ctrl_c_ends_with_130_and_keeps_what_was_done(here, spawn):
