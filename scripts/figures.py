@@ -23,9 +23,18 @@ from xaibench import leaderboard, stats
 from xaibench.leaderboard import Cell
 
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#666666"
-# Okabe and Ito's, without black; lines of one colour differ by their dashes.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666")
-LINES = ("-", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
+# In the figure of csc, with their colours (Okabe and Ito's): more lines than these cannot be told apart.
+RULES = {
+    "gradient": "#666666",
+    "deeplift": "#56b4e9",
+    "lrp_zero": "#0072b2",
+    "deconvnet": "#f0e442",
+    "guided_backprop": "#e69f00",
+    "lrp_alphabeta": "#cc79a7",
+    "lrp_cmp": "#882255",
+    "pattern_attribution": "#d55e00",
+    "lrp_zplus": "#009e73",
+}
 LAYERS = ("bottleneck_early", "bottleneck", "bottleneck_late")
 
 
@@ -79,34 +88,35 @@ def layer_sweep(results: Path) -> Figure:
 
 
 def convergence(results: Path) -> Figure:
-    """1 - |cosine| of random vectors from the logits down to the first convolution, a line for each method."""
-    cells: dict[str, list[Path]] = {}
-    for path in sorted((results / "scores").glob("*/*/csc/*.h5")):
-        cells.setdefault(f"{path.parents[2].name} x {path.parents[1].name}", []).append(path)
-    names = sorted({label(path) for paths in cells.values() for path in paths})
-    styles = {name: (COLOURS[n % len(COLOURS)], LINES[n // len(COLOURS)]) for n, name in enumerate(names)}
-    figure, panels = plt.subplots(1, len(cells), figsize=(4 * len(cells) + 2, 4.6), layout="constrained", squeeze=False)
-    for axes, (title, paths) in zip(panels[0], cells.items()):
-        for path in paths:
-            with h5py.File(path) as file:
+    """1 - |cosine| of random vectors from the logits down to the first convolution, for RULES with their defaults."""
+    cells: dict[str, dict[str, Path]] = {}
+    for path in sorted((results / "scores").glob("*/*/csc/*.json")):
+        card = json.loads(path.read_text())
+        changed = [part for part in card["method_variant"].split(",") if part and not part.startswith("fit.")]
+        if card["method"] in RULES and not changed:
+            panel = cells.setdefault(f"{card['model']} x {card['dataset']}", {})
+            panel[card["method"]] = path.with_suffix(".h5")
+    rows = 1 if len(cells) < 3 else 2
+    columns = -(-len(cells) // rows)
+    size = (4.2 * columns + 1.8, 3.4 * rows + 0.4)
+    figure, panels = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    for axes, (title, methods) in zip(panels.flat, cells.items()):
+        for method in filter(methods.get, RULES):
+            with h5py.File(methods[method]) as file:
                 layers = file["median_from_logits_x"][()]
                 median, random = (np.nanmedian(file[f"{name}_from_logits"], axis=0) for name in ("median", "baseline"))
-            colour, line = styles[label(path)]
-            axes.plot(layers, np.maximum(1 - median, 1e-8), color=colour, linestyle=line, label=label(path))
-        axes.plot(layers, 1 - random, color="black", linestyle="--", linewidth=2, label="random vectors")
+            axes.plot(layers, np.maximum(1 - median, 1e-8), color=RULES[method], marker=".", label=method)
+        axes.plot(layers, 1 - random, color="black", linestyle="--", label="random vectors")
         axes.set(yscale="log", xlabel="layer of the main path, 1 the first convolution", title=title)
+        axes.set(ylabel="1 - |cosine|, median")
         axes.invert_xaxis()
-    panels[0][0].set_ylabel("1 - |cosine|, median")
-    handles = {name: handle for axes in panels[0] for handle, name in zip(*axes.get_legend_handles_labels())}
-    figure.legend(handles.values(), handles, frameon=False, loc="outside right center")
+    for axes in panels.flat[len(cells) :]:
+        axes.set_axis_off()
+    handles = {name: handle for axes in panels.flat for handle, name in zip(*axes.get_legend_handles_labels())}
+    order = [name for name in (*RULES, "random vectors") if name in handles]
+    figure.legend([handles[name] for name in order], order, frameon=False, loc="outside right center")
     figure.suptitle("Random relevance vectors, handed down from the logits")
     return figure
-
-
-def label(path: Path) -> str:
-    """The method of a score file, with what was overridden."""
-    card = json.loads(path.with_suffix(".json").read_text())
-    return " ".join(filter(None, (card["method"], card["method_variant"])))
 
 
 def capacity(results: Path) -> tuple[dict, dict[str, np.ndarray]]:

@@ -11,7 +11,7 @@ from xaibench.errors import Refusal
 from xaibench.methods.lrp import LRP, box
 from xaibench.methods.rules import AlphaBeta, Box, Epsilon, Flat, Gamma, Square
 from xaibench.models.classifier import Classifier
-from xaibench.models.graph import Affine, Graph
+from xaibench.models.graph import Affine, Graph, Sum
 from xaibench.models.preprocessing import Preprocessing
 
 
@@ -154,6 +154,17 @@ def test_relevance_is_conserved_where_the_bias_is_dropped(rule):
     torch.testing.assert_close(maps.flatten(1).sum(1), logits, rtol=1e-9, atol=1e-9)
     one = LRP(rule, start="one").attribute(network, inputs, targets, [])
     torch.testing.assert_close(one * logits[:, None, None, None], maps)
+
+
+def test_a_clipped_residual_sum_hands_down_nothing_below_zero():
+    """3 and -1 under alpha 2, beta 1 get 2 and -1 of what arrives; of the relevance -1 they get -2 and 1."""
+    network, inputs = classifier(shaped("resnet"), (3, 64, 64)), seeded(1, (3, 64, 64))
+    step = Sum("sum", (1, 2), torch.ones(()), None)
+    pair, output = (torch.tensor([3.0, 3.0]), torch.tensor([-1.0, -1.0])), torch.tensor([2.0, 2.0])
+    for residual, expected in (("rule", [[2.0, -2.0], [-1.0, 1.0]]), ("clipped", [[2.0, 0.0], [0.0, 1.0]])):
+        rule = LRP(AlphaBeta(2, 1), residual=residual).rules(network, inputs)(step)
+        found = torch.stack(rule(step, pair, output, torch.tensor([1.0, -1.0])))
+        torch.testing.assert_close(found, torch.tensor(expected))
 
 
 @pytest.mark.parametrize("name", ["vgg", "resnet"])

@@ -7,12 +7,12 @@ import torch
 
 from ..errors import Refusal
 from ..models.classifier import Classifier
-from ..models.graph import Average, Dense, Rule, Step, Sum
+from ..models.graph import Average, Dense, Rule, Step, Sum, Tensors
 from .modified_backprop import Fits, ModifiedBackprop, Start, refuse_probability, target_alone
 from .rules import AffineRule, Box, Composite, Epsilon, Flat, Square, one_of, passed_on
 
 First = Literal["same", "square", "flat", "box"]
-Residual = Literal["rule", "proportional"]
+Residual = Literal["rule", "proportional", "clipped"]
 
 # How far outside of the box an input may lie: rounding of the normalisation.
 SLACK = 1e-4
@@ -26,7 +26,8 @@ class LRP(ModifiedBackprop):
         look at weights alone).
     dense: of linear layers, if it is another rule.
     residual: of sums: `rule` (a residual connection is a layer [I I] on both of its inputs: Sixt 2022, section 4.3) or
-        `proportional` to the two (zennit's).
+        `proportional` to the two (zennit's), or `clipped`, as `rule` without what is below 0 (the code of Sixt et al.
+        2020, which also cuts off at 1000).
     first: of the layer that reads the input: `same`, `square` (w-squared, for inputs of any size), `flat`, or `box`
         (z-box, for inputs between the normalised values of black and white).
     start: the relevance handed down: the `logit` itself, so that a negative one turns the map's sign, or `one`.
@@ -62,7 +63,12 @@ class LRP(ModifiedBackprop):
             special[Dense] = self.dense
         if self.residual == "proportional":
             special[Sum] = Epsilon(0)
+        if self.residual == "clipped":
+            special[Sum] = self._clipped
         return Composite(self.rule, passed_on, first, special)
+
+    def _clipped(self, step: Step, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
+        return tuple(share.clamp(min=0) for share in self.rule(step, inputs, output, signal))
 
     def initial(self, classifier: Classifier, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return target_alone(logits, targets, self.start)
