@@ -36,6 +36,14 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     return f"choose from: {shown}"
 
 
+def one_of(name: str, value: str, choices: Iterable[str]) -> str:
+    """The value, if it is one of the choices; else raises ValueError, as constructors do, with the nearest one."""
+    choices = tuple(choices)
+    if value not in choices:
+        raise ValueError(f"{name}={value}: {nearest(value, choices)}")
+    return value
+
+
 def first_line(error: BaseException) -> str:
     """What another library's error says, cut to what fits into one of our lines."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(":")

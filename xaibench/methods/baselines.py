@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from .. import fills
-from ..errors import Refusal, nearest
+from ..errors import Refusal, one_of
 from ..models.classifier import Classifier
 
 BASELINES: tuple[str, ...] = (*fills.FILLS, "zero_normalised", "noise", "dataset")
@@ -26,8 +26,7 @@ class Baselines:
         if not self.words:
             raise ValueError("baseline=[]: expected at least one word")
         for word in self.words:
-            if word not in BASELINES:
-                raise ValueError(f"baseline={word}: {nearest(word, BASELINES)}")
+            one_of("baseline", word, BASELINES)
         if not sigma > 0:
             raise ValueError(f"sigma={sigma}: expected a positive number of pixels")
         if not 0 <= value <= 1:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ..errors import Refusal, XaibenchError, first_line, nearest
+from ..errors import Refusal, XaibenchError, first_line, nearest, one_of
 from ..models.classifier import Classifier
 from ..models.rectifiers import count_rectifiers
 from ..rng import draw_seeds
@@ -71,8 +71,7 @@ class Captum(Method):
         known = {name: getattr(attr, name) for name in attr.__all__}
         known = {n: k for n, k in known.items() if inspect.isclass(k) and issubclass(k, attr.Attribution)}
         known = {n: k for n, k in known.items() if hasattr(k, "attribute") and n not in UNFIT}
-        if attributor not in known:
-            raise ValueError(f"attributor={attributor}: {nearest(attributor, known)}")
+        one_of("attributor", attributor, known)
         if attributor in PERMUTING:
             raise ValueError(f"attributor={attributor} mixes the samples of a batch: a map would depend on the others")
         self.kind = known[attributor]

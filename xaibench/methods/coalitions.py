@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 import torch
 
-from ..errors import nearest
+from ..errors import one_of
 from ..fills import FILLS, Fill, filled
 from ..models.classifier import Classifier
 from ..models.preprocessing import Preprocessing
@@ -34,10 +34,8 @@ class Coalitions(Method):
     def __init__(self, players: int, segments: Segments, fill: Fill, sigma: float) -> None:
         if players < 1:
             raise ValueError(f"players={players}: expected at least 1")
-        if segments not in get_args(Segments):
-            raise ValueError(f"segments={segments}: {nearest(segments, get_args(Segments))}")
-        if fill not in FILLS:
-            raise ValueError(f"fill={fill}: {nearest(fill, FILLS)}")
+        one_of("segments", segments, get_args(Segments))
+        one_of("fill", fill, FILLS)
         if not sigma > 0:
             raise ValueError(f"sigma={sigma}: expected a positive number of pixels")
         self.players, self.segments, self.fill, self.sigma = players, segments, fill, sigma

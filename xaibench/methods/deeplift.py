@@ -7,13 +7,12 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from ..errors import Refusal
+from ..errors import Refusal, one_of
 from ..models.classifier import Classifier
 from ..models.cut import INPUT, LOGITS
 from ..models.graph import Affine, Constant, Elementwise, Graph, Maximum, Route, Rule, Step, Tensors, derivative
 from .baselines import Baselines
 from .modified_backprop import Fits, ModifiedBackprop, gradient_of_output, refuse_probability
-from .rules import one_of
 
 RuleName = Literal["rescale", "reveal_cancel", "ablation"]
 

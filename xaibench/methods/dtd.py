@@ -15,12 +15,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch.nn import functional
 
-from ..errors import Refusal
+from ..errors import Refusal, one_of
 from ..models.classifier import Classifier
 from ..models.graph import Activation, Constant, Dense, Graph, Rectifier, Route, Tensors
 from .base import Method
 from .modified_backprop import Fits, ModifiedBackprop, refuse_probability, target_alone
-from .rules import AffineRule, Composite, one_of, passed_on
+from .rules import AffineRule, Composite, passed_on
 
 RootName = Literal["zplus", "gamma", "square", "zero"]
 Function = Callable[[torch.Tensor], torch.Tensor]

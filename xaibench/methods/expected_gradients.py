@@ -4,7 +4,7 @@ from typing import Any, get_args
 
 import torch
 
-from ..errors import nearest
+from ..errors import one_of
 from ..models.classifier import Classifier
 from .base import Method
 from .baselines import Baselines
@@ -42,8 +42,7 @@ class ExpectedGradients(Method):
             raise ValueError(f"samples={samples}: expected at least 1")
         if noise < 0:
             raise ValueError(f"noise={noise}: expected 0 or more")
-        if unit not in get_args(Unit):
-            raise ValueError(f"unit={unit}: {nearest(unit, get_args(Unit))}")
+        one_of("unit", unit, get_args(Unit))
         self.samples, self.noise, self.unit = samples, noise, unit
         self.baselines = Baselines(baseline, sigma, value, references)
         self.fit = self.baselines.fit if self.baselines.from_data else None

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch.nn import functional
 
-from ..errors import Refusal, nearest
+from ..errors import Refusal, one_of
 from ..fills import FILLS, Fill, blurred, filled
 from ..models.classifier import Classifier
 from .base import Method
@@ -67,10 +67,8 @@ class ExtremalPerturbation(Method):
     ) -> None:
         if not areas or not all(0 < area < 1 for area in areas):
             raise ValueError(f"areas={list(areas)}: expected one or more shares between 0 and 1")
-        if variant not in get_args(Variant):
-            raise ValueError(f"variant={variant}: {nearest(variant, get_args(Variant))}")
-        if fill not in FILLS:
-            raise ValueError(f"fill={fill}: {nearest(fill, FILLS)}")
+        one_of("variant", variant, get_args(Variant))
+        one_of("fill", fill, FILLS)
         for name, value in (("sigma", sigma), ("spacing", spacing)):
             if value is not None and not value > 0:
                 raise ValueError(f"{name}={value}: expected a positive number of pixels, or null")

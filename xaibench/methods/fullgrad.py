@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from .. import rng
-from ..errors import Refusal, nearest
+from ..errors import Refusal, one_of
 from ..models.classifier import Classifier
 from .base import Method
 
@@ -44,8 +44,7 @@ class FullGrad(Method):
     """
 
     def __init__(self, psi: Psi = "rescaled") -> None:
-        if psi not in get_args(Psi):
-            raise ValueError(f"psi={psi}: {nearest(psi, get_args(Psi))}")
+        one_of("psi", psi, get_args(Psi))
         self.psi = psi
 
     def check(self, classifier: Classifier) -> None:

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from .. import rng
-from ..errors import Refusal, nearest
+from ..errors import Refusal, one_of
 from ..models.classifier import Classifier
 from ..models.cut import Cut
 from .base import Method
@@ -164,8 +164,7 @@ class GuidedGradCAM(Method):
     """
 
     def __init__(self, layer: str = "last_conv", cam: Literal["gradcam", "gradcam_pp"] = "gradcam") -> None:
-        if cam not in CAMS:
-            raise ValueError(f"cam={cam}: {nearest(cam, CAMS)}")
+        one_of("cam", cam, CAMS)
         self.cam, self.guided = CAMS[cam](layer), GuidedBackprop()
 
     def check(self, classifier: Classifier) -> None:

@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
-from ..errors import nearest
+from ..errors import one_of
 from ..models.classifier import Classifier
 from .base import Method
 from .baselines import Baselines
@@ -43,8 +43,7 @@ class IntegratedGradients(Method):
         value: float = 0.5,
         references: int = 10,
     ) -> None:
-        if factor not in get_args(Factor):
-            raise ValueError(f"factor={factor}: {nearest(factor, get_args(Factor))}")
+        one_of("factor", factor, get_args(Factor))
         self.points, self.steps, self.factor = points(quadrature, steps), steps, factor
         self.baselines = Baselines(baseline, sigma, value, references)
         self.fit = self.baselines.fit if self.baselines.from_data else None
@@ -94,8 +93,7 @@ def points(quadrature: str, steps: int) -> tuple[list[float], list[float]]:
     intervals, and so returns (steps - 1) / steps of the integral.) gausslegendre is exact for polynomials of
     degree 2 * steps - 1. Raises ValueError for another word and for too few steps.
     """
-    if quadrature not in get_args(Quadrature):
-        raise ValueError(f"quadrature={quadrature}: {nearest(quadrature, get_args(Quadrature))}")
+    one_of("quadrature", quadrature, get_args(Quadrature))
     fewest = 2 if quadrature == "riemann_trapezoid" else 1
     if steps < fewest:
         raise ValueError(f"steps={steps}: expected at least {fewest} for quadrature={quadrature}")

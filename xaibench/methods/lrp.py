@@ -5,11 +5,11 @@ from typing import Literal, get_args
 
 import torch
 
-from ..errors import Refusal
+from ..errors import Refusal, one_of
 from ..models.classifier import Classifier
 from ..models.graph import Average, Dense, Rule, Step, Sum, Tensors
 from .modified_backprop import Fits, ModifiedBackprop, Start, refuse_probability, target_alone
-from .rules import AffineRule, Box, Composite, Epsilon, Flat, Square, one_of, passed_on
+from .rules import AffineRule, Box, Composite, Epsilon, Flat, Square, passed_on
 
 First = Literal["same", "square", "flat", "box"]
 Residual = Literal["rule", "proportional", "clipped"]

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from ..errors import Refusal, nearest
+from ..errors import Refusal, one_of
 from ..fills import FILLS, Fill, blurred, filled
 from ..models.classifier import Classifier
 from .base import Method
@@ -43,8 +43,7 @@ class MeaningfulPerturbation(Method):
         learning_rate: float = 0.1,
         jitter: int = 4,
     ) -> None:
-        if fill not in FILLS:
-            raise ValueError(f"fill={fill}: {nearest(fill, FILLS)}")
+        one_of("fill", fill, FILLS)
         for name, value in (("sigma", sigma), ("smoothing", smoothing), ("learning_rate", learning_rate)):
             if not value > 0:
                 raise ValueError(f"{name}={value}: expected more than 0")

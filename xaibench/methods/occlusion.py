@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from ..errors import Refusal, nearest
+from ..errors import Refusal, one_of
 from ..fills import FILLS, Fill, filled
 from ..models.classifier import Classifier
 from .base import Method
@@ -28,8 +28,7 @@ class Occlusion(Method):
             raise ValueError(f"patch={patch}: expected at least 1 pixel")
         if stride is not None and not 1 <= stride <= patch:
             raise ValueError(f"stride={stride}: expected 1 to {patch} pixels (patch), or null")
-        if fill not in FILLS:
-            raise ValueError(f"fill={fill}: {nearest(fill, FILLS)}")
+        one_of("fill", fill, FILLS)
         if sigma <= 0:
             raise ValueError(f"sigma={sigma}: expected a positive number of pixels")
         self.patch, self.stride, self.fill, self.sigma = patch, patch if stride is None else stride, fill, sigma

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch.nn import functional
 
-from ..errors import nearest
+from ..errors import one_of
 from ..models.classifier import Classifier
 from .base import Method
 from .pathway_neurons import Neurons, altered, require_neurons
@@ -40,8 +40,7 @@ class Pathway(Method):
     collapse = "max_abs"
 
     def __init__(self, off_path: OffPath = "constant", opening: int = 1) -> None:
-        if off_path not in get_args(OffPath):
-            raise ValueError(f"off_path={off_path}: {nearest(off_path, get_args(OffPath))}")
+        one_of("off_path", off_path, get_args(OffPath))
         if opening < 1 or opening % 2 == 0:
             raise ValueError(f"opening={opening}: expected an odd number of pixels, 1 for none")
         self.off_path, self.opening = off_path, opening

@@ -6,12 +6,12 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from ..errors import Refusal
+from ..errors import Refusal, one_of
 from ..models.classifier import Classifier
 from ..models.graph import Activation, Affine, Convolution, Dense, Graph, Rule, Step, Tensors, derivative
 from .base import Fitted
 from .modified_backprop import Fits, ModifiedBackprop, Start, refuse_probability, target_alone
-from .rules import one_of, passed_on
+from .rules import passed_on
 
 Estimator = Literal["linear", "positive"]
 

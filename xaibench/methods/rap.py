@@ -6,11 +6,11 @@ from typing import Literal, get_args
 
 import torch
 
-from ..errors import Refusal
+from ..errors import Refusal, one_of
 from ..models.classifier import Classifier
 from ..models.graph import Affine, Convolution, Dense, Graph, Rule, Scale, Step, Tensors
 from .modified_backprop import Fits, ModifiedBackprop, Start, refuse_probability, target_alone
-from .rules import AffineRule, AlphaBeta, Box, Composite, Epsilon, Square, one_of, passed_on
+from .rules import AffineRule, AlphaBeta, Box, Composite, Epsilon, Square, passed_on
 
 First = Literal["image_box", "square", "same"]
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from ..errors import nearest
+from ..errors import one_of
 from ..fills import FILLS, Fill, filled
 from ..models.classifier import Classifier
 from ..versions import masked, replacing
@@ -43,8 +43,7 @@ class Rise(Method):
             raise ValueError(f"cells={cells}: expected at least 1")
         if not 0 < probability <= 1:
             raise ValueError(f"probability={probability}: expected more than 0 and up to 1")
-        if fill not in FILLS:
-            raise ValueError(f"fill={fill}: {nearest(fill, FILLS)}")
+        one_of("fill", fill, FILLS)
         if not sigma > 0:
             raise ValueError(f"sigma={sigma}: expected a positive number of pixels")
         self.samples, self.cells, self.probability, self.fill, self.sigma = samples, cells, probability, fill, sigma

@@ -17,7 +17,7 @@ from typing import Literal, get_args
 
 import torch
 
-from ..errors import nearest
+from ..errors import one_of
 from ..models.graph import Activation, Affine, Rule, Scale, Step, Tensors, derivative
 
 Bias = Literal["kept", "dropped"]
@@ -199,10 +199,3 @@ def _divided(signal: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
 
 def _times(inputs: Tensors, signals: Tensors) -> Tensors:
     return tuple(x * signal for x, signal in zip(inputs, signals))
-
-
-def one_of(name: str, value: str, choices: tuple[str, ...]) -> str:
-    """The value, if it is one of the choices. Raises ValueError with the nearest one otherwise."""
-    if value not in choices:
-        raise ValueError(f"{name}={value}: {nearest(value, choices)}")
-    return value

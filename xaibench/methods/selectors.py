@@ -5,7 +5,7 @@ from typing import Literal, get_args
 import torch
 from torch.nn import functional
 
-from ..errors import Refusal, nearest
+from ..errors import Refusal, one_of
 from ..models.classifier import Classifier
 from .integrated_gradients import Quadrature, points
 from .pathway import OffPath, Pathway, like, log, strongest
@@ -175,8 +175,7 @@ class RoutedPath(Pathway):
         opening: int = 1,
     ) -> None:
         super().__init__(off_path, opening)
-        if initial not in get_args(Initial):
-            raise ValueError(f"initial={initial}: {nearest(initial, get_args(Initial))}")
+        one_of("initial", initial, get_args(Initial))
         for name, value in (("steps", steps), ("tries", tries)):
             if value < 1:
                 raise ValueError(f"{name}={value}: expected at least 1")

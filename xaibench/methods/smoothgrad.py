@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from .. import rng
-from ..errors import nearest
+from ..errors import one_of
 from ..models.classifier import Classifier
 from .base import Method
 from .copies import pieces_of, rows_of_copies
@@ -46,9 +46,8 @@ class SmoothGrad(Method):
         unit: Unit = "range",
         method: Method | None = None,
     ) -> None:
-        for name, word, words in (("aggregate", aggregate, get_args(Aggregate)), ("unit", unit, get_args(Unit))):
-            if word not in words:
-                raise ValueError(f"{name}={word}: {nearest(word, words)}")
+        one_of("aggregate", aggregate, get_args(Aggregate))
+        one_of("unit", unit, get_args(Unit))
         fewest = 2 if aggregate == "variance" else 1
         if samples < fewest:
             raise ValueError(f"samples={samples}: expected at least {fewest} for aggregate={aggregate}")

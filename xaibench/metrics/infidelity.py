@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from .. import rng
 from ..datasets.base import Batch
-from ..errors import nearest
+from ..errors import one_of
 from ..models.classifier import Classifier
 from ..versions import masked, versions
 from .base import Metric, Statistic
@@ -64,8 +64,7 @@ class Infidelity(Metric):
         noise: float = 0.02,
         normalize: bool = True,
     ) -> None:
-        if perturbation not in get_args(Perturbation):
-            raise ValueError(f"perturbation={perturbation}: {nearest(perturbation, get_args(Perturbation))}")
+        one_of("perturbation", perturbation, get_args(Perturbation))
         if draws < 1:
             raise ValueError(f"draws={draws}: expected at least 1")
         if not 0 < largest <= 1:

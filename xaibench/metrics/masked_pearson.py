@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 import torch
 
-from ..errors import nearest
+from ..errors import one_of
 from .base import Statistic
 from .ranking import Collapse, Sign
 from .surface import SurfaceMetric, surfaces
@@ -56,8 +56,7 @@ class MaskedPearson(SurfaceMetric):
         collapse: Collapse | None = None,
         sign: Sign = "signed",
     ) -> None:
-        if align not in get_args(Align):
-            raise ValueError(f"align={align}: {nearest(align, get_args(Align))}")
+        one_of("align", align, get_args(Align))
         if not low < high:
             raise ValueError(f"low={low}, high={high}: expected low below high")
         self.align, self.low, self.high, self.collapse, self.sign = align, low, high, collapse, sign
