@@ -8,12 +8,11 @@ from dataclasses import asdict
 from typing import Any
 
 from .check import BETTER, INCOMPARABLE, MISSING, NEW, REGRESSED, SAME, WORSE, Compared, exit_code
-from .leaderboard import IDENTITY
+from .leaderboard import ARROWS, IDENTITY
 
 WORDS = {
     WORSE: "regressed", MISSING: "missing", INCOMPARABLE: "not comparable", BETTER: "better", NEW: "new", SAME: "same",
 }  # fmt: skip
-ARROWS = {"higher": "↑", "lower": "↓", "target": "→"}
 # More rows than this make no reader wiser.
 SHOWN = 50
 

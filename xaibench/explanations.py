@@ -383,7 +383,7 @@ class Explanations:
         if self.like is not None:
             return self.like._forward_flops
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            self.learned.module(torch.zeros(1, *self.learned.input_size, device=self.device))
+            self.learned.module(self.learned.blank)
         return counter.get_total_flops()
 
     def made_by(self) -> dict[str, object]:

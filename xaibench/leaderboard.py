@@ -29,6 +29,8 @@ COST_COLUMNS = (
 # Of `table`, for people; not in the file.
 TUNED, FEW = "tuned", "few"
 IDENTITY = ("model", "dataset", "method", "method_variant", "metric", "metric_variant", "statistic")
+# Which values of a statistic are better, for people.
+ARROWS = {"higher": "↑", "lower": "↓", "target": "→"}
 # Above this share of excluded samples a cell is also given on the samples that all methods have.
 MANY_EXCLUDED = 0.05
 COMMON = "@common"

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from . import comparison, leaderboard, published
 from .check import SAME, Compared
-from .check_report import ARROWS, counts
+from .check_report import counts
 from .comparison import Comparison, Overall
 from .published import Published
 from .stats import FEW
@@ -140,7 +140,7 @@ def leaderboard_table(frame: pd.DataFrame, comparisons: Sequence[Comparison] = (
                 value = "undefined" if pd.isna(row["value"]) else f"{row['value']:.4f}"
                 flagged = row["excluded"] > leaderboard.MANY_EXCLUDED * (row["n"] + row["excluded"])
                 excluded = f"{row['excluded']}{' !' if flagged else ''}" if row["excluded"] else ""
-                arrow = ARROWS[row["direction"]]
+                arrow = leaderboard.ARROWS[row["direction"]]
                 cells = (f"{statistic} {arrow}", rank, escape(method), value, interval, str(row["n"]), excluded)
                 table.add_row(*cells)
         stdout.print(table)
@@ -149,7 +149,7 @@ def leaderboard_table(frame: pd.DataFrame, comparisons: Sequence[Comparison] = (
 def ranks(comparisons: Sequence[Comparison]) -> None:
     """A table per comparison: where each method stands, how firmly, and from which others it is told apart."""
     for c in comparisons:
-        title = f"{c.model} · {c.dataset} · {c.name} {ARROWS[c.direction]} · {c.n} {_unit(c)}"
+        title = f"{c.model} · {c.dataset} · {c.name} {leaderboard.ARROWS[c.direction]} · {c.n} {_unit(c)}"
         methods, pairs = len(c.methods), len(c.methods) * (len(c.methods) - 1) // 2
         friedman = f"Friedman p {_p(c.friedman_p)}, mean ranks differ from {c.critical_difference:.1f} on (Nemenyi)"
         legend = [

@@ -115,8 +115,7 @@ def dense_layers(classifier: Classifier) -> list[Layer]:
             raise _not_dense(classifier, step.name)
         last = place
     # A route may do more than flatten.
-    draw = torch.Generator().manual_seed(0)
-    probe = torch.randn(2, *classifier.input_size, generator=draw).to(classifier.device, classifier.dtype)
+    probe = classifier.probe(2)
     points = probe.flatten(1)
     for layer in layers:
         points = layer(points)

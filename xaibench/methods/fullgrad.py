@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .. import rng
 from ..errors import Refusal, one_of
 from ..models.classifier import Classifier
 from .base import Method
@@ -50,9 +49,8 @@ class FullGrad(Method):
     def check(self, classifier: Classifier) -> None:
         if classifier.output == "probability":
             raise Refusal("fullgrad takes a logit apart, a softmax probability has no such parts: set output=logit")
-        probe = torch.randn(1, *classifier.input_size, generator=rng.generator("fullgrad"))
         target = torch.zeros(1, dtype=torch.int64, device=classifier.device)
-        self.attribute(classifier, probe.to(classifier.device, classifier.dtype), target, [])
+        self.attribute(classifier, classifier.probe(1), target, [])
 
     def attribute(
         self,

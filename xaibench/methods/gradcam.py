@@ -27,8 +27,7 @@ class GradCAM(Method):
         self.layer, self.relu = layer, relu
 
     def check(self, classifier: Classifier) -> None:
-        probe = torch.zeros(1, *classifier.input_size, dtype=classifier.dtype, device=classifier.device)
-        self._features(classifier, probe, torch.zeros(1, dtype=torch.int64, device=classifier.device))
+        self._features(classifier, classifier.blank, torch.zeros(1, dtype=torch.int64, device=classifier.device))
 
     def attribute(
         self,

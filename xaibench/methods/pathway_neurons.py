@@ -57,8 +57,7 @@ def require_neurons(classifier: Classifier) -> None:
         )
     if not reached:
         raise Refusal(f"pathway methods need ReLU modules: {classifier.name} has none in its forward pass")
-    probe = torch.randn(2, *classifier.input_size, generator=torch.Generator().manual_seed(0))
-    probe = probe.to(classifier.device, classifier.dtype)
+    probe = classifier.probe(2)
     with torch.no_grad():
         expected = classifier.module(probe)
     logits, neurons = observe(classifier, probe)

@@ -319,8 +319,7 @@ def _ranked(scores: Neurons, signed: bool) -> Neurons:
 
 
 def _layers(classifier: Classifier) -> int:
-    probe = torch.zeros(1, *classifier.input_size, dtype=classifier.dtype, device=classifier.device)
-    return len(observe(classifier, probe)[1])
+    return len(observe(classifier, classifier.blank)[1])
 
 
 def _rows(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -153,8 +153,7 @@ def _last_layer(classifier: Classifier) -> nn.Linear | None:
         layer.register_forward_hook(lambda module, given, output: outputs.update({module: output})) for layer in layers
     ]
     try:
-        probe = torch.zeros(1, *classifier.input_size, device=classifier.device, dtype=classifier.dtype)
-        logits = classifier.module(probe)
+        logits = classifier.module(classifier.blank)
     finally:
         for watch in watches:
             watch.remove()

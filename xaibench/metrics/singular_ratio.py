@@ -1,5 +1,6 @@
 """Singular ratio: is what a method does between two layers close to a matrix of rank 1?"""
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -7,7 +8,7 @@ import torch
 from ..datasets.base import Batch
 from ..errors import Refusal
 from ..models.classifier import Classifier
-from ..models.cut import LOGITS
+from ..models.cut import LOGITS, output_shape
 from ..models.graph import Graph
 from .base import Metric, Statistic
 
@@ -40,7 +41,7 @@ class SingularRatio(Metric):
         self.start, self.layer = start, layer
 
     def check(self, classifier: Classifier) -> None:
-        size = self._shape(classifier).numel()
+        size = math.prod(output_shape(classifier, self.start))
         if not 2 <= size <= LARGEST:
             raise Refusal(f"metric.start={self.start} has {size} values in {classifier.name}: expected 2 to {LARGEST}")
         graph, below = Graph.of(classifier), self._below(classifier)
@@ -48,7 +49,7 @@ class SingularRatio(Metric):
             raise Refusal(f"metric.layer={below} is not below metric.start={self.start} in {classifier.name}")
 
     def cost(self, classifier: Classifier) -> tuple[int, int]:
-        return (1, self._shape(classifier).numel())
+        return (1, math.prod(output_shape(classifier, self.start)))
 
     def evaluate(
         self,
@@ -60,8 +61,8 @@ class SingularRatio(Metric):
         *,
         propagate: Callable[..., list[dict[str, torch.Tensor]]],
     ) -> dict[str, torch.Tensor]:
-        shape, below, ratios = self._shape(classifier), self._below(classifier), []
-        units = torch.eye(shape.numel()).view(-1, *shape).to(batch.inputs)
+        shape, below, ratios = output_shape(classifier, self.start), self._below(classifier), []
+        units = torch.eye(math.prod(shape)).view(-1, *shape).to(batch.inputs)
         # One image at a time: a row of each unit vector is what has to fit into memory.
         for image in batch.inputs.split(1):
             arrived = propagate(image, units.split(1), self.start, [below])
@@ -79,9 +80,3 @@ class SingularRatio(Metric):
                 f"singular_ratio: no layer of the main path of {classifier.name} has a name: set metric.layer="
             )
         return self.layer or trunk[0]
-
-    def _shape(self, classifier: Classifier) -> torch.Size:
-        """Of the output of the start, for one image."""
-        graph = Graph.of(classifier)
-        blank = torch.zeros(1, *classifier.input_size, dtype=classifier.dtype, device=classifier.device)
-        return graph.run(blank)[graph.place(self.start)].shape[1:]

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .. import rng
 from ..errors import Refusal, UserError, nearest
 from .preprocessing import Preprocessing
 
@@ -66,8 +67,17 @@ class Classifier:
     @property
     def outputs(self) -> int:
         """How many outputs K the network has; asked with one forward pass."""
-        blank = torch.zeros(1, *self.input_size, device=self.device, dtype=self.dtype)
-        return self.logits(blank).shape[1]
+        return self.logits(self.blank).shape[1]
+
+    @property
+    def blank(self) -> torch.Tensor:
+        """An input [1,C,H,W] of zeros, for asking about shapes."""
+        return torch.zeros(1, *self.input_size, device=self.device, dtype=self.dtype)
+
+    def probe(self, count: int) -> torch.Tensor:
+        """Normal inputs [count,C,H,W], always the same, on which to see what the network does."""
+        drawn = torch.randn(count, *self.input_size, generator=rng.generator("probe"))
+        return drawn.to(self.device, self.dtype)
 
     def layer(self, name: str) -> nn.Module:
         """The module behind an alias or a module path; refuses unknown names with the nearest one."""

@@ -138,7 +138,7 @@ def output_shape(classifier: Classifier, layer: str) -> tuple[int, ...]:
 
     Raises Refusal for an unknown layer, and for one that does not run exactly once per pass.
     """
-    blank = torch.zeros(1, *classifier.input_size, device=classifier.device, dtype=classifier.dtype)
+    blank = classifier.blank
     if layer in (INPUT, LOGITS) and layer not in classifier.layers:
         return tuple(activations(classifier, [layer], blank)[layer].shape[1:])
     outputs = []

@@ -396,9 +396,8 @@ def _trace(classifier: Classifier) -> Graph:
     inputs = [node for node in nodes if node.op == "placeholder" and not node.args]
     if len(inputs) != 1:
         raise Refusal(f"{name} takes {len(inputs)} inputs: a backward pass by rules needs a network of one")
-    draw = torch.Generator().manual_seed(0)
     # Two samples, so that a step which mixes them or takes the batch for a channel is seen.
-    probe = torch.randn(2, *classifier.input_size, generator=draw).to(classifier.device, classifier.dtype)
+    probe = classifier.probe(2)
     builder = _Builder(name, module, inputs[0], probe)
     for node in nodes:
         builder.add(node)

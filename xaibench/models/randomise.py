@@ -127,9 +127,8 @@ def layers(classifier: Classifier) -> list[str]:
         for path, module in classifier.module.named_modules()
     ]
     try:
-        blank = torch.zeros(1, *classifier.input_size, dtype=classifier.dtype, device=classifier.device)
         with torch.no_grad():
-            classifier.module(blank)
+            classifier.module(classifier.blank)
     finally:
         for hook in hooks:
             hook.remove()

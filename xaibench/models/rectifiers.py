@@ -16,7 +16,6 @@ def count_rectifiers(classifier: Classifier) -> tuple[int, int]:
 
     `x * (x > 0)` and `torch.maximum(x, 0)` are not seen.
     """
-    probe = torch.zeros(1, *classifier.input_size, dtype=classifier.dtype, device=classifier.device)
     seen = _Rectifiers()
     relus = [module for module in classifier.module.modules() if isinstance(module, RELUS)]
     handles = [relu.register_forward_pre_hook(seen.enter) for relu in relus]
@@ -24,7 +23,7 @@ def count_rectifiers(classifier: Classifier) -> tuple[int, int]:
     try:
         # With gradients, as in a real pass: without them some modules take a fused path that hides its ReLU.
         with torch.enable_grad(), seen:
-            classifier.module(probe.requires_grad_(True))
+            classifier.module(classifier.blank.requires_grad_(True))
     finally:
         for handle in handles:
             handle.remove()

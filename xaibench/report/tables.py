@@ -13,10 +13,9 @@ from .. import leaderboard
 from ..build import build
 from ..comparison import Comparison, Method, Overall
 from ..errors import XaibenchError
-from ..leaderboard import COMMON, FEW, MANY_EXCLUDED, TUNED, Cell
+from ..leaderboard import ARROWS, COMMON, FEW, MANY_EXCLUDED, TUNED, Cell
 from ..listing import CONF
 
-ARROWS = {"higher": "↑", "lower": "↓", "target": "→"}
 Row = Mapping[str, Any]
 
 
