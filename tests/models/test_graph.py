@@ -45,6 +45,12 @@ class Everything(nn.Module):
         return self.head(F.dropout(y, training=self.training))
 
 
+def pooled() -> nn.Module:
+    """Every kind of window: side by side, overlapping, cut off at the edge, with gaps, of two sides."""
+    windows = [nn.MaxPool2d(2), nn.MaxPool2d((3, 2), (2, 1), (1, 0), ceil_mode=True), nn.MaxPool2d(3, 1, 1, dilation=2)]
+    return nn.Sequential(nn.Conv2d(3, 6, 3), *windows, nn.Flatten(), nn.Linear(48, 5))
+
+
 def stirred(module: nn.Module) -> nn.Module:
     """Batch normalisation with statistics, weights and biases of its own."""
     draw = torch.Generator().manual_seed(3)
@@ -68,6 +74,7 @@ TORCHVISION = {
 
 def networks() -> list:
     made = [("everything", Everything, (3, 16, 16)), ("vgg_like", VGGLike, (3, 16, 16))]
+    made.append(("pooled", pooled, (3, 16, 16)))
     made.append(("resnet8", lambda: ResNetCifar(8), (3, 32, 32)))
     for name, options in TORCHVISION.items():
         make = getattr(models, name)

@@ -150,9 +150,9 @@ class Rescale:
         reference = self.reference(step).expand_as(inputs[0])
         least = step(reference)
         most = torch.maximum(output, least)
-        (rise,) = step.derivative(inputs, output, signal * (most - least))
-        (fall,) = step.derivative((reference,), least, signal * (output - most))
-        (slope,) = step.derivative(inputs, output, signal)
+        rise = step.derivative(inputs, output, signal * (most - least))[0]
+        fall = step.derivative((reference,), least, signal * (output - most))[0]
+        slope = step.derivative(inputs, output, signal)[0]
         return (ratio(rise + fall, inputs[0] - reference, slope),)
 
     def reference(self, step: Step) -> torch.Tensor:

@@ -197,8 +197,28 @@ class Maximum(Route):
     """Maximum pooling: a kind of its own, because some rules treat it unlike other routes."""
 
 
+@dataclass(frozen=True, eq=False)
+class Pooling(Maximum):
+    """Maximum pooling by nn.MaxPool2d. Behind `Choice` it need not look for the maxima again, forwards or backwards."""
+
+    windows: tuple[Any, ...]
+
+    def __call__(self, inputs: torch.Tensor, chosen: Tensors | None = None) -> torch.Tensor:
+        return self.function(inputs) if chosen is None else chosen[0]
+
+    def derivative(self, inputs: Sequence[Any], output: torch.Tensor, signal: torch.Tensor) -> Sequence[Any]:
+        if len(inputs) == 1:
+            return super().derivative(inputs, output, signal)
+        values, (_, places) = inputs
+        return (torch.ops.aten.max_pool2d_with_indices_backward(signal, values, *self.windows, places), None)
+
+
 class Constant(Call):
-    """What does not depend on the input: parameters, sizes."""
+    """What no signal goes back through: what does not depend on the input, such as parameters and sizes."""
+
+
+class Choice(Constant):
+    """The maxima of `Pooling` and their places: the signal goes by the pooling itself."""
 
 
 class Other(Call):
@@ -471,6 +491,8 @@ class _Builder:
         ceiling = _ceiling(node, module)
         if ceiling is not None:
             return Rectifier(*where, call, ceiling)
+        if type(module) is nn.MaxPool2d and not module.return_indices:
+            return self._pooling(where, module, call)
         kind = KINDS.get(node.target if module is None else type(module), Other)
         if kind is Average:
             return Average(*where, self._one(), None, call)
@@ -478,6 +500,14 @@ class _Builder:
             return kind(*where, call)
         affine = self._arithmetic(node, sources, call) if module is None else self._layer(where, module)
         return affine or Other(*where, call)
+
+    def _pooling(self, where: tuple[str, tuple[int, ...]], module: nn.MaxPool2d, call: Callable) -> Pooling:
+        """Maximum pooling, behind a step that finds the maxima once for both passes."""
+        name, sources = where
+        pairs = [nn.modules.utils._pair(getattr(module, x)) for x in ("kernel_size", "stride", "padding", "dilation")]
+        windows = (*pairs, module.ceil_mode)
+        choice = Choice(f"{name}_places", sources, lambda x: torch.ops.aten.max_pool2d_with_indices(x, *windows))
+        return Pooling(name, (*sources, self._append(choice)), call, windows)
 
     def _layer(self, where: tuple[str, tuple[int, ...]], module: nn.Module) -> Affine | None:
         """A module with weights as an affine step, if it is one."""
