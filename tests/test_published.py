@@ -72,6 +72,15 @@ def test_table_1_beside_the_committed_leaderboard():
     assert frame[frame["method"] == "pattern_attribution"]["value"].isna().all()
 
 
+def test_tables_3_2_and_3_3_beside_the_committed_leaderboard():
+    """By hand: in d, saliency and occlusion change places, under rho_sure IBA and IxG: 1 - 6 (1 + 1) / (5 * 24)."""
+    board = leaderboard.read_csv(REFERENCE / "plane_xor.csv")
+    agreed = published.agreement(published.beside(published.read("xor"), board[board["model"] == "xor_net"]))
+    found = agreed.set_index("statistic")["correlation"].round(2).to_dict()
+    assert found == {"dim_diff_sum": 0.9, "rho_sure": 0.9, "rho_boundary": 0.6}
+    assert set(agreed["methods"]) == {5}
+
+
 def test_compare_on_the_command_line(xaibench, here):
     code, out, _ = xaibench("compare", "iba_table1", "--leaderboard", str(REFERENCE / "iba_table1.csv"))
     assert code == 0
