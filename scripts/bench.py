@@ -19,6 +19,8 @@ memory    (Linux, CPU) For each number of samples processes of their own: the pe
           in some runs than in others, and once returning every large block when it is freed.
 cascade   The runner's maps under k randomised networks over k times the bare maps of the same images.
 trainings ROAR's trainings per hour, one by one and stacked.
+rendering Two4Two's images drawn together over the same ones drawn one by one, and the minutes that 10 000 take (target:
+          3, of 64 pixels).
 
 What other libraries take for the same work: scripts/bench_peers.py.
 """
@@ -49,6 +51,7 @@ from xaibench.build import build
 from xaibench.config import compose_job
 from xaibench.datasets.base import Samples
 from xaibench.datasets.shapes import Shapes
+from xaibench.datasets.two4two import Two4Two
 from xaibench.device import default_batch_size
 from xaibench.listing import CONF
 from xaibench.methods.gradient import Gradient
@@ -415,6 +418,28 @@ def trainings(options: argparse.Namespace, networks: int = 4, images: int = 256)
     return [table]
 
 
+def rendering(options: argparse.Namespace) -> list[Table]:
+    columns = ("pixels", "images", "ms each", "one by one, ms each", "minutes for 10 000", "ratio", "quartiles")
+    table = Table(*columns, title="Two4Two's images drawn together over one by one")
+    samples = range(64 * options.samples)
+    for side in (64, 128):
+        print(f"Two4Two of {side} pixels ...", file=sys.stderr)
+        dataset = Two4Two(side=side)
+
+        def together(dataset: Two4Two = dataset) -> None:
+            dataset.draw(dataset.scenes(samples)[1])
+
+        def alone(dataset: Two4Two = dataset) -> None:
+            for sample in samples:
+                dataset[sample]
+
+        found = pairs(together, alone, options)
+        each = [1e3 * statistics.median(times) / len(samples) for times in zip(*found)]
+        shown = [f"{ms:.2f}" for ms in each]
+        table.add_row(str(side), str(len(samples)), *shown, f"{each[0] / 6:.2f}", *ratio_of(found, None)[:2])
+    return [table]
+
+
 # ---- what the tables share -------------------------------------------------------------------------------------------
 
 
@@ -478,6 +503,7 @@ TABLES: dict[str, Callable[[argparse.Namespace], list[Table]]] = {
     "memory": memory,
     "cascade": cascade,
     "trainings": trainings,
+    "rendering": rendering,
 }
 
 

@@ -35,7 +35,7 @@ def main() -> None:
         2, 1, figsize=(7.4, 14.2), height_ratios=[4, len(FACTORS)], layout="constrained"
     )
     show(examples, *animals(dataset))
-    examples.set_title("The study's sampler, and the block masks: fixed legs blue, spine grey, moving legs orange")
+    examples.set_title("The study's sampler, and the block masks:\nfixed legs blue, spine grey, moving legs orange")
     show(swept, *sweeps(dataset))
     swept.set_title("One factor changed, the others kept")
     figure.savefig(options.out, dpi=84)
