@@ -188,10 +188,8 @@ def _compare(cells: Mapping[Method, Cell], statistic: Mapping[str, Any], headlin
         return np.stack([cells[method].columns.loc[common, column].to_numpy() for method in enough], axis=1)
 
     columns, per = matrix(statistic["column"]), matrix(statistic["per"]) if statistic["per"] else None
-    kind, bad = (
-        statistic["kind"],
-        functools.partial(badness, direction=statistic["direction"], target=statistic["target"]),
-    )
+    kind = statistic["kind"]
+    bad = functools.partial(badness, direction=statistic["direction"], target=statistic["target"])
     values = stats.statistic(columns, per, kind)
     p = paired.t_test(columns, bad) if kind == "repeats" else paired.swap_test(columns, per, kind, bad)
     # Within a sample the denominator of a ratio is the model's, the same for all methods.

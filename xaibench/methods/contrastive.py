@@ -5,12 +5,11 @@ from dataclasses import replace
 
 import torch
 
-from ..errors import Refusal
 from ..models.classifier import Classifier
 from ..models.cut import INPUT
-from ..models.graph import Affine, Convolution, Dense, Graph, Rule, Step, Tensors
+from ..models.graph import Affine, Graph, Rule, Step, Tensors
 from .lrp import LRP
-from .modified_backprop import Fits, ModifiedBackprop, refuse_probability, target_alone
+from .modified_backprop import Fits, ModifiedBackprop, last_layer, refuse_probability, target_alone
 from .rules import AffineRule, AlphaBeta, Composite
 
 
@@ -67,11 +66,10 @@ class ContrastiveEBP(ModifiedBackprop):
     def check(self, classifier: Classifier) -> None:
         refuse_probability(classifier, "excitation backpropagation")
         super().check(classifier)
-        if not Graph.of(classifier).of_kind(Convolution | Dense):
-            raise Refusal(f"{classifier.name} has neither a convolution nor a linear layer whose weights to negate")
+        last_layer(classifier)
 
     def rules(self, classifier: Classifier, inputs: torch.Tensor, fitted: Fits = None) -> Callable[[Step], Rule]:
-        last = Graph.of(classifier).of_kind(Convolution | Dense)[-1]
+        last = last_layer(classifier)
         below = LRP(AlphaBeta()).rules(classifier, inputs)
         return lambda step: against_its_negative if step is last else below(step)
 

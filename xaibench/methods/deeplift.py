@@ -13,6 +13,7 @@ from ..models.cut import INPUT, LOGITS
 from ..models.graph import Affine, Constant, Elementwise, Graph, Maximum, Route, Rule, Step, Tensors, derivative
 from .baselines import Baselines
 from .modified_backprop import Fits, ModifiedBackprop, gradient_of_output, refuse_probability
+from .rules import sides, total
 
 RuleName = Literal["rescale", "reveal_cancel", "ablation"]
 
@@ -235,12 +236,10 @@ class RevealCancel(Rescale):
 
     def contributions(self, step: Affine) -> Tensors:
         """The positive and the negative contributions to the difference that an affine step's output has."""
-        differences = [self.values[source] - self.references[source] for source in step.sources]
-        rises, falls = (tuple(d.clamp(**side) for d in differences) for side in ({"min": 0}, {"max": 0}))
+        differences = tuple(self.values[source] - self.references[source] for source in step.sources)
         positive, negative = step.weight.clamp(min=0), step.weight.clamp(max=0)
-        up = step.linear(rises, positive) + step.linear(falls, negative)
-        down = step.linear(rises, negative) + step.linear(falls, positive)
-        return up, down
+        up, down = (sides(differences, *weights) for weights in ((positive, negative), (negative, positive)))
+        return total(step, up), total(step, down)
 
 
 def ratio(change: torch.Tensor, of: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:

@@ -53,9 +53,10 @@ class LRP(ModifiedBackprop):
         super().check(classifier)
 
     def rules(self, classifier: Classifier, inputs: torch.Tensor, fitted: Fits = None) -> Composite:
-        first = {"same": None, "square": Square(), "flat": Flat()}.get(self.first) or (
-            box(classifier, inputs) if self.first == "box" else None
-        )
+        if self.first == "box":
+            first = box(classifier, inputs)
+        else:
+            first = {"same": None, "square": Square(), "flat": Flat()}[self.first]
         special: dict[type[Step], Rule] = {}
         if not isinstance(self.rule, Square | Flat):
             special[Average] = Epsilon(0)

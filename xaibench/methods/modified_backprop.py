@@ -10,7 +10,7 @@ from torch.nn import functional
 from ..errors import Refusal
 from ..models.classifier import Classifier
 from ..models.cut import INPUT, LOGITS
-from ..models.graph import Activation, Affine, Constant, Graph, Route, Rule, Step
+from ..models.graph import Activation, Affine, Constant, Convolution, Dense, Graph, Route, Rule, Step
 from .base import Method
 
 Start = Literal["logit", "one"]
@@ -85,6 +85,14 @@ class ModifiedBackprop(Method):
         graph = Graph.of(classifier)
         values, rules = graph.run(inputs), self.rules(classifier, inputs, fitted)
         return [graph.back(values, signal, rules, start, keep) for signal in signals]
+
+
+def last_layer(classifier: Classifier) -> Step:
+    """The last convolution or linear layer, which some methods treat unlike the others; refuses where there is none."""
+    layers = Graph.of(classifier).of_kind(Convolution | Dense)
+    if not layers:
+        raise Refusal(f"{classifier.name} has neither a convolution nor a linear layer to start from")
+    return layers[-1]
 
 
 def gradient_of_output(classifier: Classifier, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -6,11 +6,11 @@ from typing import Literal, get_args
 
 import torch
 
-from ..errors import Refusal, one_of
+from ..errors import one_of
 from ..models.classifier import Classifier
-from ..models.graph import Affine, Convolution, Dense, Graph, Rule, Scale, Step, Tensors
-from .modified_backprop import Fits, ModifiedBackprop, Start, refuse_probability, target_alone
-from .rules import AffineRule, AlphaBeta, Box, Composite, Epsilon, Square, passed_on
+from ..models.graph import Affine, Rule, Scale, Step, Tensors
+from .modified_backprop import Fits, ModifiedBackprop, Start, last_layer, refuse_probability, target_alone
+from .rules import AffineRule, AlphaBeta, Box, Composite, Epsilon, Square, passed_on, sides, total
 
 First = Literal["image_box", "square", "same"]
 
@@ -36,11 +36,10 @@ class RAP(ModifiedBackprop):
     def check(self, classifier: Classifier) -> None:
         refuse_probability(classifier, "relative attributing propagation")
         super().check(classifier)
-        if not Graph.of(classifier).of_kind(Convolution | Dense):
-            raise Refusal(f"{classifier.name} has neither a convolution nor a linear layer to start from")
+        last_layer(classifier)
 
     def rules(self, classifier: Classifier, inputs: torch.Tensor, fitted: Fits = None) -> Callable[[Step], Rule]:
-        last = Graph.of(classifier).of_kind(Convolution | Dense)[-1]
+        last = last_layer(classifier)
         first: AffineRule | None = None
         if self.first == "square":
             first = Square()
@@ -71,8 +70,7 @@ class Relative(AffineRule):
     def __call__(self, step: Affine, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
         if isinstance(step, Scale):
             return (signal,)
-        up = step.linear(tuple(x.clamp(min=0) for x in inputs), step.weight.clamp(min=0))
-        up = up + step.linear(tuple(x.clamp(max=0) for x in inputs), step.weight.clamp(max=0))
+        up = total(step, sides(inputs, step.weight.clamp(min=0), step.weight.clamp(max=0)))
         down = (up - (output if step.bias is None else output - step.bias)).clamp(min=0)
         against = signal * down / torch.where(up + down > 0, up + down, 1)
         rising, falling = AlphaBeta(1, 0)(step, inputs, output, signal), AlphaBeta(0, -1)(step, inputs, output, against)

@@ -174,16 +174,27 @@ def _contributions(
     other: torch.Tensor,
     bias: torch.Tensor | None,
 ) -> Tensors:
-    """The signal, shared among the contributions of one sign: those of inputs above 0 by the weights `same`, and those
+    """The signal, shared among the contributions of one sign, see `sides`."""
+    parts = sides(inputs, same, other)
+    z = total(step, parts)
+    share = _divided(signal, z if bias is None else z + bias)
+    shares = [_times(values, step.transposed(share, weight, inputs)) for values, weight in parts]
+    return tuple(sum(of_input) for of_input in zip(*shares))
+
+
+def sides(inputs: Tensors, same: torch.Tensor, other: torch.Tensor) -> list[tuple[Tensors, torch.Tensor]]:
+    """Contributions of one sign, as values and their weights: those of inputs above 0 by the weights `same`, and those
     of inputs below 0 by the weights `other`."""
-    sides = [(tuple(x.clamp(min=0) for x in inputs), same)]
+    found = [(tuple(x.clamp(min=0) for x in inputs), same)]
     # Behind a ReLU nothing is below 0: half of the work is none.
     if any(bool((x < 0).any()) for x in inputs):
-        sides.append((tuple(x.clamp(max=0) for x in inputs), other))
-    z = sum(step.linear(values, weight) for values, weight in sides)
-    share = _divided(signal, z if bias is None else z + bias)
-    parts = [_times(values, step.transposed(share, weight, inputs)) for values, weight in sides]
-    return tuple(sum(of_input) for of_input in zip(*parts))
+        found.append((tuple(x.clamp(max=0) for x in inputs), other))
+    return found
+
+
+def total(step: Affine, contributions: list[tuple[Tensors, torch.Tensor]]) -> torch.Tensor:
+    """What `sides` make of each output of the step."""
+    return sum(step.linear(values, weight) for values, weight in contributions)
 
 
 def _by_weights(step: Affine, inputs: Tensors, signal: torch.Tensor, weight: torch.Tensor) -> Tensors:

@@ -64,8 +64,7 @@ class ClassDifference(Metric):
         *,
         explain: Callable[..., torch.Tensor],
     ) -> dict[str, torch.Tensor]:
-        classes = self.other.of(classifier, batch, generators)
-        others = explain(batch.inputs, classes, "")  # no purpose of its own: the noise of the maps
+        others, same = self.other.maps(classifier, batch, generators, explain)
         first, second = self.normalised(maps), self.normalised(others)
         orders = torch.stack([torch.randperm(first.shape[1], generator=g) for g in generators]).to(first.device)
         columns = {
@@ -73,7 +72,6 @@ class ClassDifference(Metric):
             "shuffled": (first - first.gather(1, orders)).abs().mean(1),
         }
         columns["relative"] = columns["difference"] / columns["shuffled"].where(columns["shuffled"] > 0, torch.nan)
-        same = classes == batch.targets
         return {name: column.masked_fill(same, torch.nan) for name, column in columns.items()}
 
     def normalised(self, maps: torch.Tensor) -> torch.Tensor:

@@ -79,13 +79,11 @@ class ClassSensitivity(SimilarityMetric):
         *,
         explain: Callable[..., torch.Tensor],
     ) -> dict[str, torch.Tensor]:
-        classes = self.other.of(classifier, batch, generators)
-        others = explain(batch.inputs, classes, "")  # no purpose of its own: the noise of the maps
+        others, same = self.other.maps(classifier, batch, generators, explain)
         columns = self.similarities(maps, others) | self.floors(classifier, batch, maps, generators)
         if batch.masks is not None and batch.masks.dtype == torch.bool:
             columns["inside"], columns["inside_other"] = (_inside(m, batch.masks) for m in (maps, others))
             columns["gain"] = columns["inside"] - columns["inside_other"]
-        same = classes == batch.targets
         return {name: column.masked_fill(same, torch.nan) for name, column in columns.items()}
 
 

@@ -1,5 +1,7 @@
 """Another class to explain, on the same image: what the metrics share that ask whether a map shows its class."""
 
+from collections.abc import Callable
+
 import torch
 
 from ..datasets.base import Batch
@@ -39,3 +41,17 @@ class OtherClass:
         if self.other == "random":
             values = torch.stack([torch.rand(logits.shape[1], generator=g) for g in generators]).to(logits)
         return values.scatter(1, batch.targets[:, None], -torch.inf).argmax(1)
+
+    def maps(
+        self,
+        classifier: Classifier,
+        batch: Batch,
+        generators: list[torch.Generator],
+        explain: Callable[..., torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The maps [B,H,W] of the other class, and for which samples [B] it is the explained one too.
+
+        They draw the noise of the maps of the explained class, so that what differs comes from the class.
+        """
+        classes = self.of(classifier, batch, generators)
+        return explain(batch.inputs, classes, ""), classes == batch.targets

@@ -181,7 +181,7 @@ def _mean_ranks(ranks: Mapping[Method, Mapping[int, int]], wide: Sequence[int]) 
 def leaderboard_rows(board: Board) -> list[dict[str, Any]]:
     """The rows of the leaderboard as the page shows them: metric by metric, best first."""
     found = []
-    cards = {_identity(cell.card): cell.card["keys"]["score_key"] for cell in board.cells}
+    cards = {_identity(cell.card, cell.card["keys"]): cell.card["keys"]["score_key"] for cell in board.cells}
     groups = ["metric", "metric_variant", "sample_key", "further", "statistic"]
     for (*_, statistic), rows in board.frame.assign(further=~board.frame["headline"]).groupby(groups, sort=True):
         rows = rows.sort_values("rank", kind="stable")
@@ -206,14 +206,14 @@ def leaderboard_rows(board: Board) -> list[dict[str, Any]]:
                     "bar": _bar(row, low, high),
                     "flagged": share > MANY_EXCLUDED,
                     "group": letters.get(method, ""),
-                    "card": cards.get(_identity(row | {"keys": row})),
+                    "card": cards.get(_identity(row, row)),
                 }
             )
     return found
 
 
-def _identity(card: Row) -> tuple[str, ...]:
-    keys = card["keys"]
+def _identity(card: Row, keys: Row) -> tuple[str, ...]:
+    """What a result file's card and a row of the leaderboard have in common."""
     names = ("model", "dataset", "method", "method_variant", "metric", "metric_variant")
     map_key = keys["map_key"] if "map_key" in keys else keys["method_key"]
     return (*(card[name] for name in names), map_key, keys["metric_key"], keys["sample_key"])
