@@ -385,7 +385,6 @@ def main() -> None:
         except (TypeError, KeyError) as error:
             print(f"{name:25s} {row.beside} cannot: {str(error)[:80]}", flush=True)
             continue
-        works = [lambda: bench.attribute(row.ours), bare(bench, row.ours), row.theirs]  # noqa: B023
         rounds = [[seconds(work, options.device) for work in works] for _ in range(1 + options.rounds)][1:]
         ours, limit, theirs = (statistics.median(column) for column in zip(*rounds))
         over_limit = statistics.median(a / b for a, b, _ in rounds)

@@ -126,8 +126,8 @@ def draw(gallery: Gallery, columns: int | None = None, side: int = 96) -> Figure
     height, width, _ = gallery.pictures[0].pixels.shape
     between, below, above = width // 12, height // 3, height // 2
     step_y, step_x, band_height = height + below, width + between, above + rows * (height + below)
-    # One picture of all tiles: an axes for each of some hundred takes matplotlib seconds.
-    sheet = np.full((len(bands) * band_height, across * step_x - between, 3), 255, dtype=np.uint8)
+    # One picture of all tiles: an axes for each of some hundred takes matplotlib seconds, and so does adding alpha.
+    sheet = np.full((len(bands) * band_height, across * step_x - between, 4), 255, dtype=np.uint8)
     inch = side / width / 100
     figure = Figure(figsize=(sheet.shape[1] * inch, sheet.shape[0] * inch), dpi=100)
     axes = figure.add_axes((0, 0, 1, 1))
@@ -136,7 +136,7 @@ def draw(gallery: Gallery, columns: int | None = None, side: int = 96) -> Figure
             tiles = [picture.pixels, *(painted(column.maps[row], column.signed) for column in band)]
             top = number * band_height + above + row * step_y
             for place, tile in enumerate(tiles):
-                sheet[top : top + height, place * step_x : place * step_x + width] = tile
+                sheet[top : top + height, place * step_x : place * step_x + width, :3] = tile
             text = "\n".join(caption(picture))
             axes.text(0, top + height * 1.04, text, fontsize=6, color=INK, verticalalignment="top")
         for place, column in enumerate(band, start=1):
