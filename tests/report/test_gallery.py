@@ -75,7 +75,7 @@ def test_zero_is_white_and_the_sign_is_the_colour():
 def test_the_drawing_has_a_tile_per_image_and_method(cells):
     found = gallery.collect(cells, Path("cache"), limit=2)
     (axes,) = gallery.draw(found).axes
-    sheet = axes.images[0].get_array()
+    sheet = axes.images[0].get_array()[..., :3]  # behind them alpha
     height, width, _ = found.pictures[0].pixels.shape
     above, step_y, step_x = height // 2, height + height // 3, width + width // 12
     np.testing.assert_array_equal(sheet[above : above + height, :width], found.pictures[0].pixels)
@@ -84,5 +84,5 @@ def test_the_drawing_has_a_tile_per_image_and_method(cells):
     # The third method of three, two side by side, begins the second band.
     (axes,) = gallery.draw(found, columns=2).axes
     top = above + 2 * step_y + above
-    third = axes.images[0].get_array()[top : top + height, step_x : step_x + width]
+    third = axes.images[0].get_array()[top : top + height, step_x : step_x + width, :3]
     np.testing.assert_array_equal(third, painted(found.columns[2].maps[0], signed=True))
