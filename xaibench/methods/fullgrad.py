@@ -67,22 +67,24 @@ class FullGrad(Method):
     def _maps(self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         # Layers of one size are added up before they are enlarged, which is linear.
         by_size: dict[torch.Size, torch.Tensor] = {}
-        biases, sums, absolute_sums = [], [], []
+        total = size = 0
 
         def add(gradient: torch.Tensor, bias: torch.Tensor) -> None:
             """The contributions of a layer, gradient [B,k,...] times bias [k]."""
+            nonlocal total, size
             places = gradient.shape[2:]
             values = gradient.flatten(2) if places else gradient[..., None]
             absolute = values.abs()
-            biases.append(bias)
-            sums.append(values.sum(2))
-            absolute_sums.append(absolute.sum(2))
-            if len(places) == 2:
-                share = self._share(values, absolute, bias)
-            elif self.psi == "signed":
-                places, share = torch.Size((1, 1)), (sums[-1] @ bias)[:, None]
-            else:
+            # Products with a vector: no pass over the values for each channel's sum.
+            signed, sizes = bias @ values, bias.abs() @ absolute
+            total, size = total + signed.sum(1), size + sizes.sum(1)
+            if self.psi == "signed":
+                share = signed
+            elif len(places) != 2:
                 return
+            else:
+                share = sizes if self.psi == "absolute" else rescaled(absolute, bias)
+            places = places if len(places) == 2 else torch.Size((1, 1))
             by_size[places] = by_size.get(places, 0) + share
 
         inputs = inputs.detach().requires_grad_(True)
@@ -90,8 +92,6 @@ class FullGrad(Method):
             explained = classifier.select(classifier.module(inputs), targets)
         gradient = torch.autograd.grad(explained.sum(), inputs)[0]
         add(inputs.detach() * gradient, gradient.new_ones(gradient.shape[1]))
-        bias = torch.cat(biases)
-        total, size = torch.cat(sums, 1) @ bias, torch.cat(absolute_sums, 1) @ bias.abs()
         missing = (explained.detach() - total).abs()
         if (missing > TOLERANCE * size).any():
             worst = int((missing - TOLERANCE * size).argmax())
@@ -102,17 +102,14 @@ class FullGrad(Method):
         enlarge = spread_out if self.psi == "signed" else enlarged
         return sum(enlarge(values.view(-1, 1, *places), inputs.shape[2:]) for places, values in by_size.items())
 
-    def _share(self, values: torch.Tensor, absolute: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        """psi of values [B,k,places] times bias [k], summed over channels: [B,places]. Overwrites absolute values."""
-        if self.psi == "signed":
-            return bias @ values
-        if self.psi == "absolute":
-            return bias.abs() @ absolute
-        # Scaling to 0..1 cancels the bias, unless it is 0.
-        low, high = absolute.amin(2, keepdim=True), absolute.amax(2, keepdim=True)
-        absolute -= low
-        weights = (bias != 0)[:, None] / (high - low).clamp(min=torch.finfo(low.dtype).tiny)
-        return (weights.mT @ absolute)[:, 0]
+
+def rescaled(absolute: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Absolute values [B,k,places], of each channel shifted and scaled to 0..1, summed over channels whose bias [k] is
+    not 0, since scaling cancels all others: [B,places]. Overwrites the values."""
+    low, high = absolute.amin(2, keepdim=True), absolute.amax(2, keepdim=True)
+    absolute -= low
+    weights = (bias != 0)[:, None] / (high - low).clamp(min=torch.finfo(low.dtype).tiny)
+    return (weights.mT @ absolute)[:, 0]
 
 
 def enlarged(values: torch.Tensor, size: torch.Size) -> torch.Tensor:
