@@ -1,5 +1,7 @@
 """Estimates and intervals against scipy and closed forms; the leaderboard's ranks."""
 
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -63,6 +65,17 @@ def test_r_squared_of_what_does_not_vary():
     assert (found.value, found.low, found.high) == (0, 0, 0)  # nothing changes: nothing is directed
     assert np.isnan(stats.estimate(COLUMN, np.ones(80), "r_squared").value)
     assert stats.estimate(3 - 2 * PER, PER, "r_squared").value == pytest.approx(1)
+
+
+def test_what_would_divide_by_nothing_is_undefined():
+    nothing = np.zeros(40)
+    found = stats.estimate(np.arange(40.0), nothing, "mean")
+    assert math.isnan(found.value) and math.isnan(found.low) and math.isnan(found.high) and found.n == 40
+    # One sample alone carries the denominator: the value is there, an interval over samples is not.
+    nothing[7] = 2.0
+    found = stats.estimate(np.arange(40.0), nothing, "mean")
+    assert found.value == pytest.approx(np.arange(40.0).sum() / 2)
+    assert math.isnan(found.low) and math.isnan(found.high) and found.interval == "none"
 
 
 def test_a_ratio_of_a_column_to_itself_has_no_spread():

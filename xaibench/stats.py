@@ -40,7 +40,8 @@ def estimate(
 
     kind: `mean`, `median` and `r_squared` take the bootstrap, both columns resampled together, bias-corrected and
     accelerated (Efron 1987) or by percentiles; `proportion` Wilson's interval; `repeats` Student's t. Seeded: the same
-    columns give the same interval.
+    columns give the same interval. A statistic that is not defined is NaN, and so are the ends where one of its draws,
+    or the statistic without one of the samples, is not.
     """
     n = len(column)
     if n == 0:
@@ -55,14 +56,19 @@ def estimate(
         half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1) * column.std(ddof=1) / math.sqrt(n))
         return Estimate(value, value - half, value + half, n, "t")
     value = float(statistic(column, per, kind))
+    if not math.isfinite(value):  # a ratio to a mean of 0
+        return Estimate(math.nan, math.nan, math.nan, n)
     if n == 1:
         return Estimate(value, math.nan, math.nan, n)
     if np.ptp(column) == 0 and (per is None or np.ptp(per) == 0):
         return Estimate(value, value, value, n, "equal")
     drawn = resampled(column[:, None], None if per is None else per[:, None], kind)[:, 0]
+    left_out = _left_out(column, per, kind)
+    if not (np.isfinite(drawn).all() and np.isfinite(left_out).all()):  # some draws have a mean of 0 to divide by
+        return Estimate(value, math.nan, math.nan, n)
     levels = np.array([0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
     if bootstrap == "bca":
-        levels = _bca_levels(levels, value, drawn, _left_out(column, per, kind))
+        levels = _bca_levels(levels, value, drawn, left_out)
     low, high = np.quantile(drawn, levels)
     return Estimate(value, float(low), float(high), n, bootstrap)
 
