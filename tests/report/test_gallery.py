@@ -7,6 +7,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from xaibench import leaderboard
 from xaibench.datasets.shapes import Shapes
@@ -86,3 +87,16 @@ def test_the_drawing_has_a_tile_per_image_and_method(cells):
     top = above + 2 * step_y + above
     third = axes.images[0].get_array()[top : top + height, step_x : step_x + width, :3]
     np.testing.assert_array_equal(third, painted(found.columns[2].maps[0], signed=True))
+
+
+def test_a_fine_pattern_that_is_shrunk_becomes_its_mean():
+    """Black and white columns at half their size are grey; one of two columns would be black, or white."""
+    side = 128
+    stripes = np.zeros((side, side, 3), dtype=np.uint8)
+    stripes[:, ::2] = 255
+    picture = gallery.Picture(0, stripes, "a", "a", 0.5, "a", 0.5)
+    found = gallery.Gallery((picture,), (gallery.Column("gradient", "", np.ones((1, side, side), np.float32)),), ())
+    canvas = FigureCanvasAgg(gallery.draw(found, side=side // 2))
+    canvas.draw()
+    tile = np.asarray(canvas.buffer_rgba())[side // 4 + 8 : 3 * side // 4 - 8, 8 : side // 2 - 8, :3]
+    assert abs(tile.mean() - 127.5) < 3 and tile.std() < 30

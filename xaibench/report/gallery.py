@@ -143,7 +143,8 @@ def draw(gallery: Gallery, columns: int | None = None, side: int = 96) -> Figure
             name = "\n".join(textwrap.wrap(column.label.replace("_", " "), 15)[:3])
             low = number * band_height + above - 0.05 * height
             axes.text(place * step_x, low, name, fontsize=7, color=INK, verticalalignment="bottom")
-    axes.imshow(sheet, aspect="auto", interpolation="nearest")
+    # Enlarged, pixels stay squares; shrunk, they are averaged: one in two of a fine pattern would be another pattern.
+    axes.imshow(sheet, aspect="auto", interpolation="nearest" if side >= width else "antialiased")
     axes.axis("off")
     return figure
 
