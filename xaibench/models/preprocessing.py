@@ -5,8 +5,6 @@ from typing import Literal
 
 import torch
 from PIL import Image
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
 from ..errors import UserError
 
@@ -53,6 +51,12 @@ class Preprocessing:
         """The geometry alone: a PIL image -> uint8 [C,h,w]; a tensor [C,H,W] keeps its type."""
         if isinstance(image, Image.Image) and len(self.mean) == 3 and image.mode != "RGB":
             image = image.convert("RGB")
+        if self.resize is None and self.crop is None and isinstance(image, torch.Tensor):
+            return image
+        # Takes seconds to import, which a report of generated images need not wait for.
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms.v2 import functional as F
+
         # PIL is resized as PIL (antialiased, 8 bit), which is what torchvision's own weights were measured with.
         if self.resize is not None:
             image = F.resize(image, [self.resize], InterpolationMode(self.interpolation), antialias=True)
@@ -62,6 +66,11 @@ class Preprocessing:
 
     def mask(self, mask: torch.Tensor) -> torch.Tensor:
         """A mask [H,W], bool or float, through the same geometry, nearest neighbour -> [h,w] of its type."""
+        if self.resize is None and self.crop is None:
+            return mask
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms.v2 import functional as F
+
         values = mask[None].to(torch.uint8 if mask.dtype == torch.bool else mask.dtype)
         if self.resize is not None:
             values = F.resize(values, [self.resize], interpolation=InterpolationMode.NEAREST_EXACT)
