@@ -368,3 +368,25 @@ def test_fullgrad_of_shared_layers_and_hooks_removed():
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.module.modules())
     with pytest.raises(ValueError, match="psi=raw: choose from: rescaled, absolute, signed"):
         FullGrad("raw")
+
+
+class Sequence(nn.Module):
+    """Places in a row behind the pixels, with biases there: a convolution over them, and a linear layer at each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.row, self.each = nn.Conv2d(3, 4, 3), nn.Conv1d(4, 5, 3), nn.Linear(5, 6)
+        self.relu, self.head = nn.ReLU(), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        row = self.relu(self.row(self.relu(self.image(x)).flatten(2)))
+        return self.head(self.relu(self.each(row.transpose(1, 2))).mean(1))
+
+
+def test_fullgrad_counts_biases_of_rows():
+    torch.manual_seed(4)
+    network, inputs = classifier(Sequence(), (3, 8, 8)), seeded(2, (3, 8, 8))
+    targets = torch.tensor([0, 2])
+    maps = FullGrad("signed").attribute(network, inputs, targets, [])
+    assert maps.shape == (2, 1, 8, 8)
+    torch.testing.assert_close(maps.sum((1, 2, 3)), network.scores(inputs, targets, "logit"))

@@ -78,13 +78,14 @@ class FullGrad(Method):
             # Products with a vector: no pass over the values for each channel's sum.
             signed, sizes = bias @ values, bias.abs() @ absolute
             total, size = total + signed.sum(1), size + sizes.sum(1)
-            if self.psi == "signed":
-                share = signed
-            elif len(places) != 2:
-                return
+            if len(places) == 2:
+                share = (
+                    signed if self.psi == "signed" else sizes if self.psi == "absolute" else rescaled(absolute, bias)
+                )
+            elif self.psi == "signed":
+                places, share = torch.Size((1, 1)), signed.sum(1, keepdim=True)
             else:
-                share = sizes if self.psi == "absolute" else rescaled(absolute, bias)
-            places = places if len(places) == 2 else torch.Size((1, 1))
+                return
             by_size[places] = by_size.get(places, 0) + share
 
         inputs = inputs.detach().requires_grad_(True)
