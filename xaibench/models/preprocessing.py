@@ -51,32 +51,30 @@ class Preprocessing:
         """The geometry alone: a PIL image -> uint8 [C,h,w]; a tensor [C,H,W] keeps its type."""
         if isinstance(image, Image.Image) and len(self.mean) == 3 and image.mode != "RGB":
             image = image.convert("RGB")
-        if self.resize is None and self.crop is None and isinstance(image, torch.Tensor):
-            return image
-        # Takes seconds to import, which a report of generated images need not wait for.
-        from torchvision.transforms import InterpolationMode
-        from torchvision.transforms.v2 import functional as F
-
         # PIL is resized as PIL (antialiased, 8 bit), which is what torchvision's own weights were measured with.
-        if self.resize is not None:
-            image = F.resize(image, [self.resize], InterpolationMode(self.interpolation), antialias=True)
-        if self.crop is not None:
-            image = F.center_crop(image, [self.crop, self.crop])
-        return F.pil_to_tensor(image) if isinstance(image, Image.Image) else image
+        image = self._framed(image, self.interpolation)
+        if isinstance(image, torch.Tensor):
+            return image
+        from torchvision.transforms.v2 import functional
+
+        return functional.pil_to_tensor(image)
 
     def mask(self, mask: torch.Tensor) -> torch.Tensor:
         """A mask [H,W], bool or float, through the same geometry, nearest neighbour -> [h,w] of its type."""
-        if self.resize is None and self.crop is None:
-            return mask
-        from torchvision.transforms import InterpolationMode
-        from torchvision.transforms.v2 import functional as F
-
         values = mask[None].to(torch.uint8 if mask.dtype == torch.bool else mask.dtype)
+        return self._framed(values, "nearest-exact")[0].to(mask.dtype)
+
+    def _framed(self, image: Image.Image | torch.Tensor, interpolation: str) -> Image.Image | torch.Tensor:
+        """Resized and cropped."""
+        if self.resize is None and self.crop is None:
+            return image
+        # Takes seconds to import, which a report of generated images need not wait for.
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms.v2 import functional
+
         if self.resize is not None:
-            values = F.resize(values, [self.resize], interpolation=InterpolationMode.NEAREST_EXACT)
-        if self.crop is not None:
-            values = F.center_crop(values, [self.crop, self.crop])
-        return values[0].to(mask.dtype)
+            image = functional.resize(image, [self.resize], InterpolationMode(interpolation), antialias=True)
+        return image if self.crop is None else functional.center_crop(image, [self.crop, self.crop])
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixel values [..., C,H,W] in [0, 1] -> normalised values."""
