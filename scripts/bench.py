@@ -52,18 +52,18 @@ from xaibench.config import compose_job
 from xaibench.datasets.base import Samples
 from xaibench.datasets.shapes import Shapes
 from xaibench.datasets.two4two import Two4Two
-from xaibench.device import default_batch_size
+from xaibench.engine.device import default_batch_size
+from xaibench.engine.runner import Cell, run
 from xaibench.listing import CONF
-from xaibench.methods.gradient import Gradient
+from xaibench.methods.gradients.gradient import Gradient
 from xaibench.metrics.base import Metric
-from xaibench.metrics.perturbation import Removal
 from xaibench.metrics.ranking import collapse
+from xaibench.metrics.removal._perturbation import Removal
 from xaibench.models.classifier import Classifier
 from xaibench.models.loading import load_classifier
 from xaibench.models.recipe import Images, train
 from xaibench.models.stacked import train_stacked
 from xaibench.rng import sample_generators
-from xaibench.runner import Cell, run
 
 TIME_TARGETS = {"smallcnn": 1.25, "mobilenet_v2": 1.15}
 # What a network of 1000 classes needs.

@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 from torchvision.models import get_model
 
-from xaibench.methods.iba import IBA
+from xaibench.methods.bottleneck.iba import IBA
 from xaibench.models.classifier import Classifier
 from xaibench.models.cut import Cut, feature_shape
 from xaibench.rng import sample_generators

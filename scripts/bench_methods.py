@@ -32,28 +32,28 @@ from captum._utils.models.linear_model import SkLearnLinearModel
 from torchvision.models import get_model
 from zennit.canonizers import SequentialMergeBatchNorm
 
-from xaibench import fills
 from xaibench.methods.base import Method
-from xaibench.methods.coalitions import Coalitions
-from xaibench.methods.deeplift import DeepLIFT
-from xaibench.methods.exact_shapley import ExactShapley
-from xaibench.methods.expected_gradients import ExpectedGradients
-from xaibench.methods.extremal_perturbation import ExtremalPerturbation
-from xaibench.methods.fullgrad import FullGrad
-from xaibench.methods.gradcam import GradCAM, GradCAMPlusPlus, GuidedGradCAM
-from xaibench.methods.gradient import Gradient, InputXGradient
-from xaibench.methods.guided_backprop import DeconvNet, GuidedBackprop, RectGrad
-from xaibench.methods.integrated_gradients import IntegratedGradients
-from xaibench.methods.kernel_shap import KernelShap
-from xaibench.methods.lime import Lime
-from xaibench.methods.lrp import LRP
-from xaibench.methods.meaningful_perturbation import MeaningfulPerturbation
-from xaibench.methods.occlusion import Occlusion
-from xaibench.methods.rules import AffineRule, AlphaBeta, Epsilon, Flat, Gamma, Square
-from xaibench.methods.shapley_sampling import ShapleySampling
-from xaibench.methods.smoothgrad import SmoothGrad
+from xaibench.methods.cam.gradcam import GradCAM, GradCAMPlusPlus, GuidedGradCAM
+from xaibench.methods.gradients.expected_gradients import ExpectedGradients
+from xaibench.methods.gradients.fullgrad import FullGrad
+from xaibench.methods.gradients.gradient import Gradient, InputXGradient
+from xaibench.methods.gradients.integrated_gradients import IntegratedGradients
+from xaibench.methods.gradients.smoothgrad import SmoothGrad
+from xaibench.methods.removal._coalitions import Coalitions
+from xaibench.methods.removal.exact_shapley import ExactShapley
+from xaibench.methods.removal.extremal_perturbation import ExtremalPerturbation
+from xaibench.methods.removal.kernel_shap import KernelShap
+from xaibench.methods.removal.lime import Lime
+from xaibench.methods.removal.meaningful_perturbation import MeaningfulPerturbation
+from xaibench.methods.removal.occlusion import Occlusion
+from xaibench.methods.removal.shapley_sampling import ShapleySampling
+from xaibench.methods.rules.deeplift import DeepLIFT
+from xaibench.methods.rules.guided_backprop import DeconvNet, GuidedBackprop, RectGrad
+from xaibench.methods.rules.lrp import LRP
+from xaibench.methods.rules.rules import AffineRule, AlphaBeta, Epsilon, Flat, Gamma, Square
 from xaibench.models.classifier import Classifier
-from xaibench.models.smallcnn import SmallCNN
+from xaibench.models.networks.smallcnn import SmallCNN
+from xaibench.perturb import fills
 from xaibench.rng import sample_generators
 
 

@@ -35,17 +35,17 @@ from torch import nn
 
 from xaibench.datasets.base import Batch
 from xaibench.metrics.base import Metric
-from xaibench.metrics.complexity import Complexity
-from xaibench.metrics.infidelity import Infidelity
-from xaibench.metrics.mass_accuracy import MassAccuracy
-from xaibench.metrics.max_sensitivity import MaxSensitivity
-from xaibench.metrics.perturbation import Removal, curve
-from xaibench.metrics.pointing_game import PointingGame
-from xaibench.metrics.rank_accuracy import RankAccuracy
+from xaibench.metrics.ground_truth.mass_accuracy import MassAccuracy
+from xaibench.metrics.ground_truth.pointing_game import PointingGame
+from xaibench.metrics.ground_truth.rank_accuracy import RankAccuracy
+from xaibench.metrics.ground_truth.roc_auc import RocAuc
+from xaibench.metrics.properties.complexity import Complexity
+from xaibench.metrics.properties.max_sensitivity import MaxSensitivity
+from xaibench.metrics.properties.sparseness import Sparseness
 from xaibench.metrics.ranking import places
-from xaibench.metrics.roc_auc import RocAuc
-from xaibench.metrics.sensitivity_n import SensitivityN
-from xaibench.metrics.sparseness import Sparseness
+from xaibench.metrics.removal._perturbation import Removal, curve
+from xaibench.metrics.removal.infidelity import Infidelity
+from xaibench.metrics.removal.sensitivity_n import SensitivityN
 from xaibench.models.classifier import Classifier
 from xaibench.rng import sample_generators
 

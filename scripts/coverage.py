@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from xaibench import stats
+from xaibench.scores import statistics
 
 PAGE = Path(__file__).parent.parent / "docs" / "statistics.md"
 BEGIN, END = "<!-- coverage: made by scripts/coverage.py -->\n", "<!-- /coverage -->\n"
@@ -57,7 +57,7 @@ def coverage(world: World, n: int, trials: int, seed: int = 0, bootstrap: str = 
     """The share of trials whose interval holds the truth."""
     columns, per = world.draw(np.random.default_rng([seed, n]), (trials, n))
     pers: Iterable[np.ndarray | None] = [None] * trials if per is None else per
-    found = (stats.estimate(column, under, world.kind, bootstrap) for column, under in zip(columns, pers))
+    found = (statistics.estimate(column, under, world.kind, bootstrap) for column, under in zip(columns, pers))
     return float(np.mean([estimate.low <= world.truth <= estimate.high for estimate in found]))
 
 

@@ -15,7 +15,7 @@ import argparse
 import torch
 from torch import nn
 
-from xaibench.methods.dtd import TrainFreeDTD
+from xaibench.methods.rules.dtd import TrainFreeDTD
 from xaibench.models.classifier import Classifier
 from xaibench.models.graph import Dense, Graph
 

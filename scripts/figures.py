@@ -19,8 +19,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from xaibench import leaderboard, stats
-from xaibench.leaderboard import Cell
+from xaibench.scores import leaderboard, statistics
+from xaibench.scores.leaderboard import Cell
 
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#666666"
 # In the figure of csc, with their colours (Okabe and Ito's): more lines than these cannot be told apart.
@@ -147,24 +147,24 @@ def what(card: Mapping[str, Any]) -> str:
     return f"{card['model']} x {card['dataset']}, {card['n']} images"
 
 
-def headline(cell: Cell) -> stats.Estimate:
+def headline(cell: Cell) -> statistics.Estimate:
     """The first statistic of a cell as the leaderboard has it."""
     statistic = cell.card["statistics"][0]
     columns = cell.columns.dropna()
     per = columns[statistic["per"]].to_numpy() if statistic["per"] else None
-    return stats.estimate(columns[statistic["column"]].to_numpy(), per, statistic["kind"])
+    return statistics.estimate(columns[statistic["column"]].to_numpy(), per, statistic["kind"])
 
 
 def band(axes: Axes, x: np.ndarray, curves: np.ndarray, colour: str, label: str) -> None:
     """The mean of curves [n,X] with its bootstrap interval."""
-    found = [stats.estimate(column, None, "mean") for column in curves.T]
+    found = [statistics.estimate(column, None, "mean") for column in curves.T]
     axes.plot(x, [point.value for point in found], color=colour, marker="o", label=label)
     axes.fill_between(
         x, [point.low for point in found], [point.high for point in found], color=colour, alpha=0.2, linewidth=0
     )
 
 
-def bars(axes: Axes, x: Sequence[float], found: Sequence[stats.Estimate], colour: str, label: str) -> None:
+def bars(axes: Axes, x: Sequence[float], found: Sequence[statistics.Estimate], colour: str, label: str) -> None:
     """Values with their intervals as error bars."""
     value = np.array([point.value for point in found])
     low, high = (np.array([getattr(point, end) for point in found]) for end in ("low", "high"))

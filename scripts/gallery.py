@@ -12,9 +12,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from xaibench import leaderboard
-from xaibench.leaderboard import Cell
 from xaibench.report import gallery
+from xaibench.scores import leaderboard
+from xaibench.scores.leaderboard import Cell
 
 # In the file, which a palette makes a third as large: noise hardly compresses.
 COLOURS = 256

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from xaibench import check, leaderboard
 from xaibench.cli import main
-from xaibench.leaderboard import Cell
+from xaibench.scores import check, leaderboard
+from xaibench.scores.leaderboard import Cell
 
 # A method of a user's: one of ours with its maps damaged, as by a bug. The yaml's values are what a variant is measured
 # against, so that the damage leaves the row's name as it is, and only its numbers change.

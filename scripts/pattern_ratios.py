@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from xaibench.config import compose_job
-from xaibench.explanations import Explanations
+from xaibench.engine.explanations import Explanations
 from xaibench.models.graph import Convolution, Dense, Graph
 
 

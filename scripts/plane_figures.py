@@ -19,9 +19,9 @@ from matplotlib.figure import Figure
 from xaibench.build import build
 from xaibench.config import compose_job
 from xaibench.datasets.planes import Plane
-from xaibench.explanations import Explanations
-from xaibench.metrics.dim_diff import DimDiff
-from xaibench.metrics.surface import surfaces
+from xaibench.engine.explanations import Explanations
+from xaibench.metrics.two_features._surface import surfaces
+from xaibench.metrics.two_features.dim_diff import DimDiff
 
 USUAL = ("saliency", "input_x_gradient", "integrated_gradients", "integrated_gradients_half", "feature_ablation")
 # World -> what its preset overrides, and the methods in the order of the thesis.

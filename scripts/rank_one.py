@@ -18,7 +18,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from xaibench.metrics.csc import random_baseline
+from xaibench.metrics.rules.csc import random_baseline
 
 VGG16 = (1000, 4096, 4096, 512, 512, 512, 512, 512, 512, 256, 256, 256, 128, 128, 64, 64, 3)
 VECTORS = 32

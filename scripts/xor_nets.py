@@ -19,19 +19,19 @@ import torch
 import yaml
 from torch import nn
 
-from xaibench import show
 from xaibench.build import build
-from xaibench.cache import Artefact
 from xaibench.datasets.base import Batch, Samples
 from xaibench.datasets.planes import Xor
 from xaibench.listing import CONF
-from xaibench.metrics.dim_diff import DimDiff
-from xaibench.metrics.masked_pearson import MaskedPearson
+from xaibench.metrics.two_features.dim_diff import DimDiff
+from xaibench.metrics.two_features.masked_pearson import MaskedPearson
 from xaibench.models.classifier import Classifier, predicted
 from xaibench.models.loading import build_module
 from xaibench.models.preprocessing import Preprocessing
 from xaibench.models.recipe import Images, Recipe
+from xaibench.report import terminal
 from xaibench.rng import generator, sample_generators
+from xaibench.store.cache import Artefact
 
 # The rates of the thesis; it does not give epochs and batch size. A linear output learns faster.
 RECIPES = {"sigmoid": Recipe(300, 32, 0.001), "linear": Recipe(60, 32, 0.001)}
@@ -86,7 +86,7 @@ def trained(kind: str, count: int, recipe: Recipe, cache: Path) -> list[nn.Modul
     found = artefact.load_whole("weights")
     if found is None:
         artefact.create({})
-        report = show.epochs(f"training {count} networks, {kind} output")
+        report = terminal.epochs(f"training {count} networks, {kind} output")
         train_side_by_side(modules, recipe, images, kind == "sigmoid", report)
         stacked = {name: torch.stack([m.state_dict()[name] for m in modules]) for name in modules[0].state_dict()}
         artefact.save_whole("weights", {name: tensor.numpy() for name, tensor in stacked.items()})

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from xaibench.leaderboard import Cell
+from xaibench.scores.leaderboard import Cell
 
 
 def cell(

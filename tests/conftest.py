@@ -55,13 +55,13 @@ def script() -> Callable[[str], ModuleType]:
 @pytest.fixture
 def xaibench(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable:
     """Run the command line in this process, in an empty directory: xaibench("run", ...) -> (code, stdout, stderr)."""
-    from xaibench import show
     from xaibench.cli import main
+    from xaibench.report import terminal
 
     def call(*arguments: str) -> tuple[int, str, str]:
         # rich keeps the stream it was made with; this test's capture has another.
-        monkeypatch.setattr(show.stdout, "file", sys.stdout)
-        monkeypatch.setattr(show.stderr, "file", sys.stderr)
+        monkeypatch.setattr(terminal.stdout, "file", sys.stdout)
+        monkeypatch.setattr(terminal.stderr, "file", sys.stderr)
         try:
             code = main(list(arguments))
         except SystemExit as end:  # argparse

@@ -9,18 +9,20 @@ from pathlib import Path
 
 # Forked from a server that has imported everything once and computed nothing: a child starts at once.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["xaibench.runner", "xaibench.config", "xaibench.show", "tests.crashing"])
+_CONTEXT.set_forkserver_preload(
+    ["xaibench.engine.runner", "xaibench.config", "xaibench.report.terminal", "tests.crashing"]
+)
 
 # Point -> (module, attribute, when: before or after the call that reaches it). Shards are the only thing that
 # `cache.write_synced` writes; `cache._sync_folder` follows the link to a shard's final name.
 POINTS = {
-    "temporary file written": ("xaibench.cache", "write_synced", "after"),
-    "renamed": ("xaibench.cache", "_sync_folder", "after"),
-    "before the manifest": ("xaibench.cache", "Artefact.finish", "before"),
-    "in the middle of a metric": ("xaibench.metrics.degradation", "Degradation.evaluate", "before"),
+    "temporary file written": ("xaibench.store.cache", "write_synced", "after"),
+    "renamed": ("xaibench.store.cache", "_sync_folder", "after"),
+    "before the manifest": ("xaibench.store.cache", "Artefact.finish", "before"),
+    "in the middle of a metric": ("xaibench.metrics.removal.degradation", "Degradation.evaluate", "before"),
     "in the middle of a training": ("xaibench.models.recipe", "_train_epoch", "before"),
-    "a training kept": ("xaibench.cache", "Artefact.save_whole", "after"),
-    "between rows and card": ("xaibench.results", "_remove_superseded", "before"),
+    "a training kept": ("xaibench.store.cache", "Artefact.save_whole", "after"),
+    "between rows and card": ("xaibench.scores.score_files", "_remove_superseded", "before"),
 }
 
 

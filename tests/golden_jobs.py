@@ -12,9 +12,9 @@ import torch
 import yaml
 
 from xaibench.build import describe, locate
-from xaibench.cache import digest
 from xaibench.cli import main
 from xaibench.models.loading import network_spec
+from xaibench.store.cache import digest
 
 CONF = Path(__file__).parents[1] / "conf"
 FILE = Path(__file__).with_name("golden.json")
@@ -24,7 +24,8 @@ JOBS = {
     "insertion_deletion": "method=integrated_gradients method.steps=5 metric=insertion_deletion dataset.limit=3",
     "bbox": "method=iba method.steps=3 metric=bbox dataset.limit=3 fit.limit=16",
     "csc": "method=lrp_gamma metric=csc dataset.limit=2",
-    "singular_ratio": "model=vgg_small model.weights=random model.resize=32 model.crop=32 method=lrp_zplus metric=singular_ratio dataset.limit=1",
+    "singular_ratio": "model=vgg_small model.weights=random model.resize=32 model.crop=32 method=lrp_zplus "
+    "metric=singular_ratio dataset.limit=1",
     "sensitivity_n": "method=random metric=sensitivity_n metric.sets=4 dataset.limit=3",
     "road": "method=gradcam metric=road dataset.limit=2",
     "infidelity": "method=deeplift metric=infidelity dataset.limit=2 seed=3",
@@ -38,11 +39,15 @@ JOBS = {
     "bam_mcs": "method=fullgrad metric=bam_mcs dataset.limit=2",
     "iou": "method=oracle metric=iou dataset.limit=3 dataset.filter.correct=true dataset.filter.min_probability=0.9999",
     "region_perturbation": "method=rise method.samples=20 metric=region_perturbation dataset.limit=2 target=fixed:3",
-    "dim_diff": "model=xor_net model.weights=random dataset=xor dataset.split=grid:9 output=raw method=integrated_gradients metric=dim_diff",
-    "masked_pearson": "model=rog_net model.weights=random dataset=ring_of_gaussians dataset.split=grid:9 output=raw method=saliency metric=masked_pearson",
-    "factor_importance": "model=two4two_cnn model.weights=random dataset=two4two output=raw metric=factor_importance metric.factors=[legs,color] dataset.limit=2",
+    "dim_diff": "model=xor_net model.weights=random dataset=xor dataset.split=grid:9 output=raw "
+    "method=integrated_gradients metric=dim_diff",
+    "masked_pearson": "model=rog_net model.weights=random dataset=ring_of_gaussians dataset.split=grid:9 "
+    "output=raw method=saliency metric=masked_pearson",
+    "factor_importance": "model=two4two_cnn model.weights=random dataset=two4two output=raw "
+    "metric=factor_importance metric.factors=[legs,color] dataset.limit=2",
     "bottleneck_capacity": "metric=bottleneck_capacity metric.steps=3 dataset.limit=2 fit.limit=16",
-    "roar": "method=gradient metric=roar metric.train_limit=16 metric.fractions=[0.5] metric.repeats=2 model.recipe.epochs=1 dataset.limit=4",
+    "roar": "method=gradient metric=roar metric.train_limit=16 metric.fractions=[0.5] metric.repeats=2 "
+    "model.recipe.epochs=1 dataset.limit=4",
 }  # fmt: skip
 
 

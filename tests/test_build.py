@@ -75,7 +75,7 @@ def test_mistakes_name_value_expectation_and_nearest(values, words):
     ("path", "words"),
     [
         ("xaibench.methods.gradeint.Gradient", ["no module 'xaibench.methods.gradeint'"]),
-        ("xaibench.methods.gradient.Gradeint", ["did you mean 'Gradient'"]),
+        ("xaibench.methods.gradients.gradient.Gradeint", ["did you mean 'Gradient'"]),
         ("Gradient", ["importable path"]),
     ],
 )

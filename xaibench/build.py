@@ -12,11 +12,13 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from .errors import UserError, XaibenchError, nearest
 
 TARGET = "_target_"
+OURS = __package__
 
 
 def build(spec: Mapping[str, Any], where: str) -> Any:
@@ -39,7 +41,14 @@ def describe(spec: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The canonical description of a specification: target and every parameter, defaults included, as plain data."""
     _, parameters = bind(spec, where)
     described = {k: describe(v, f"{where}.{k}") if is_spec(v) else _plain(v) for k, v in parameters.items()}
-    return {TARGET: spec[TARGET], **described}
+    return {TARGET: frozen_name(spec[TARGET]), **described}
+
+
+def frozen_name(path: str) -> str:
+    """The name of a class in keys, wherever its file lies: for one of ours `xaibench.ROOM.FILE.CLASS`, without the
+    folder of its family. Caches outlive a move, and so do configurations that name a class so (see `locate`)."""
+    parts = path.split(".")
+    return ".".join([*parts[:2], *parts[-2:]]) if parts[0] == OURS else path
 
 
 def bind(spec: Mapping[str, Any], where: str) -> tuple[Callable[..., Any], dict[str, Any]]:
@@ -73,7 +82,7 @@ def locate(path: str, where: str) -> Callable[..., Any]:
     """Import `package.module.Name`; the working directory counts as importable."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
-    module_name, _, name = str(path).rpartition(".")
+    module_name, _, name = _current(str(path)).rpartition(".")
     if not module_name:
         raise UserError(f"{where}={path}: expected an importable path such as package.module.Class")
     try:
@@ -89,6 +98,15 @@ def locate(path: str, where: str) -> Callable[..., Any]:
         callables = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise UserError(f"{where}={path}: {module_name} has no class '{name}': {nearest(name, callables)}")
     return found
+
+
+def _current(path: str) -> str:
+    """The importable path of a class of ours that goes by its frozen name; any other path as it is."""
+    parts = path.split(".")
+    if parts[0] != OURS or len(parts) != 4:
+        return path
+    families = sorted((Path(__file__).parent / parts[1]).glob(f"*/{parts[2]}.py"))
+    return ".".join([*parts[:2], families[0].parent.name, *parts[2:]]) if families else path
 
 
 def is_spec(value: Any) -> bool:

@@ -103,13 +103,13 @@ def _train(arguments: list[str]) -> int:
     if "-h" in arguments or "--help" in arguments:
         print("usage: xaibench train model=NAME dataset=NAME [key=value] ... [--config-dir=DIR]")
         return 0
-    from . import show
     from .config import compose_job
+    from .report import terminal
 
     job = compose_job(arguments)
-    show.talk_on_stderr()
-    from .device import find_device
-    from .training import train_and_test
+    terminal.talk_on_stderr()
+    from .engine.device import find_device
+    from .engine.training import train_and_test
 
     path, accuracy = train_and_test(job, find_device(job.runner.device))
     print(f"{path}\ntest accuracy {accuracy:.4f}; used by model.weights=recipe")
@@ -160,7 +160,8 @@ def _leaderboard(arguments: list[str]) -> int:
     _add_filters(parser)
     parser.add_argument("--csv", action="store_true", help="print CSV instead of tables")
     options = parser.parse_args(arguments)
-    from . import comparison, leaderboard, show
+    from .report import terminal
+    from .scores import leaderboard, rank
 
     cells = leaderboard.read_cells(Path(options.results))
     frame = leaderboard.select(leaderboard.write(Path(options.results), cells), _filters(options))
@@ -168,7 +169,7 @@ def _leaderboard(arguments: list[str]) -> int:
         print(leaderboard.to_csv(frame), end="")
     else:
         shown = [cell for cell in cells if cell.card["metric"] in set(frame["metric"])]
-        show.leaderboard_table(frame, comparison.compare(shown))
+        terminal.leaderboard_table(frame, rank.compare(shown))
     return 0
 
 
@@ -181,26 +182,27 @@ def _rank(arguments: list[str]) -> int:
     tables = ("methods", "pairs", "metrics", "overall", "agreement")
     parser.add_argument("--csv", choices=tables, help="print one of these as CSV instead of the tables")
     options = parser.parse_args(arguments)
-    from . import comparison, leaderboard, show
+    from .report import terminal
+    from .scores import leaderboard, rank
 
     filters = _filters(options)
     wanted = filters.pop("statistic", None)
     cells = leaderboard.select_cells(leaderboard.read_cells(Path(options.results)), filters)
-    found = comparison.compare(cells)
-    views = comparison.overall(found)
+    found = rank.compare(cells)
+    views = rank.overall(found)
     if wanted:
         leaderboard.check_present("statistic", wanted, (c.statistic for c in found))
         found = [c for c in found if c.statistic in wanted]
     elif not options.all:
         found = [c for c in found if c.headline]
     if options.csv:
-        rows = getattr(comparison, f"{options.csv.removesuffix('s')}_rows")
+        rows = getattr(rank, f"{options.csv.removesuffix('s')}_rows")
         print(leaderboard.to_csv(rows(views if options.csv in ("overall", "agreement") else found)), end="")
     elif found:
-        show.ranks(found)
-        show.overall(views)
+        terminal.ranks(found)
+        terminal.overall(views)
     else:
-        show.stderr.print("nothing to compare: it takes two methods on the same samples under one metric")
+        terminal.stderr.print("nothing to compare: it takes two methods on the same samples under one metric")
     return 0
 
 
@@ -236,18 +238,19 @@ def _compare(arguments: list[str]) -> int:
     parser.add_argument("--leaderboard", metavar="FILE", help="a leaderboard.csv instead of the results folder")
     _add_folders(parser, cache=False)
     options = parser.parse_args(arguments)
-    from . import leaderboard, published, show
+    from .report import terminal
+    from .scores import compare, leaderboard
 
-    theirs = published.read(options.experiment)
+    theirs = compare.read(options.experiment)
     if options.leaderboard:
         board = leaderboard.read_csv(Path(options.leaderboard))
     else:
         board = leaderboard.table(leaderboard.read_cells(Path(options.results)))
-    frame = published.beside(theirs, board)
+    frame = compare.beside(theirs, board)
     if options.csv:
         print(leaderboard.to_csv(frame), end="")
     else:
-        show.beside(theirs, frame)
+        terminal.beside(theirs, frame)
     return 0 if frame["value"].notna().any() else 3
 
 
@@ -267,7 +270,8 @@ def _check(arguments: list[str]) -> int:
     parser.add_argument("--output", metavar="FILE", help="write the outcome there, and show the text")
     _add_folders(parser, cache=False)
     options = parser.parse_args(arguments)
-    from . import check, check_report, leaderboard, show
+    from .report import check_report, terminal
+    from .scores import check, leaderboard
 
     results, baseline = Path(options.results), Path(options.baseline)
     before = leaderboard.read_csv(baseline)
@@ -289,7 +293,7 @@ def _check(arguments: list[str]) -> int:
     if options.output and text:
         Path(options.output).write_text(text, encoding="utf-8")
     if options.output or not text:
-        show.compared(rows)
+        terminal.compared(rows)
     else:
         print(text, end="")
     return check.exit_code(rows)
@@ -311,7 +315,7 @@ def _cache(arguments: list[str]) -> int:
     parser.add_argument("--max-size", metavar="SIZE", help="prune: the oldest until the rest fits, such as 20G")
     _add_folders(parser, cache=True)
     options = parser.parse_args(arguments)
-    from . import cache
+    from .store import cache
 
     root = Path(options.cache)
     if options.what == "verify":

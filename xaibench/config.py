@@ -9,9 +9,9 @@ import shlex
 import sys
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -24,101 +24,16 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from .build import TARGET, build, coerce, describe, locate
 from .errors import UserError, XaibenchError, first_line, nearest
-from .files import write_atomically
+from .job import SELECTION, Filter, Fit, Job, Paths, Runner, Selection
 from .listing import CONF, GROUPS, plugin_folders, read_item
+from .store.files import write_atomically
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Fit:
-    """Which samples a method estimates from: `split`, at most `limit` of them (None: all), chosen by `seed`."""
-
-    split: str = "train"
-    limit: int | None = 1000
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Runner:
-    """How to run; nothing here may change a number."""
-
-    batch_size: int | None = None
-    device: str = "auto"
-    reuse: Literal["missing", "force", "only-cache", "never"] = "missing"
-    plan: bool = False
-    worker: int = 0
-
-
-@dataclass(frozen=True)
-class Paths:
-    """Folders of the HDF5 cache and of the results."""
-
-    cache: str = "cache"
-    results: str = "results"
-
-
-@dataclass(frozen=True)
-class Filter:
-    """Which samples count: classified `correct`ly only; with at least `min_probability` for the target."""
-
-    correct: bool = False
-    min_probability: float = 0.0
-
-
-@dataclass(frozen=True)
-class Selection:
-    """The first `limit` samples, after the filter, of a permutation seeded by `seed` (None: all of them)."""
-
-    limit: int | None = None
-    seed: int = 0
-    filter: Filter = Filter()
-
-
-# The target of explanations by other weights: the class that the Job they belong to explains.
-ORIGINAL = "original"
-
-
-@dataclass(frozen=True)
-class Job:
-    """One cell of a benchmark as plain data and labels; the runner builds the objects.
-
-    model, dataset, method, metric: labels for people. *_spec: specifications for `build`. *_variant: what was
-    overridden, as `key=value` text, '' if nothing was; run_variant is the part of seed, target and output. tuned_on:
-    the metrics that the method's yaml says it was tuned on. config, command: the whole resolved configuration, and the
-    command line of this one cell, for provenance.
-    weights_state: `trained`, or what metrics ask for: a `models.randomise.Randomisation`, or `permuted_labels:SEED`.
-    """
-
-    model: str
-    dataset: str
-    method: str
-    metric: str
-    method_variant: str
-    run_variant: str
-    metric_variant: str
-    tuned_on: tuple[str, ...]
-    model_spec: dict[str, Any]
-    dataset_spec: dict[str, Any]
-    method_spec: dict[str, Any]
-    metric_spec: dict[str, Any]
-    selection: Selection
-    fit: Fit
-    runner: Runner
-    seed: int
-    target: str
-    output: str
-    cache: Path
-    results: Path
-    config: dict[str, Any]
-    command: str
-    weights_state: str = "trained"
 
 
 # ---- from a composed configuration to a Job ------------------------------------------------------------------------
 
 TOP_LEVEL = (*GROUPS, "seed", "target", "output", "fit", "runner", "paths")
-SELECTION = ("limit", "seed", "filter")
 # Where the data lies and how it is fetched does not make it another data set.
 _NOT_IN_LABEL = ("root", "download", "classes", "boxes")
 
@@ -203,7 +118,7 @@ def make_job(config: DictConfig) -> Job:
 def _options(kind: type, values: Mapping[str, Any] | None, where: str) -> Any:
     spec = {TARGET: f"{kind.__module__}.{kind.__qualname__}", **(values or {})}
     if kind is Selection:
-        spec["filter"] = {TARGET: f"{__name__}.Filter", **spec["filter"]}
+        spec["filter"] = {TARGET: f"{Filter.__module__}.Filter", **spec["filter"]}
     return build(spec, where)
 
 
@@ -317,14 +232,15 @@ def _search(folders: Sequence[Path]) -> list[str]:
 
 def execute(config: DictConfig) -> None:
     """One cell: what Hydra calls. Importable by name, so that joblib's and submitit's workers find it."""
-    from . import runner, show
+    from .engine import runner
+    from .report import terminal
 
-    show.talk_on_stderr()  # a worker process of a sweep starts without it
+    terminal.talk_on_stderr()  # a worker process of a sweep starts without it
     if HydraConfig.get().mode is not RunMode.MULTIRUN:
         try:
             job = make_job(config)
             if outcome := runner.run(job):
-                show.finished(job.results, [outcome.rows])
+                terminal.finished(job.results, [outcome.rows])
         except Exception as error:
             _raised.append(error)
         return
@@ -354,14 +270,14 @@ class SweepEnd(Callback):
     failed: list[dict[str, Any]] | None = None
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        from . import show
+        from .report import terminal
 
         folder = Path(config.hydra.sweep.dir).absolute()
         cells = [json.loads(p.read_text()) for p in sorted(folder.glob("*.json"), key=lambda p: int(p.stem))]
         SweepEnd.failed = [cell for cell in cells if cell["status"] == "failed"]
         files = [Path(file) for cell in cells for file in cell.get("files", [])]
-        show.finished(Path(config.paths.results).expanduser().absolute(), files, headline_only=True)
-        show.failures(cells)
+        terminal.finished(Path(config.paths.results).expanduser().absolute(), files, headline_only=True)
+        terminal.failures(cells)
 
 
 # ---- explaining mistakes ---------------------------------------------------------------------------------------------

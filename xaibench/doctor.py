@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from . import provenance
 from .listing import CONF, LISTED, items
+from .store import provenance
 
 # What each data set or set of weights looks like on disk, below a data folder.
 KNOWN = {

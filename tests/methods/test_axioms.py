@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tests.methods.nets import VGGLike, classifier, seeded
-from xaibench.fills import FILLS, filled
+from xaibench.perturb.fills import FILLS, filled
 from xaibench.rng import sample_generators
 
 # Nine players; as many coalitions as there are make KernelSHAP's values exact. IG's points are close enough together.

@@ -11,13 +11,13 @@ from torch.nn import functional as F
 from tests.methods import shapes
 from tests.methods.nets import classifier, seeded
 from xaibench.errors import Refusal
-from xaibench.methods.expected_gradients import ExpectedGradients
-from xaibench.methods.fullgrad import FullGrad, spread_out
-from xaibench.methods.gradcam import CAM, GradCAM, GradCAMPlusPlus, GuidedGradCAM
-from xaibench.methods.gradient import Gradient
-from xaibench.methods.guided_backprop import GuidedBackprop
-from xaibench.methods.integrated_gradients import IntegratedGradients
-from xaibench.methods.smoothgrad import SmoothGrad
+from xaibench.methods.cam.gradcam import CAM, GradCAM, GradCAMPlusPlus, GuidedGradCAM
+from xaibench.methods.gradients.expected_gradients import ExpectedGradients
+from xaibench.methods.gradients.fullgrad import FullGrad, spread_out
+from xaibench.methods.gradients.gradient import Gradient
+from xaibench.methods.gradients.integrated_gradients import IntegratedGradients
+from xaibench.methods.gradients.smoothgrad import SmoothGrad
+from xaibench.methods.rules.guided_backprop import GuidedBackprop
 from xaibench.rng import sample_generators
 
 NETS = ["vgg", "resnet", "mobilenet"]

@@ -7,8 +7,8 @@ from torch import nn
 
 from tests.methods.nets import SIZE, Linear, VGGLike, classifier, seeded
 from xaibench.errors import Refusal, UserError
-from xaibench.fills import FILLS, filled
-from xaibench.methods.integrated_gradients import points
+from xaibench.methods.gradients.integrated_gradients import points
+from xaibench.perturb.fills import FILLS, filled
 from xaibench.rng import sample_generators
 
 QUADRATURES = ["riemann_right", "riemann_left", "riemann_middle", "riemann_trapezoid", "gausslegendre"]
@@ -239,9 +239,9 @@ def test_bad_parameters_are_named(name, parameter, value, message, make):
     ("parameter", "value"), [("quadrature", "simpson"), ("baseline", "grey"), ("fill", "grey"), ("aggregate", "max")]
 )
 def test_unknown_words_are_refused_without_build_too(parameter, value):
-    from xaibench.methods.integrated_gradients import IntegratedGradients
-    from xaibench.methods.occlusion import Occlusion
-    from xaibench.methods.smoothgrad import SmoothGrad
+    from xaibench.methods.gradients.integrated_gradients import IntegratedGradients
+    from xaibench.methods.gradients.smoothgrad import SmoothGrad
+    from xaibench.methods.removal.occlusion import Occlusion
 
     target = {"fill": Occlusion, "aggregate": SmoothGrad}.get(parameter, IntegratedGradients)
     with pytest.raises(ValueError, match=f"{parameter}={value}: "):

@@ -10,13 +10,13 @@ from torch import nn
 
 from tests.methods.nets import SIZE, Linear, VGGLike, classifier, seeded
 from xaibench.errors import UserError
-from xaibench.fills import FILLS, filled
-from xaibench.methods.coalitions import every_coalition, grid_shape, shares, superpixels
-from xaibench.methods.exact_shapley import ExactShapley, joining_weights, shapley_values
-from xaibench.methods.kernel_shap import KernelShap
-from xaibench.methods.lime import Lime
-from xaibench.methods.shapley_sampling import ShapleySampling
+from xaibench.methods.removal._coalitions import every_coalition, grid_shape, shares, superpixels
+from xaibench.methods.removal.exact_shapley import ExactShapley, joining_weights, shapley_values
+from xaibench.methods.removal.kernel_shap import KernelShap
+from xaibench.methods.removal.lime import Lime
+from xaibench.methods.removal.shapley_sampling import ShapleySampling
 from xaibench.models.preprocessing import Preprocessing
+from xaibench.perturb.fills import FILLS, filled
 from xaibench.rng import sample_generators
 
 SHAPLEY = {

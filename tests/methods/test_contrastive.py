@@ -7,9 +7,9 @@ from torch import nn
 from tests.methods import dense, shapes
 from tests.methods.nets import classifier, seeded
 from xaibench.errors import Refusal
-from xaibench.methods.contrastive import ContrastiveEBP, ContrastiveLRP
-from xaibench.methods.lrp import LRP
-from xaibench.methods.rules import AlphaBeta, Epsilon
+from xaibench.methods.rules.contrastive import ContrastiveEBP, ContrastiveLRP
+from xaibench.methods.rules.lrp import LRP
+from xaibench.methods.rules.rules import AlphaBeta, Epsilon
 from xaibench.models.classifier import Classifier
 
 TARGETS = torch.tensor([4, 1, 0])

@@ -7,7 +7,7 @@ from scipy import ndimage
 
 from tests.methods.nets import Linear, classifier, seeded
 from xaibench.errors import Refusal
-from xaibench.methods import controls
+from xaibench.methods.controls import controls
 from xaibench.rng import sample_generators
 
 

@@ -11,8 +11,8 @@ from tests.methods.nets import Linear, classifier, seeded
 from tests.methods.test_iba import Noise
 from xaibench.datasets.base import Samples
 from xaibench.errors import Refusal
-from xaibench.methods.deeplift import DeepLIFT
-from xaibench.models.resnet_cifar import ResNetCifar
+from xaibench.methods.rules.deeplift import DeepLIFT
+from xaibench.models.networks.resnet_cifar import ResNetCifar
 from xaibench.rng import sample_generators
 
 RULES = ["rescale", "reveal_cancel", "ablation"]

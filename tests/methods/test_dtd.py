@@ -11,10 +11,18 @@ from torch.nn import functional
 
 from tests.methods.nets import FullyConnected, Pooled, VGGLike, classifier, seeded
 from xaibench.errors import Refusal
-from xaibench.methods import dtd
-from xaibench.methods.dtd import FullDTD, InterpolatedRoots, Layer, RootFinder, TrainFreeDTD, decomposed, dense_layers
-from xaibench.methods.lrp import LRP
-from xaibench.methods.rules import AffineRule, Epsilon, Gamma, Square
+from xaibench.methods.rules import dtd
+from xaibench.methods.rules.dtd import (
+    FullDTD,
+    InterpolatedRoots,
+    Layer,
+    RootFinder,
+    TrainFreeDTD,
+    decomposed,
+    dense_layers,
+)
+from xaibench.methods.rules.lrp import LRP
+from xaibench.methods.rules.rules import AffineRule, Epsilon, Gamma, Square
 from xaibench.rng import sample_generators
 
 SIZE = (3, 2, 2)

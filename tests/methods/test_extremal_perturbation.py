@@ -8,8 +8,8 @@ from torch import nn
 
 from tests.methods.nets import SIZE, VGGLike, classifier, seeded
 from xaibench.errors import UserError
-from xaibench.fills import blurred, filled
-from xaibench.methods.extremal_perturbation import ExtremalPerturbation, SmoothMask, area_gradient
+from xaibench.methods.removal.extremal_perturbation import ExtremalPerturbation, SmoothMask, area_gradient
+from xaibench.perturb.fills import blurred, filled
 
 LIKE = torch.zeros(1, dtype=torch.float64)
 

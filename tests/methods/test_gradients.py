@@ -6,13 +6,13 @@ import torch
 from tests.methods.nets import SIZE, Linear, VGGLike, classifier, seeded
 from tests.methods.test_iba import samples
 from xaibench.errors import Refusal
-from xaibench.fills import filled, noise
 from xaibench.methods.baselines import BASELINES, Baselines
-from xaibench.methods.controls import Random
-from xaibench.methods.expected_gradients import ExpectedGradients
-from xaibench.methods.gradient import Saliency
-from xaibench.methods.integrated_gradients import IntegratedGradients
-from xaibench.methods.smoothgrad import SmoothGrad
+from xaibench.methods.controls.controls import Random
+from xaibench.methods.gradients.expected_gradients import ExpectedGradients
+from xaibench.methods.gradients.gradient import Saliency
+from xaibench.methods.gradients.integrated_gradients import IntegratedGradients
+from xaibench.methods.gradients.smoothgrad import SmoothGrad
+from xaibench.perturb.fills import filled, noise
 from xaibench.rng import sample_generators
 
 

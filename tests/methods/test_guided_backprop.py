@@ -11,7 +11,7 @@ from torch import nn
 
 from tests.methods.nets import VGGLike, classifier, seeded
 from xaibench.errors import Refusal
-from xaibench.methods.guided_backprop import GuidedBackprop
+from xaibench.methods.rules.guided_backprop import GuidedBackprop
 
 
 class Rule(torch.autograd.Function):

@@ -9,9 +9,9 @@ from torch import nn
 from tests.methods.nets import SIZE, VGGLike, classifier, seeded
 from xaibench.datasets.base import Dataset, Example, Samples
 from xaibench.errors import Refusal
-from xaibench.methods.iba import IBA
-from xaibench.methods.iba_inverse import IBAInverse
-from xaibench.methods.iba_multilayer import IBAMultilayer, agreement
+from xaibench.methods.bottleneck.iba import IBA
+from xaibench.methods.bottleneck.iba_inverse import IBAInverse
+from xaibench.methods.bottleneck.iba_multilayer import IBAMultilayer, agreement
 from xaibench.models.classifier import Classifier
 from xaibench.models.cut import activations
 from xaibench.models.preprocessing import Preprocessing

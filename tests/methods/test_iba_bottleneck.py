@@ -9,7 +9,7 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
-from xaibench.methods.bottleneck import (
+from xaibench.methods.bottleneck._bottleneck import (
     Bottleneck,
     InverseBottleneck,
     Moments,

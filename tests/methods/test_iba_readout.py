@@ -8,8 +8,8 @@ import torch
 from tests.methods.nets import VGGLike, classifier, seeded
 from tests.methods.test_iba import LAYER, samples
 from xaibench.errors import Refusal
-from xaibench.methods.bottleneck import information, noise_share
-from xaibench.methods.iba_readout import READOUT, IBAReadout
+from xaibench.methods.bottleneck._bottleneck import information, noise_share
+from xaibench.methods.bottleneck.iba_readout import READOUT, IBAReadout
 from xaibench.models.cut import activations
 from xaibench.rng import sample_generators
 

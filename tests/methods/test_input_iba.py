@@ -12,8 +12,8 @@ from tests.methods.nets import SIZE, VGGLike, classifier, seeded
 from tests.methods.test_iba import LAYER, fitted
 from xaibench.build import build
 from xaibench.errors import Refusal
-from xaibench.methods.bottleneck import Bottleneck, Optimisation, find_mask, information
-from xaibench.methods.input_iba import (
+from xaibench.methods.bottleneck._bottleneck import Bottleneck, Optimisation, find_mask, information
+from xaibench.methods.bottleneck.input_iba import (
     InputBottleneck,
     InputIBA,
     critic_network,

@@ -6,8 +6,8 @@ from torch import nn
 
 from tests.methods.nets import SIZE, VGGLike, classifier, seeded
 from xaibench.errors import Refusal, UserError
-from xaibench.fills import blurred, filled
-from xaibench.methods.meaningful_perturbation import MeaningfulPerturbation
+from xaibench.methods.removal.meaningful_perturbation import MeaningfulPerturbation
+from xaibench.perturb.fills import blurred, filled
 from xaibench.rng import generator, sample_generators
 
 

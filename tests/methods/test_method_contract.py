@@ -11,13 +11,13 @@ from tests.methods.nets import SIZE, FullyConnected, Pooled, VGGLike, classifier
 from tests.methods.test_iba import samples as images
 from xaibench.build import build, locate
 from xaibench.methods.base import Fitted
-from xaibench.methods.captum import Captum
-from xaibench.methods.dtd import FullDTD
-from xaibench.methods.extremal_perturbation import ExtremalPerturbation
-from xaibench.methods.gradcam import GuidedGradCAM
-from xaibench.methods.meaningful_perturbation import MeaningfulPerturbation
-from xaibench.methods.modified_backprop import ModifiedBackprop
-from xaibench.methods.pathway import Pathway
+from xaibench.methods.bridges.captum import Captum
+from xaibench.methods.cam.gradcam import GuidedGradCAM
+from xaibench.methods.pathways.pathway import Pathway
+from xaibench.methods.removal.extremal_perturbation import ExtremalPerturbation
+from xaibench.methods.removal.meaningful_perturbation import MeaningfulPerturbation
+from xaibench.methods.rules._modified_backprop import ModifiedBackprop
+from xaibench.methods.rules.dtd import FullDTD
 from xaibench.rng import sample_generators
 
 NAMES = [path.stem for path in YAMLS]

@@ -15,17 +15,10 @@ from torchvision.models import resnet, vgg
 from tests.methods.nets import SIZE, VGGLike, classifier, seeded
 from tests.methods.test_guided_backprop import Block, Discarded, Functional, brighter
 from xaibench.errors import Refusal
-from xaibench.methods.pathway import Pathway, opened, strongest
-from xaibench.methods.pathway_neurons import contributions, integrated_contributions, observe
-from xaibench.methods.selectors import (
-    ActivePath,
-    GreedyPath,
-    NeuronIntGrad,
-    NeuronMCT,
-    RandomPath,
-    RoutedPath,
-)
-from xaibench.models.torchvision_nets import untangle
+from xaibench.methods.pathways._pathway_neurons import contributions, integrated_contributions, observe
+from xaibench.methods.pathways.pathway import Pathway, opened, strongest
+from xaibench.methods.pathways.selectors import ActivePath, GreedyPath, NeuronIntGrad, NeuronMCT, RandomPath, RoutedPath
+from xaibench.models.networks.torchvision_nets import untangle
 from xaibench.rng import sample_generators
 
 IMAGE = (3, 32, 32)

@@ -15,19 +15,12 @@ from tests.methods.nets import VGGLike, classifier, seeded
 from tests.methods.test_guided_backprop import Block
 from xaibench.build import build
 from xaibench.datasets.base import Samples
-from xaibench.methods.bottleneck import Bottleneck, Optimisation, find_mask
-from xaibench.methods.gradient import Gradient
-from xaibench.methods.guided_backprop import GuidedBackprop
-from xaibench.methods.integrated_gradients import points
-from xaibench.methods.pathway_neurons import altered, contributions, integrated_contributions, observe
-from xaibench.methods.selectors import (
-    ActivePath,
-    GreedyPath,
-    NeuronIntGrad,
-    NeuronMCT,
-    RandomPath,
-    RoutedPath,
-)
+from xaibench.methods.bottleneck._bottleneck import Bottleneck, Optimisation, find_mask
+from xaibench.methods.gradients.gradient import Gradient
+from xaibench.methods.gradients.integrated_gradients import points
+from xaibench.methods.pathways._pathway_neurons import altered, contributions, integrated_contributions, observe
+from xaibench.methods.pathways.selectors import ActivePath, GreedyPath, NeuronIntGrad, NeuronMCT, RandomPath, RoutedPath
+from xaibench.methods.rules.guided_backprop import GuidedBackprop
 from xaibench.metrics.ranking import mid_ranks
 from xaibench.models.loading import load_classifier
 from xaibench.rng import sample_generators
@@ -341,7 +334,7 @@ def test_t14_the_bottleneck_opens_and_closes_with_beta(beta, kept):
 def trained():
     """The bundled network and eight images of its data set."""
     spec = {
-        "_target_": "xaibench.models.smallcnn.SmallCNN",
+        "_target_": "xaibench.models.networks.smallcnn.SmallCNN",
         "num_classes": 10,
         "weights": "bundled:smallcnn_object.safetensors",
         "input_size": [3, 64, 64],

@@ -12,7 +12,7 @@ from tests.methods.nets import Linear, classifier, seeded
 from tests.methods.test_iba import Noise
 from xaibench.datasets.base import Samples
 from xaibench.errors import Refusal
-from xaibench.methods.pattern import Moments, PatternAttribution, PatternNet
+from xaibench.methods.rules.pattern import Moments, PatternAttribution, PatternNet
 from xaibench.models.graph import Convolution, Dense, Graph
 from xaibench.models.preprocessing import Preprocessing
 

@@ -10,7 +10,7 @@ import torch
 
 from tests.methods.nets import SIZE, Linear, classifier, seeded
 from xaibench.errors import Refusal, UserError
-from xaibench.methods.precomputed import Precomputed
+from xaibench.methods.controls.precomputed import Precomputed
 
 MAPS = np.random.default_rng(0).standard_normal((4, *SIZE)).astype(np.float32)
 SAMPLE = np.array([30, 10, 20, 40])

@@ -9,7 +9,7 @@ from torch import nn
 from tests.methods import dense, shapes
 from tests.methods.nets import classifier, seeded
 from xaibench.errors import Refusal
-from xaibench.methods.rap import RAP
+from xaibench.methods.rules.rap import RAP
 from xaibench.models.classifier import Classifier
 
 TARGETS = torch.tensor([4, 1, 0])

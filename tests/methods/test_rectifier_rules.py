@@ -9,7 +9,7 @@ from torch import nn
 
 from tests.methods.nets import classifier, seeded
 from tests.methods.shapes import rewritten, shaped
-from xaibench.methods.guided_backprop import DeconvNet, RectGrad
+from xaibench.methods.rules.guided_backprop import DeconvNet, RectGrad
 
 SIZE = (3, 64, 64)
 

@@ -8,8 +8,8 @@ from skimage.transform import resize
 
 from tests.methods.nets import SIZE, Linear, VGGLike, classifier, seeded
 from xaibench.errors import UserError
-from xaibench.fills import filled
-from xaibench.methods.rise import Rise
+from xaibench.methods.removal.rise import Rise
+from xaibench.perturb.fills import filled
 from xaibench.rng import generator, sample_generators
 
 

@@ -8,8 +8,8 @@ from torch import nn
 from tests.methods.nets import classifier, photographs, seeded
 from tests.methods.shapes import rewritten, shaped
 from xaibench.errors import Refusal
-from xaibench.methods.lrp import LRP, box
-from xaibench.methods.rules import AlphaBeta, Box, Epsilon, Flat, Gamma, Square
+from xaibench.methods.rules.lrp import LRP, box
+from xaibench.methods.rules.rules import AlphaBeta, Box, Epsilon, Flat, Gamma, Square
 from xaibench.models.classifier import Classifier
 from xaibench.models.graph import Affine, Graph, Sum
 from xaibench.models.preprocessing import Preprocessing

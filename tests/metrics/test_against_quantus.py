@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from xaibench.metrics.insertion_deletion import InsertionDeletion
-from xaibench.metrics.perturbation import curve, replacing
 from xaibench.metrics.ranking import places
+from xaibench.metrics.removal._perturbation import curve, replacing
+from xaibench.metrics.removal.insertion_deletion import InsertionDeletion
 from xaibench.rng import sample_generators
 
 quantus = pytest.importorskip("quantus")

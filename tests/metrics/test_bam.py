@@ -13,10 +13,10 @@ from torch.nn import functional
 from xaibench.datasets.base import Dataset, Samples
 from xaibench.datasets.shapes import Shapes
 from xaibench.errors import Refusal
-from xaibench.metrics.bam import BAM
-from xaibench.metrics.bam_idr import BAMIDR
-from xaibench.metrics.bam_iir import BAMIIR
-from xaibench.metrics.bam_mcs import BAMMCS
+from xaibench.metrics.ground_truth._bam import BAM
+from xaibench.metrics.ground_truth.bam_idr import BAMIDR
+from xaibench.metrics.ground_truth.bam_iir import BAMIIR
+from xaibench.metrics.ground_truth.bam_mcs import BAMMCS
 from xaibench.models.loading import load_classifier
 
 IDS = [3, 14, 15, 92]

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from xaibench.metrics.bbox import BBox, bounding_boxes
-from xaibench.metrics.rank_accuracy import RankAccuracy
+from xaibench.metrics.ground_truth.bbox import BBox, bounding_boxes
+from xaibench.metrics.ground_truth.rank_accuracy import RankAccuracy
 
 
 def brute_force(attribution, region):

@@ -11,10 +11,11 @@ from tests.methods.nets import SIZE
 from xaibench.datasets.base import Batch, Samples
 from xaibench.datasets.shapes import Shapes
 from xaibench.errors import Refusal
-from xaibench.methods.iba import IBA
-from xaibench.metrics.bottleneck_capacity import BottleneckCapacity
-from xaibench.models import checkpoint, smallcnn
+from xaibench.methods.bottleneck.iba import IBA
+from xaibench.metrics.network.bottleneck_capacity import BottleneckCapacity
+from xaibench.models import checkpoint
 from xaibench.models.classifier import Classifier
+from xaibench.models.networks import smallcnn
 from xaibench.models.preprocessing import Preprocessing
 from xaibench.rng import sample_generators
 
@@ -85,7 +86,7 @@ def test_values_are_those_of_iba_and_of_the_closed_form(network, batch):
 
 def test_a_real_network_keeps_less_with_beta_and_its_predictions_down_to_the_theses_choice():
     """The order of Table 4 on the bundled network: accuracy holds up to beta 10 and is gone at 100."""
-    weights = Path(smallcnn.__file__).parent / "checkpoints" / "smallcnn_object.safetensors"
+    weights = Path(smallcnn.__file__).parents[1] / "checkpoints" / "smallcnn_object.safetensors"
     module = smallcnn.SmallCNN()
     module.load_state_dict(checkpoint.read(weights, "weights"))
     preprocessing = Preprocessing(mean=(0.5,) * 3, std=(0.25,) * 3)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from xaibench.errors import Refusal
-from xaibench.metrics.class_difference import ClassDifference
+from xaibench.metrics.randomisation.class_difference import ClassDifference
 from xaibench.rng import sample_generators
 
 SIZE = (1, 12, 12)

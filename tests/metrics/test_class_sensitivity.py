@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from xaibench.errors import Refusal
-from xaibench.metrics.class_sensitivity import ClassSensitivity
+from xaibench.metrics.randomisation.class_sensitivity import ClassSensitivity
 from xaibench.rng import sample_generators
 
 SIZE = (1, 30, 30)

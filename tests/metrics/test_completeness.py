@@ -3,11 +3,11 @@ import math
 import pytest
 import torch
 
-from xaibench.fills import filled
-from xaibench.methods.exact_shapley import ExactShapley
-from xaibench.methods.integrated_gradients import IntegratedGradients
+from xaibench.methods.gradients.integrated_gradients import IntegratedGradients
+from xaibench.methods.removal.exact_shapley import ExactShapley
 from xaibench.metrics import ranking
-from xaibench.metrics.completeness import Completeness
+from xaibench.metrics.removal.completeness import Completeness
+from xaibench.perturb.fills import filled
 from xaibench.rng import sample_generators
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from xaibench.datasets.base import Batch
 from xaibench.errors import Refusal
-from xaibench.metrics.completeness_soundness import CompletenessSoundness
+from xaibench.metrics.removal.completeness_soundness import CompletenessSoundness
 from xaibench.models.classifier import Classifier
 from xaibench.rng import sample_generators
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.stats import entropy
 
-from xaibench.metrics.complexity import Complexity
+from xaibench.metrics.properties.complexity import Complexity
 from xaibench.metrics.ranking import collapse
 
 

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from xaibench.errors import Refusal
-from xaibench.methods.gradient import Gradient
-from xaibench.methods.lrp import LRP
-from xaibench.methods.rules import AlphaBeta
-from xaibench.metrics.csc import EDGES, CosineConvergence, cosines, random_baseline
+from xaibench.methods.gradients.gradient import Gradient
+from xaibench.methods.rules.lrp import LRP
+from xaibench.methods.rules.rules import AlphaBeta
+from xaibench.metrics.rules.csc import EDGES, CosineConvergence, cosines, random_baseline
 from xaibench.models.classifier import Classifier
 from xaibench.rng import sample_generators
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from xaibench.errors import Refusal
-from xaibench.metrics.degradation import Degradation
+from xaibench.metrics.removal.degradation import Degradation
 from xaibench.models.classifier import Classifier
 from xaibench.rng import sample_generators
 

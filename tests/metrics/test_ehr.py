@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from xaibench.metrics.ehr import EHR
+from xaibench.metrics.ground_truth.ehr import EHR
 
 
 def exact(values, step, steps):

@@ -6,7 +6,7 @@ import torch
 from xaibench.datasets.base import Batch
 from xaibench.datasets.shapes import Shapes
 from xaibench.errors import Refusal
-from xaibench.metrics.factor_audit import FactorAudit
+from xaibench.metrics.network.factor_audit import FactorAudit
 from xaibench.rng import generator
 
 from .two4two import study

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from xaibench import stats
 from xaibench.build import build
 from xaibench.datasets.shapes import Shapes
 from xaibench.datasets.two4two_sampler import FACTORS
 from xaibench.errors import Refusal, UserError
-from xaibench.metrics.factor_importance import FactorImportance
+from xaibench.metrics.network.factor_importance import FactorImportance
 from xaibench.models.classifier import Classifier
+from xaibench.scores import statistics
 
 from .two4two import SIDE, known_factors, study
 
@@ -30,7 +30,7 @@ def measured(metric, classifier, samples):
     for statistic in metric.statistics:
         kept = np.isfinite(columns[statistic.column])
         per = statistic.per and columns[statistic.per][kept]
-        values[statistic.name] = stats.estimate(columns[statistic.column][kept], per, statistic.kind).value
+        values[statistic.name] = statistics.estimate(columns[statistic.column][kept], per, statistic.kind).value
     return columns, values
 
 
@@ -109,7 +109,7 @@ def test_what_cannot_be_measured_is_refused():
     FactorImportance(features=False).check(corner)
     with pytest.raises(Refusal, match="dataset=two4two"):
         FactorImportance().check_data(Shapes())
-    spec = {"_target_": "xaibench.metrics.factor_importance.FactorImportance", "factors": ["leg"]}
+    spec = {"_target_": "xaibench.metrics.network.factor_importance.FactorImportance", "factors": ["leg"]}
     with pytest.raises(UserError, match="did you mean 'legs'"):
         build(spec, "metric")
 

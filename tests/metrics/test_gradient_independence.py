@@ -4,7 +4,7 @@ from scipy.stats import pearsonr, spearmanr
 from torch import nn
 
 from xaibench.errors import Refusal
-from xaibench.metrics.gradient_independence import GradientIndependence
+from xaibench.metrics.two_features.gradient_independence import GradientIndependence
 from xaibench.models.classifier import Classifier
 
 

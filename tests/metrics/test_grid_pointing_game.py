@@ -11,7 +11,7 @@ from PIL import Image
 
 from xaibench.datasets.base import Batch, Dataset, Example, Samples
 from xaibench.errors import Refusal, XaibenchError
-from xaibench.metrics.grid_pointing_game import GridPointingGame
+from xaibench.metrics.ground_truth.grid_pointing_game import GridPointingGame
 from xaibench.models.classifier import Classifier
 from xaibench.models.preprocessing import Preprocessing
 from xaibench.rng import sample_generators

@@ -5,15 +5,15 @@ import torch
 
 from xaibench.datasets.base import Samples
 from xaibench.datasets.shapes import Shapes
-from xaibench.methods.controls import Oracle
-from xaibench.metrics.bbox import BBox
-from xaibench.metrics.ehr import EHR
-from xaibench.metrics.iou import IoU
-from xaibench.metrics.mask_correlation import MaskCorrelation
-from xaibench.metrics.mass_accuracy import MassAccuracy
-from xaibench.metrics.rank_accuracy import RankAccuracy
+from xaibench.methods.controls.controls import Oracle
+from xaibench.metrics.ground_truth.bbox import BBox
+from xaibench.metrics.ground_truth.ehr import EHR
+from xaibench.metrics.ground_truth.iou import IoU
+from xaibench.metrics.ground_truth.mask_correlation import MaskCorrelation
+from xaibench.metrics.ground_truth.mass_accuracy import MassAccuracy
+from xaibench.metrics.ground_truth.rank_accuracy import RankAccuracy
+from xaibench.metrics.ground_truth.roc_auc import RocAuc
 from xaibench.metrics.ranking import collapse
-from xaibench.metrics.roc_auc import RocAuc
 from xaibench.models.preprocessing import Preprocessing
 
 METRICS = {

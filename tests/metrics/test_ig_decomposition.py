@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from xaibench.leaderboard import read_cell
-from xaibench.methods.integrated_gradients import IntegratedGradients
-from xaibench.metrics.ig_decomposition import FACTORS, IGDecomposition
+from xaibench.methods.gradients.integrated_gradients import IntegratedGradients
+from xaibench.metrics.two_features.ig_decomposition import FACTORS, IGDecomposition
+from xaibench.scores.leaderboard import read_cell
 
 
 def test_equals_numpy_on_a_linear_network_where_the_factors_are_known(linear, batch_for):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from xaibench.metrics import ranking
-from xaibench.metrics.infidelity import Infidelity
+from xaibench.metrics.removal.infidelity import Infidelity
 from xaibench.rng import sample_generators
 
 PERTURBATIONS = ("square", "gaussian")

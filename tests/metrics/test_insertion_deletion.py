@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from xaibench.errors import Refusal
-from xaibench.metrics.insertion_deletion import InsertionDeletion
+from xaibench.metrics.removal.insertion_deletion import InsertionDeletion
 from xaibench.rng import sample_generators
 
 CURVES = ("deletion_curve", "insertion_curve")

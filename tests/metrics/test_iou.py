@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from xaibench.metrics.iou import IoU
-from xaibench.metrics.rank_accuracy import RankAccuracy
+from xaibench.metrics.ground_truth.iou import IoU
+from xaibench.metrics.ground_truth.rank_accuracy import RankAccuracy
 
 
 @pytest.fixture

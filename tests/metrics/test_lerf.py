@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from xaibench.errors import Refusal
-from xaibench.metrics.lerf import LeRF
+from xaibench.metrics.removal.lerf import LeRF
 from xaibench.models.classifier import Classifier
 
 # Published curves and areas (Khakzar's thesis): the change after removing 1 % ... 10 %, and the area in its table,

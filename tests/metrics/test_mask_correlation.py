@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from xaibench.metrics.mask_correlation import MaskCorrelation
+from xaibench.metrics.ground_truth.mask_correlation import MaskCorrelation
 
 
 def test_equals_numpy(linear, batch_for, scored):

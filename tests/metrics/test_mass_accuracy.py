@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from xaibench.metrics.mass_accuracy import MassAccuracy
+from xaibench.metrics.ground_truth.mass_accuracy import MassAccuracy
 from xaibench.metrics.ranking import collapse
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from xaibench.metrics.max_sensitivity import MaxSensitivity
+from xaibench.metrics.properties.max_sensitivity import MaxSensitivity
 from xaibench.rng import sample_generators
 
 

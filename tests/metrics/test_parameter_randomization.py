@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from xaibench.metrics.parameter_randomization import ParameterRandomization
+from xaibench.metrics.randomisation.parameter_randomization import ParameterRandomization
 from xaibench.models.randomise import Randomisation
 from xaibench.rng import sample_generators
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from xaibench.metrics.perturbation import counts_of, curve, replacing
 from xaibench.metrics.ranking import places
+from xaibench.metrics.removal._perturbation import counts_of, curve, replacing
 from xaibench.rng import sample_generators
 
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from xaibench.metrics.pointing_game import PointingGame
+from xaibench.metrics.ground_truth.pointing_game import PointingGame
 
 
 def brute_force(attribution, mask, tolerance):

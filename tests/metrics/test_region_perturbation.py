@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from xaibench.errors import Refusal
-from xaibench.metrics.region_perturbation import RegionPerturbation
+from xaibench.metrics.removal.region_perturbation import RegionPerturbation
 from xaibench.rng import sample_generators
 
 

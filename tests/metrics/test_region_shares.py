@@ -5,8 +5,8 @@ import torch
 
 from xaibench.datasets.shapes import Shapes
 from xaibench.errors import Refusal
+from xaibench.metrics.ground_truth.region_shares import SEEN_IN, RegionShares
 from xaibench.metrics.ranking import collapse
-from xaibench.metrics.region_shares import SEEN_IN, RegionShares
 
 from .two4two import SIDE, study
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from xaibench.imputer import impute
-from xaibench.metrics.degradation import Degradation
-from xaibench.metrics.insertion_deletion import InsertionDeletion
-from xaibench.metrics.perturbation import Removal, curve
 from xaibench.metrics.ranking import places
+from xaibench.metrics.removal._perturbation import Removal, curve
+from xaibench.metrics.removal.degradation import Degradation
+from xaibench.metrics.removal.insertion_deletion import InsertionDeletion
+from xaibench.perturb.imputer import impute
 from xaibench.rng import sample_generators
 
 FILLS = ["noise", "linear"]

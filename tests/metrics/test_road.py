@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
-from tests.test_imputer import solved
+from tests.perturb.test_imputer import solved
 from xaibench.errors import Refusal
-from xaibench.metrics.road import Road
+from xaibench.metrics.removal.road import Road
 from xaibench.rng import sample_generators
 
 SHARES = [10, 20, 30, 40, 50, 60, 70, 80, 90]

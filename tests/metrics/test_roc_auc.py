@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from xaibench.metrics.ground_truth.roc_auc import RocAuc
 from xaibench.metrics.ranking import mid_ranks
-from xaibench.metrics.roc_auc import RocAuc
 
 
 def pairs(attribution, mask):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from xaibench.errors import Refusal
-from xaibench.metrics.sensitivity_n import SensitivityN
+from xaibench.metrics.removal.sensitivity_n import SensitivityN
 from xaibench.rng import sample_generators
 
 

@@ -7,7 +7,7 @@ from scipy import stats
 from skimage.feature import hog
 from skimage.metrics import structural_similarity
 
-from xaibench.metrics.class_sensitivity import ClassSensitivity
+from xaibench.metrics.randomisation.class_sensitivity import ClassSensitivity
 from xaibench.metrics.similarity import FLOORS, MEASURES, pearson, ssim
 from xaibench.rng import sample_generators
 

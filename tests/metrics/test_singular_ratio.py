@@ -8,10 +8,10 @@ import torch
 from torch.autograd.functional import jacobian
 
 from xaibench.errors import Refusal
-from xaibench.methods.gradient import Gradient
-from xaibench.methods.lrp import LRP
-from xaibench.methods.rules import AlphaBeta
-from xaibench.metrics.singular_ratio import SingularRatio
+from xaibench.methods.gradients.gradient import Gradient
+from xaibench.methods.rules.lrp import LRP
+from xaibench.methods.rules.rules import AlphaBeta
+from xaibench.metrics.rules.singular_ratio import SingularRatio
 from xaibench.models.classifier import Classifier
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from xaibench.errors import Refusal
-from xaibench.metrics.smallest_sufficient_region import SmallestSufficientRegion
+from xaibench.metrics.removal.smallest_sufficient_region import SmallestSufficientRegion
 
 NAMES = ("smallest_sufficient_region", "area", "probability")
 

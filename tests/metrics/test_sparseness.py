@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
+from xaibench.metrics.properties.sparseness import Sparseness
 from xaibench.metrics.ranking import collapse
-from xaibench.metrics.sparseness import Sparseness
 
 
 def gini(values):

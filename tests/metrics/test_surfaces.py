@@ -8,13 +8,13 @@ from torch import nn
 
 from xaibench.datasets.planes import RingOfGaussians, Xor
 from xaibench.errors import Refusal
-from xaibench.methods.gradient import Gradient, InputXGradient, Saliency
-from xaibench.methods.integrated_gradients import IntegratedGradients
-from xaibench.methods.occlusion import Occlusion
-from xaibench.metrics.dim_diff import DimDiff
-from xaibench.metrics.masked_pearson import MaskedPearson
+from xaibench.methods.gradients.gradient import Gradient, InputXGradient, Saliency
+from xaibench.methods.gradients.integrated_gradients import IntegratedGradients
+from xaibench.methods.removal.occlusion import Occlusion
+from xaibench.metrics.two_features.dim_diff import DimDiff
+from xaibench.metrics.two_features.masked_pearson import MaskedPearson
 from xaibench.models.classifier import Classifier
-from xaibench.models.smallcnn import SmallCNN
+from xaibench.models.networks.smallcnn import SmallCNN
 
 STEPS = 21
 GRID = Xor(f"grid:{STEPS}")

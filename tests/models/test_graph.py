@@ -12,11 +12,11 @@ from torchvision import models
 
 from tests.methods.nets import VGGLike, classifier, seeded
 from xaibench.errors import Refusal
-from xaibench.methods.lrp import LRP
-from xaibench.methods.rules import AlphaBeta, Composite, passed_on
+from xaibench.methods.rules.lrp import LRP
+from xaibench.methods.rules.rules import AlphaBeta, Composite, passed_on
 from xaibench.models.classifier import Classifier
 from xaibench.models.graph import Affine, Convolution, Graph, Other, Rectifier, Scale
-from xaibench.models.resnet_cifar import ResNetCifar
+from xaibench.models.networks.resnet_cifar import ResNetCifar
 
 
 class Everything(nn.Module):

@@ -312,7 +312,7 @@ def test_lenet_learns_mnist(shared):
     """A tenth of an epoch, at a higher rate than the recipe's, which in full reaches 98.4 % of the test images."""
     preprocessing = Preprocessing(mean=(0.1307,), std=(0.3081,))
     root = str(shared / "data" / "mnist")
-    net = build_module({"_target_": "xaibench.models.lenet.LeNet"})
+    net = build_module({"_target_": "xaibench.models.networks.lenet.LeNet"})
     recipe = Recipe(epochs=1, batch_size=64, lr=0.03)
     history = train(net, recipe, Samples(MNIST(root, "train"), preprocessing, range(6000)))
     classifier = Classifier("lenet", net, (1, 28, 28), preprocessing)

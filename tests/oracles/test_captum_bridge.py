@@ -11,8 +11,8 @@ from tests.methods.nets import SIZE, VGGLike, classifier, seeded
 from tests.methods.test_guided_backprop import Functional
 from tests.methods.test_iba import samples
 from xaibench.errors import Refusal, XaibenchError
-from xaibench.fills import filled
-from xaibench.methods.captum import Captum
+from xaibench.methods.bridges.captum import Captum
+from xaibench.perturb.fills import filled
 from xaibench.rng import draw_seeds, sample_generators
 
 attr = pytest.importorskip("captum.attr")

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from tests.methods.nets import SIZE, VGGLike, classifier, seeded
-from xaibench.fills import filled
-from xaibench.methods.coalitions import every_coalition, grid_shape
-from xaibench.methods.exact_shapley import ExactShapley
-from xaibench.methods.kernel_shap import KernelShap
-from xaibench.methods.lime import Lime
-from xaibench.methods.shapley_sampling import ShapleySampling
+from xaibench.methods.removal._coalitions import every_coalition, grid_shape
+from xaibench.methods.removal.exact_shapley import ExactShapley
+from xaibench.methods.removal.kernel_shap import KernelShap
+from xaibench.methods.removal.lime import Lime
+from xaibench.methods.removal.shapley_sampling import ShapleySampling
+from xaibench.perturb.fills import filled
 from xaibench.rng import generator, sample_generators
 
 captum = pytest.importorskip("captum.attr")

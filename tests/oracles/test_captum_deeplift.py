@@ -16,7 +16,7 @@ from tests.methods import shapes
 from tests.methods.nets import classifier, seeded
 from tests.methods.test_iba import Noise
 from xaibench.datasets.base import Samples
-from xaibench.methods.deeplift import DeepLIFT
+from xaibench.methods.rules.deeplift import DeepLIFT
 from xaibench.rng import sample_generators
 
 captum = pytest.importorskip("captum.attr")

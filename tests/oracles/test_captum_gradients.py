@@ -15,10 +15,10 @@ from tests.methods import shapes
 from tests.methods.nets import classifier, seeded
 from tests.methods.test_iba import Noise
 from xaibench.datasets.base import Samples
-from xaibench.methods.expected_gradients import ExpectedGradients
-from xaibench.methods.gradcam import GradCAM, GuidedGradCAM
-from xaibench.methods.integrated_gradients import IntegratedGradients
-from xaibench.methods.smoothgrad import SmoothGrad
+from xaibench.methods.cam.gradcam import GradCAM, GuidedGradCAM
+from xaibench.methods.gradients.expected_gradients import ExpectedGradients
+from xaibench.methods.gradients.integrated_gradients import IntegratedGradients
+from xaibench.methods.gradients.smoothgrad import SmoothGrad
 from xaibench.rng import sample_generators
 
 captum = pytest.importorskip("captum.attr")

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from xaibench.datasets.base import Batch
-from xaibench.metrics.infidelity import Infidelity
+from xaibench.metrics.removal.infidelity import Infidelity
 from xaibench.models.classifier import Classifier
 from xaibench.rng import sample_generators
 

@@ -5,9 +5,9 @@ import torch
 
 from tests.methods.nets import classifier, seeded
 from tests.methods.shapes import rewritten, shaped
-from xaibench.methods.guided_backprop import DeconvNet, GuidedBackprop
-from xaibench.methods.lrp import LRP
-from xaibench.methods.rules import AlphaBeta, Epsilon, Gamma
+from xaibench.methods.rules.guided_backprop import DeconvNet, GuidedBackprop
+from xaibench.methods.rules.lrp import LRP
+from xaibench.methods.rules.rules import AlphaBeta, Epsilon, Gamma
 
 captum = pytest.importorskip("captum.attr")
 from captum.attr._utils.lrp_rules import Alpha1_Beta0_Rule, EpsilonRule, GammaRule  # noqa: E402

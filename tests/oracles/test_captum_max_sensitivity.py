@@ -5,9 +5,9 @@ import torch
 
 from tests.methods.nets import classifier as make_classifier
 from xaibench.datasets.base import Batch
-from xaibench.methods.gradient import Gradient
-from xaibench.metrics.max_sensitivity import MaxSensitivity
-from xaibench.models.smallcnn import SmallCNN
+from xaibench.methods.gradients.gradient import Gradient
+from xaibench.metrics.properties.max_sensitivity import MaxSensitivity
+from xaibench.models.networks.smallcnn import SmallCNN
 from xaibench.rng import sample_generators
 
 metrics = pytest.importorskip("captum.metrics")

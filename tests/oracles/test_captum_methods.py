@@ -8,14 +8,14 @@ import torchvision
 from torch import nn
 
 from tests.methods.nets import classifier
-from xaibench.fills import filled
-from xaibench.methods.gradcam import GradCAM
-from xaibench.methods.gradient import Gradient, InputXGradient, Saliency
-from xaibench.methods.guided_backprop import GuidedBackprop
-from xaibench.methods.integrated_gradients import IntegratedGradients
-from xaibench.methods.occlusion import Occlusion
-from xaibench.methods.smoothgrad import SmoothGrad
-from xaibench.models.smallcnn import SmallCNN
+from xaibench.methods.cam.gradcam import GradCAM
+from xaibench.methods.gradients.gradient import Gradient, InputXGradient, Saliency
+from xaibench.methods.gradients.integrated_gradients import IntegratedGradients
+from xaibench.methods.gradients.smoothgrad import SmoothGrad
+from xaibench.methods.removal.occlusion import Occlusion
+from xaibench.methods.rules.guided_backprop import GuidedBackprop
+from xaibench.models.networks.smallcnn import SmallCNN
+from xaibench.perturb.fills import filled
 from xaibench.rng import sample_generators
 
 captum = pytest.importorskip("captum.attr")

@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests.methods.nets import SIZE, VGGLike, classifier, seeded
-from xaibench.methods.bottleneck import bits_per_pixel
-from xaibench.methods.iba import IBA
+from xaibench.methods.bottleneck._bottleneck import bits_per_pixel
+from xaibench.methods.bottleneck.iba import IBA
 from xaibench.models.classifier import Classifier
 from xaibench.rng import sample_generators
 

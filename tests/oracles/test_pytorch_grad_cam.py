@@ -7,8 +7,8 @@ import torch
 
 from tests.methods import shapes
 from tests.methods.nets import classifier, seeded
-from xaibench.methods.fullgrad import FullGrad
-from xaibench.methods.gradcam import GradCAM, GradCAMPlusPlus
+from xaibench.methods.cam.gradcam import GradCAM, GradCAMPlusPlus
+from xaibench.methods.gradients.fullgrad import FullGrad
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from xaibench.metrics.complexity import Complexity
+from xaibench.metrics.properties.complexity import Complexity
+from xaibench.metrics.properties.sparseness import Sparseness
 from xaibench.metrics.ranking import collapse
-from xaibench.metrics.sparseness import Sparseness
 
 quantus = pytest.importorskip("quantus")
 

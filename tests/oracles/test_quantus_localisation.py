@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from xaibench.datasets.base import Batch
-from xaibench.metrics.mass_accuracy import MassAccuracy
-from xaibench.metrics.pointing_game import PointingGame
-from xaibench.metrics.rank_accuracy import RankAccuracy
+from xaibench.metrics.ground_truth.mass_accuracy import MassAccuracy
+from xaibench.metrics.ground_truth.pointing_game import PointingGame
+from xaibench.metrics.ground_truth.rank_accuracy import RankAccuracy
+from xaibench.metrics.ground_truth.roc_auc import RocAuc
 from xaibench.metrics.ranking import collapse
-from xaibench.metrics.roc_auc import RocAuc
 from xaibench.rng import sample_generators
 
 quantus = pytest.importorskip("quantus")

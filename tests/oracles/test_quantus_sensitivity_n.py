@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from xaibench.datasets.base import Batch
-from xaibench.metrics.sensitivity_n import SensitivityN
+from xaibench.metrics.removal.sensitivity_n import SensitivityN
 from xaibench.models.classifier import Classifier
 from xaibench.rng import sample_generators
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from xaibench.metrics import perturbation
-from xaibench.metrics.road import Road
+from xaibench.metrics.removal import _perturbation
+from xaibench.metrics.removal.road import Road
 
 quantus = pytest.importorskip("quantus")
 
@@ -30,7 +30,7 @@ def theirs(classifier, batch, maps, batch_size):
 
 @pytest.fixture
 def case(convnet, batch_for, monkeypatch):
-    monkeypatch.setattr(perturbation, "IMPUTATION_NOISE", 0.0)
+    monkeypatch.setattr(_perturbation, "IMPUTATION_NOISE", 0.0)
 
     def make(channels):
         classifier = convnet((channels, 12, 12))

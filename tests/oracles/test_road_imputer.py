@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from xaibench.imputer import impute
+from xaibench.perturb.imputer import impute
 
 perturb = pytest.importorskip("quantus.functions.perturb_func")
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from xaibench import paired, stats
+from xaibench.scores import paired, statistics
 
 multitest = pytest.importorskip("statsmodels.stats.multitest")
 proportion = pytest.importorskip("statsmodels.stats.proportion")
@@ -18,6 +18,6 @@ def test_holm(k):
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 5), (7, 10), (48, 48), (31, 300)])
 def test_wilson(hits, n):
-    found = stats.estimate(np.array([1.0] * hits + [0.0] * (n - hits)), None, "proportion")
+    found = statistics.estimate(np.array([1.0] * hits + [0.0] * (n - hits)), None, "proportion")
     theirs = proportion.proportion_confint(hits, n, method="wilson")
     assert (found.low, found.high) == pytest.approx(theirs, abs=1e-12)

@@ -18,9 +18,9 @@ from torchvision.models.mobilenetv2 import InvertedResidual, MobileNetV2
 
 from tests.methods.nets import classifier, photographs, seeded
 from tests.methods.shapes import rewritten, shaped
-from xaibench.methods.guided_backprop import GuidedBackprop
-from xaibench.methods.lrp import LRP, box
-from xaibench.methods.rules import AlphaBeta, Epsilon, Flat, Gamma, Square
+from xaibench.methods.rules.guided_backprop import GuidedBackprop
+from xaibench.methods.rules.lrp import LRP, box
+from xaibench.methods.rules.rules import AlphaBeta, Epsilon, Flat, Gamma, Square
 
 zennit = pytest.importorskip("zennit")
 from zennit import rules, types  # noqa: E402

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from xaibench import show
 from xaibench.cli import main
+from xaibench.report import terminal
 
 
 @pytest.fixture(scope="session")
@@ -17,8 +17,8 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         # rich keeps the stream it was made with, which may be another test's.
-        patch.setattr(show.stdout, "file", sys.stdout)
-        patch.setattr(show.stderr, "file", sys.stderr)
+        patch.setattr(terminal.stdout, "file", sys.stdout)
+        patch.setattr(terminal.stderr, "file", sys.stderr)
         sweep = ("method=gradient,gradcam,random", "metric=pointing_game,degradation", "dataset.limit=5")
         assert main(["run", "-m", *sweep]) == 0
     return folder

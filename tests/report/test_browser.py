@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from xaibench import show
 from xaibench.cli import main
+from xaibench.report import terminal
 
 from .test_report import HOSTILE, score_file
 
@@ -27,7 +27,7 @@ def page(ran, tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for stream in ("stdout", "stderr"):
-            patch.setattr(getattr(show, stream), "file", getattr(sys, stream))
+            patch.setattr(getattr(terminal, stream), "file", getattr(sys, stream))
         for method in (HOSTILE, "random"):
             score_file(method, [0.5, 0.7, 0.4], "</script><script>alert(2)</script>")
         assert main(["report", "--images", "0", "--out", "hostile"]) == 0

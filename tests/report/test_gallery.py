@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from xaibench import leaderboard
 from xaibench.datasets.shapes import Shapes
 from xaibench.report import gallery
 from xaibench.report.colours import painted
+from xaibench.scores import leaderboard
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 
-from xaibench import leaderboard, results
 from xaibench.metrics.base import Statistic
+from xaibench.scores import leaderboard, score_files
 
 REFERENCE = Path(__file__).parent.parent.parent / "results" / "reference"
 HOSTILE = '$x^2$<img src=x onerror="alert(1)">&'
@@ -23,7 +23,7 @@ def score_file(method, values, metric="metric", repeats=False, curves=None, **la
     columns = {"status": np.zeros(len(values), dtype=int), "value": values, **(curves or {})}
     keys = {name: f"{metric}-key" for name in ("model_key", "data_key", "metric_key", "sample_key")}
     labels = {"model": "net", "dataset": "data", "method_variant": "", "metric_variant": "", **labels}
-    record = results.Record(
+    record = score_files.Record(
         **labels,
         method=method,
         metric=metric,
@@ -45,7 +45,7 @@ def score_file(method, values, metric="metric", repeats=False, curves=None, **la
             "config": {"metric": {}, "dataset": {}},
         },
     )
-    return results.write(record, columns).rows
+    return score_files.write(record, columns).rows
 
 
 class Table(HTMLParser):

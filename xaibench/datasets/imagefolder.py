@@ -8,7 +8,7 @@ from PIL import Image
 from torchvision import datasets
 
 from ..errors import UserError, first_line, nearest
-from ..files import existing, fingerprint
+from ..store.files import existing, fingerprint
 from .base import Dataset, Example
 from .boxes import Boxes, match, read_boxes
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torchvision import datasets
 
 from ..errors import UserError, first_line
-from ..files import existing, fingerprint
+from ..store.files import existing, fingerprint
 from .base import Dataset, Example
 
 Split = Literal["train", "validation", "test"]

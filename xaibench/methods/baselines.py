@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from .. import fills
 from ..errors import Refusal, one_of
 from ..models.classifier import Classifier
+from ..perturb import fills
 
 BASELINES: tuple[str, ...] = (*fills.FILLS, "zero_normalised", "noise", "dataset")
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..datasets.base import Batch
 from ..errors import Refusal
-from ..methods.controls import Sobel
+from ..methods.controls.controls import Sobel
 from ..models.classifier import Classifier
 from .base import Metric, Statistic
 from .ranking import Collapse, Sign, collapse, mid_ranks

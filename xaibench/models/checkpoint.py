@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..errors import UserError, first_line
-from ..files import existing, write_atomically
+from ..store.files import existing, write_atomically
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
 State = dict[str, torch.Tensor]

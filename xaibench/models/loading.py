@@ -9,14 +9,16 @@ from torch import nn
 
 from ..build import TARGET, build, coerce, describe
 from ..errors import Refusal, UserError, first_line, nearest
-from . import checkpoint, torchvision_nets
+from . import checkpoint
 from .classifier import Classifier
 from .digest import weights_digest
+from .networks import torchvision_nets
 from .preprocessing import Preprocessing
 
 RESERVED = ("weights", "mean", "std", "resize", "crop", "interpolation", "input_size", "layers", "recipe")
 BUNDLED = Path(__file__).parent / "checkpoints"
 AUTO = "auto"
+TORCHVISION = "xaibench.models.torchvision_nets.torchvision_net"  # its frozen name
 
 
 def load_classifier(
@@ -45,7 +47,7 @@ def load_classifier(
     network = network_spec(spec)
     definition = describe(network, "model")
     module = build_module(spec)
-    arch = definition.get("arch") if network[TARGET] == "xaibench.models.torchvision_nets.torchvision_net" else None
+    arch = definition.get("arch") if definition[TARGET] == TORCHVISION else None
     weights = spec.get("weights")
     enum_name = weights if arch and _is_enum_name(weights) else None
 

@@ -15,8 +15,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..datasets.base import Samples
 from ..errors import UserError
-from ..files import remove_leftovers
 from ..rng import generator, seed_of
+from ..store.files import remove_leftovers
 from . import checkpoint as files
 from .classifier import Classifier, predicted
 from .preprocessing import scaled

@@ -8,9 +8,9 @@ Nothing is computed but statistics: maps and answers come from the cache, and wh
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .. import comparison, leaderboard
 from ..errors import UserError
-from ..files import write_atomically
+from ..scores import leaderboard, rank
+from ..store.files import write_atomically
 from . import page
 from .tables import Board, boards, boards_of_file
 
@@ -27,8 +27,8 @@ def write(results: Path, cache: Path, out: Path, filters: Mapping[str, Sequence[
     if not cells:
         raise UserError(f"{results}: there are no results yet; `xaibench run` makes some")
     cells = leaderboard.select_cells(cells, filters)
-    compared = comparison.compare(cells)
-    found = boards(cells, compared, comparison.overall(compared))
+    compared = rank.compare(cells)
+    found = boards(cells, compared, rank.overall(compared))
     return _write(found, out, str(results), cache, images)
 
 

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
-from .. import paired, stats
-from ..comparison import Comparison, Method, Overall
-from ..leaderboard import Cell, Curve
+from ..scores import paired, statistics
+from ..scores.leaderboard import Cell, Curve
+from ..scores.rank import Comparison, Method, Overall
 from .colours import ACCENT, INK, LINE, MUTED, OTHER, SERIES
 
 STYLE = {
@@ -78,7 +78,7 @@ def band(axes: Axes, curve: Curve, colour: str, label: str) -> None:
     axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
 
 
-def bars(axes: Axes, x: Sequence[float], found: Sequence[stats.Estimate], colour: str, label: str) -> None:
+def bars(axes: Axes, x: Sequence[float], found: Sequence[statistics.Estimate], colour: str, label: str) -> None:
     """Values with their intervals as error bars."""
     value = np.array([point.value for point in found])
     low, high = (np.array([getattr(point, end) for point in found]) for end in ("low", "high"))

@@ -11,13 +11,13 @@ import torch
 from matplotlib.figure import Figure
 
 from ..build import TARGET, build, is_spec, locate
-from ..cache import Artefact
-from ..config import SELECTION
 from ..datasets.base import Dataset, Samples
 from ..errors import XaibenchError
-from ..leaderboard import Cell
+from ..job import SELECTION
 from ..metrics.ranking import COLLAPSES, collapse
 from ..models.preprocessing import Preprocessing
+from ..scores.leaderboard import Cell
+from ..store.cache import Artefact
 from .colours import INK, is_signed, painted
 
 # Below this many pixels a side, an input is no picture.

@@ -17,11 +17,12 @@ import pandas as pd
 from markupsafe import Markup
 from PIL import Image
 
-from .. import __version__, leaderboard, stats
-from ..cache import safe_name
-from ..comparison import Method
-from ..files import write_atomically
-from ..leaderboard import FEW, Cell
+from .. import __version__
+from ..scores import leaderboard, statistics
+from ..scores.leaderboard import FEW, Cell
+from ..scores.rank import Method
+from ..store.cache import safe_name
+from ..store.files import write_atomically
 from . import colours, figures, gallery, sections, tables
 from .sections import SECTIONS, Drawing
 from .tables import Board, Glance
@@ -103,7 +104,7 @@ def render(boards: Sequence[Board], out: Path, source: str, cache: Path | None, 
         rows=rows,
         has_groups=has_groups,
         any_few=any(row["few"] and row["interval"] for row in rows),
-        few=stats.FEW,
+        few=statistics.FEW,
         has_cards=bool(cells),
         csv=_csv(boards, cells, out),
         runs=_runs(cells),

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from .. import paired
-from ..comparison import TRUTH, Method
-from ..leaderboard import Cell, comparable
+from ..scores import paired
+from ..scores.leaderboard import Cell, comparable
+from ..scores.rank import TRUTH, Method
 from . import figures
 from .tables import Board, Glance, named
 

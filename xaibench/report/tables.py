@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 from omegaconf import OmegaConf
 
-from .. import leaderboard
 from ..build import build
-from ..comparison import Comparison, Method, Overall
 from ..errors import XaibenchError
-from ..leaderboard import ARROWS, COMMON, FEW, MANY_EXCLUDED, TUNED, Cell
 from ..listing import CONF
+from ..scores import leaderboard
+from ..scores.leaderboard import ARROWS, COMMON, FEW, MANY_EXCLUDED, TUNED, Cell
+from ..scores.rank import Comparison, Method, Overall
 
 Row = Mapping[str, Any]
 

@@ -1,0 +1,91 @@
+"""Killed at any moment, run again: the same bytes as an undisturbed run, and nothing that survived is touched."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests import crashing
+from xaibench.store import cache
+
+# Three blocks of samples.
+ARGUMENTS = ["run", "method=gradient", "dataset.limit=140", "metric.steps=3"]
+
+
+def scores(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(folder.rglob("results/scores/**/*.csv"))}
+
+
+def shards(folder: Path) -> dict[str, tuple[int, bytes]]:
+    found = sorted(folder.rglob("shard-*.h5"))
+    return {str(p.relative_to(folder)): (p.stat().st_ino, p.read_bytes()) for p in found}
+
+
+def finish(folder: Path, arguments: list[str] = ARGUMENTS) -> None:
+    process = crashing.run(folder, arguments)
+    process.join(120)
+    assert process.exitcode == 0, (folder / "log.txt").read_text()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    finish(folder)
+    return scores(folder)
+
+
+@pytest.mark.parametrize(
+    ("point", "number", "survivors"),
+    [
+        ("temporary file written", 1, 0),
+        ("temporary file written", 5, 4),
+        ("renamed", 3, 3),
+        ("before the manifest", 2, 12),
+        ("in the middle of a metric", 2, 7),
+        ("between rows and card", 1, 12),
+    ],
+)
+def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, undisturbed, point, number, survivors):
+    process = crashing.run(tmp_path, ARGUMENTS, point, number)
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL, (tmp_path / "log.txt").read_text()
+    left = shards(tmp_path)
+    assert len(left) == survivors, sorted(left)
+    finish(tmp_path)
+    assert scores(tmp_path) == undisturbed
+    assert shards(tmp_path) | left == shards(tmp_path)
+    assert cache.verify(tmp_path / "cache") == (12, [])
+    assert [p for p in (tmp_path / "cache").rglob(".*") if p.is_file()] == []
+
+
+def test_two_processes_on_one_job_compute_each_shard_once(tmp_path, undisturbed):
+    both = [crashing.run(tmp_path, ARGUMENTS) for _ in range(2)]
+    for process in both:
+        process.join(120)
+        assert process.exitcode == 0, (tmp_path / "log.txt").read_text()
+    assert scores(tmp_path) == undisturbed
+    for manifest in tmp_path.rglob("manifest.json"):
+        samples = [sample for shard in json.loads(manifest.read_text())["shards"] for sample in shard["samples"]]
+        assert len(samples) == len(set(samples)) == 140
+    assert len(shards(tmp_path)) == 12
+
+
+def test_damaged_shards_are_said_and_made_again(tmp_path, undisturbed):
+    finish(tmp_path)
+    flipped, cut, whole = sorted(tmp_path.glob("cache/maps/**/shard-*.h5"))
+    untouched = whole.stat().st_ino
+    data = bytearray(flipped.read_bytes())
+    data[len(data) // 2] ^= 1
+    flipped.write_bytes(data)
+    cut.write_bytes(cut.read_bytes()[:5000])
+    # The scores are there, so that maps are read again only for another metric.
+    finish(tmp_path, [*ARGUMENTS, "metric.tile=16"])
+    log = (tmp_path / "log.txt").read_text()
+    assert log.count("computed again") == 2
+    assert whole.stat().st_ino == untouched
+    assert cache.verify(tmp_path / "cache")[1] == []
+    for folder in tmp_path.glob("cache/scores"):
+        cache.prune(tmp_path / folder.name, None, 0)
+    finish(tmp_path, [*ARGUMENTS, "runner.reuse=never"])
+    assert scores(tmp_path).items() >= undisturbed.items()

@@ -1,0 +1,275 @@
+"""Metrics that read maps of other networks, from the configuration to the rows: what they explain, share and keep."""
+
+import gc
+import json
+import weakref
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from skimage.metrics import structural_similarity
+
+from xaibench.config import compose_job
+from xaibench.datasets.shapes import Shapes
+from xaibench.engine.runner import Cell, run
+from xaibench.engine.training import PermutedLabels
+from xaibench.errors import Refusal
+from xaibench.metrics.ranking import collapse
+from xaibench.models.networks.smallcnn import SmallCNN
+from xaibench.models.randomise import Randomisation, randomised
+from xaibench.models.recipe import Images
+
+RANDOM = ["metric=parameter_randomization", "metric.blocks=3", "metric.seeds=2", "dataset.limit=3"]
+# A linear network on noise whose upper left pixels say the label, as in tests/test_roar.py.
+WORLD = '''
+import torch
+from torch import nn
+from xaibench.datasets.base import Dataset, Example
+from xaibench.rng import generator
+
+class Corner(Dataset):
+    """8x8 noise whose upper left 2x2 pixels are bright or dark."""
+    class_names = ("dark", "bright")
+    def __init__(self, split: str = "test"):
+        self.split, self.fingerprint = split, "corner " + split
+    def __len__(self): return {"train": 200, "validation": 50, "test": 100}[self.split]
+    def __getitem__(self, index):
+        image = torch.rand(1, 8, 8, generator=generator(self.split, index))
+        image[:, :2, :2] = 0.1 + 0.8 * (index % 2)
+        return Example(image, index % 2)
+
+class Linear(nn.Sequential):
+    """A linear classifier."""
+    def __init__(self): super().__init__(nn.Flatten(), nn.Linear(64, 2))
+'''
+MODEL = """# Linear.
+_target_: world.Linear
+weights: recipe
+mean: [0.5]
+std: [0.25]
+resize: null
+crop: null
+input_size: [1, 8, 8]
+layers: {}
+recipe: {_target_: xaibench.models.recipe.Recipe, epochs: 20, batch_size: 20, lr: 0.02}
+"""
+CONF = "# Corner.\n_target_: world.Corner\nlimit: null\nseed: 0\nfilter: {correct: false, min_probability: 0.0}\n"
+CORNER = ["--config-dir=conf", "model=linear", "dataset=corner", "metric.window=3", "metric.hog_cell=2"]
+
+
+@pytest.fixture
+def world(here: Path) -> Path:
+    (here / "world.py").write_text(WORLD)
+    for group, name, text in (("model", "linear", MODEL), ("dataset", "corner", CONF)):
+        (here / "conf" / group).mkdir(parents=True)
+        (here / "conf" / group / f"{name}.yaml").write_text(text)
+    return here
+
+
+def cell_of(here: Path, *overrides: str) -> Cell:
+    return Cell(compose_job(list(overrides)), here / "cache")
+
+
+def test_the_curve_is_the_ssim_of_maps_made_by_hand(here):
+    """scikit-image's SSIM of the gradients of networks randomised one by one; the trained network is no step."""
+    cell = cell_of(here, *RANDOM, "method=gradient", "metric.clip=[0,100]")
+    rows = cell.scores.rows(cell.samples)
+    batch = cell.load(cell.samples)
+
+    def gradients(classifier) -> np.ndarray:
+        return collapse(classifier.gradient(batch.inputs, batch.targets), "sum").double().numpy()
+
+    def unit(values: np.ndarray) -> np.ndarray:
+        return (values - values.min()) / (values.max() - values.min())
+
+    original = gradients(cell.classifier)
+    blocks = ["classifier.3", "features.9..classifier.1", "features.0..features.6"]
+    for step, block in enumerate(blocks):
+        found = np.zeros(3)
+        for seed in range(2):
+            maps = gradients(randomised(cell.classifier, Randomisation("cascade", block, seed)))
+            found += [
+                structural_similarity(unit(a), unit(b), win_size=5, data_range=1.0) for a, b in zip(original, maps)
+            ]
+        np.testing.assert_allclose(rows["ssim_curve"][:, step], found / 2, atol=1e-6)
+    assert rows["ssim_curve"].shape == (3, 3)
+    np.testing.assert_allclose(rows["ssim"], rows["ssim_curve"].mean(1))
+    np.testing.assert_allclose(rows["first"], rows["ssim_curve"][:, 0])
+
+
+@pytest.mark.parametrize("mode", ["cascade", "independent", "bottom_up"])
+def test_a_map_that_does_not_ask_the_network_is_exactly_one_at_every_step(here, mode):
+    cell = cell_of(here, *RANDOM, f"metric.mode={mode}", "method=sobel")
+    rows = cell.scores.rows(cell.samples)
+    for name in ("ssim", "spearman", "spearman_abs", "hog"):
+        assert (rows[f"{name}_curve"] == 1).all() and (rows[name] == 1).all()
+    assert (rows["unchanged"] == 1).all() and (rows["floor_edges"] == 1).all() and (rows["seed_std"] == 0).all()
+    assert (rows["floor_shuffled"] < 0.2).all()
+
+
+def test_identical_weights_loaded_again_are_exactly_one(here, tmp_path):
+    """Two loads of one file, by a method that draws noise too: the same maps, hence 1 by every measure."""
+    first, again = (cell_of(here, *RANDOM, "method=smoothgrad", "method.samples=3") for _ in range(2))
+    assert first.learned.module is not again.learned.module
+    maps = [
+        cell.attribute(b.inputs, b.targets, cell.samples) for cell in (first, again) for b in [cell.load(cell.samples)]
+    ]
+    for name, value in first.metric.similarities(*(collapse(m, "sum") for m in maps)).items():
+        assert (value == 1).all(), name
+
+
+def test_targets_are_the_original_ones_unless_the_metric_says_so(here):
+    common = [*RANDOM, "method=gradient", "target=predicted", "dataset.limit=12"]
+    cell, free = cell_of(here, *common), cell_of(here, *common, "metric.target=predicted")
+    predicted = cell.logits_of(cell.samples).argmax(-1)
+    moved = 0
+    for name, other in cell.others.items():
+        assert torch.equal(other.load(cell.samples).targets, predicted)
+        own = other.logits_of(cell.samples).argmax(-1)
+        assert torch.equal(free.others[name].load(cell.samples).targets, own)
+        moved += (own != predicted).sum()
+        assert other.maps.artefact.key != free.others[name].maps.artefact.key
+    assert moved > 0
+
+
+def test_original_targets_share_maps_with_nothing_that_differs(here):
+    """For labels, `original` is the label; for predictions, the key says whose they are."""
+    label, predicted = (cell_of(here, *RANDOM, "method=gradient", f"target={t}") for t in ("label", "predicted"))
+    for name, other in label.others.items():
+        assert other.explained["explained"] == label.explained["explained"]
+        assert predicted.others[name].explained["explained"]["predicted_by"] == predicted.base["model"]
+    keys = [other.maps.artefact.key for other in (label, *label.others.values(), *predicted.others.values())]
+    assert len(set(keys)) == len(keys) == 1 + 6 + 6
+
+
+def test_keys_of_trained_networks_are_as_they_were(here):
+    """The weights state is in the key, and `trained` is what it has been all along."""
+    cell = cell_of(here, *RANDOM, "method=gradient")
+    assert cell.base["model"]["weights_state"] == "trained"
+    states = {other.base["model"]["weights_state"] for other in cell.others.values()}
+    assert states == set(cell.others) and all(state.startswith("cascade:") for state in states)
+
+
+def test_what_is_fitted_is_fitted_to_each_network(here):
+    cell = cell_of(here, *RANDOM, "metric.seeds=1", "method=iba", "method.steps=1", "dataset.limit=1", "fit.limit=4")
+    cell.scores.rows(cell.samples)
+    fits = [cell.fit, *(other.fit for other in cell.others.values())]
+    assert len({fit.artefact.key for fit in fits}) == 4
+    first, *others = (fit.artefact.load_whole("fit") for fit in fits)
+    changed = [any(not np.array_equal(first[name], other[name]) for name in first) for other in others]
+    # The layer lies below the topmost block and inside the last of the three.
+    assert changed == [False, False, True]
+
+
+def test_ten_networks_share_the_data_and_are_in_memory_one_at_a_time(here, monkeypatch):
+    decoded, networks, most = Counter(), weakref.WeakSet(), 0
+    getitem, forward = Shapes.__getitem__, SmallCNN.forward
+
+    def counting(self, index):
+        decoded[index] += 1
+        return getitem(self, index)
+
+    def watching(self, inputs):
+        nonlocal most
+        networks.add(self)
+        most = max(most, len(networks))
+        return forward(self, inputs)
+
+    monkeypatch.setattr(Shapes, "__getitem__", counting)
+    monkeypatch.setattr(SmallCNN, "forward", watching)
+    # Few samples in a block of maps, all of them in a block of scores.
+    monkeypatch.setattr("xaibench.engine.explanations.BLOCK_FLOPS", 2e8)
+    job = compose_job([*RANDOM, "metric.blocks=5", "dataset.limit=4", "method=integrated_gradients", "method.steps=4"])
+    gc.collect()
+    run(job)
+    assert set(decoded.values()) <= {1, 2, 3}  # the first image is looked at before anything else
+    assert most <= 3  # the trained network, the last random one, and the next
+
+
+def test_random_maps_are_kept_collapsed_and_read_the_same(here):
+    cell = cell_of(here, *RANDOM, "method=saliency")
+    cell.scores.rows(cell.samples)
+    assert cell.maps.rows(cell.samples)["maps"].shape == (3, 3, 64, 64)
+    for other in cell.others.values():
+        rows = other.maps.rows(cell.samples)
+        assert rows["maps"].shape == (3, 1, 64, 64)
+        batch = cell.load(cell.samples)
+        whole = other.attribute(batch.inputs, batch.targets, cell.samples)
+        for sign in ("signed", "absolute"):
+            kept, _ = other.collapsed(cell.samples, cell.how, sign)
+            assert torch.equal(kept, collapse(whole, cell.how, sign))
+
+
+def test_the_rows_and_the_card_say_what_was_compared(here, xaibench):
+    code, _, said = xaibench("run", *RANDOM, "method=gradient")
+    assert code == 0, said
+    (path,) = here.glob("results/scores/*/*/parameter_randomization/*.json")
+    card = json.loads(path.read_text())
+    steps = [name.split(":")[1:3] for name, _ in card["others"]]
+    blocks = ["classifier.3", "features.9..classifier.1", "features.0..features.6"]
+    assert steps == [[block, seed] for block in blocks for seed in ("0", "1")]
+    rows = pd.read_csv(path.with_suffix(".csv"))
+    assert rows[rows["statistic"] == "ssim_curve"]["x"].tolist() == [1, 2, 3]
+    code, _, said = xaibench("run", *RANDOM, "method=gradient", "runner.reuse=only-cache")
+    assert code == 0, said
+
+
+def test_maps_from_a_file_are_refused(here):
+    np.savez(here / "maps.npz", maps=np.zeros((3, 1, 64, 64), np.float32), sample=np.arange(3))
+    with pytest.raises(Refusal, match="explains other networks, which method=precomputed has no maps of"):
+        cell_of(here, *RANDOM, "method=precomputed", "method.path=maps.npz")
+
+
+def test_two_classes_of_one_image_are_explained_with_the_same_noise(here):
+    """So `random` is exactly 1 although its maps are noise; the masks of shapes add where the attribution is."""
+    found = {}
+    for method in ("random", "gradient"):
+        cell = cell_of(here, "metric=class_sensitivity", "dataset.limit=3", f"method={method}")
+        found[method] = cell.scores.rows(cell.samples)
+    assert (found["random"]["ssim"] == 1).all() and (found["random"]["gain"] == 0).all()
+    assert (found["gradient"]["ssim"] < 0.95).all() and np.isfinite(found["gradient"]["gain"]).all()
+
+
+# ---- permuted labels -------------------------------------------------------------------------------------------------
+
+
+def test_permuted_labels_are_the_same_labels_elsewhere(here):
+    cell = cell_of(here, *RANDOM, "method=gradient")
+    cell.loader.ids = tuple(range(40))
+    images = Images(cell.loader)
+    permuted, again, other = (PermutedLabels(images, f"permuted_labels:{seed}") for seed in (0, 0, 1))
+    everything = torch.arange(40)
+    pixels, labels = images.load(everything)
+    moved_pixels, moved = permuted.load(everything)
+    assert torch.equal(pixels, moved_pixels) and len(permuted) == 40
+    assert torch.equal(moved.bincount(minlength=10), labels.bincount(minlength=10)) and not torch.equal(moved, labels)
+    assert torch.equal(moved, again.load(everything)[1]) and not torch.equal(moved, other.load(everything)[1])
+    assert torch.equal(permuted.load(everything[7:9])[1], moved[7:9])
+    assert permuted.identity == again.identity and len({images.identity, permuted.identity, other.identity}) == 3
+
+
+def test_label_randomisation_trains_once_and_compares_with_networks_of_permuted_labels(world, xaibench):
+    common = [*CORNER, "metric=label_randomization", "metric.seeds=2", "dataset.limit=40"]
+    code, _, said = xaibench("run", *common, "method=gradient")
+    assert code == 0, said
+    assert said.count("with permuted labels") == 2
+    code, _, said = xaibench("run", *common, "method=sobel")
+    assert code == 0, said
+    assert "training" not in said
+    found = {}
+    for path in world.glob("results/scores/linear/corner/label_randomization/*.csv"):
+        rows = pd.read_csv(path)
+        found[path.name.partition("-")[0]] = rows[rows["sample"] >= 0].groupby("statistic")["value"].mean()
+    assert found["sobel"]["ssim"] == 1
+    # A linear network's map is its weights: those of the corner are learned from true labels only.
+    assert found["gradient"]["ssim"] < 0.6
+    # The trained network is always right; of a label that is independent of the image one half is.
+    assert found["gradient"]["right"] < 0.8
+
+
+def test_label_randomisation_needs_the_recipe(here):
+    with pytest.raises(Refusal, match=r"set model\.weights=recipe"):
+        cell_of(here, "metric=label_randomization", "method=gradient", "dataset.limit=2")

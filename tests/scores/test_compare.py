@@ -1,0 +1,95 @@
+"""Published tables beside ours; the presets that make ours."""
+
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from xaibench import listing
+from xaibench.build import build
+from xaibench.config import compose_job
+from xaibench.scores import compare, leaderboard
+
+REFERENCE = Path(__file__).parents[2] / "results" / "reference"
+# Published methods that have not landed here.
+ABSENT = {"pattern_attribution", "deepshap"}
+PRESETS = [item.name for item in listing.items("experiment")]
+
+
+def config(experiment: str) -> dict:
+    return yaml.safe_load((listing.CONF / "experiment" / f"{experiment}.yaml").read_text())
+
+
+def swept(experiment: str) -> dict[str, list[str]]:
+    params = config(experiment)["hydra"]["sweeper"]["params"]
+    return {key: re.split(r",\s*(?![^\[]*\])", str(values)) for key, values in params.items()}  # not within brackets
+
+
+@pytest.mark.parametrize("experiment", PRESETS)
+def test_every_preset_composes_and_names_what_there_is(xaibench, experiment):
+    params = swept(experiment)
+    for group in ("method", "metric"):
+        assert set(params[group]) <= {item.name for item in listing.items(group)}
+    # One cell of it: planned on the bundled network, composed where it takes data or weights of its own.
+    cell = [f"{key}={values[0 if '.' in key else -1]}" for key, values in params.items()]
+    if "defaults" in config(experiment):
+        job = compose_job([f"experiment={experiment}", *cell])
+        assert (job.method, job.metric) == (params["method"][-1], params["metric"][-1])
+        return
+    code, out, said = xaibench("run", f"experiment={experiment}", *cell, "dataset.limit=2", "runner.plan=true")
+    assert code == 0, said
+    assert "passes to do" in out
+
+
+@pytest.mark.parametrize("experiment", compare.experiments())
+def test_published_tables_say_where_they_are_from_and_fit_our_names(experiment):
+    theirs = compare.read(experiment)
+    assert experiment in PRESETS
+    assert all(theirs.facts[name] for name in ("source", "table", "data", "n", "differs"))
+    assert np.isfinite(theirs.rows["value"]).all()
+    assert not theirs.rows.duplicated(["method", "method_variant", "model", "metric", "statistic"]).any()
+    assert set(theirs.rows["method"]) <= {item.name for item in listing.items("method")} | ABSENT
+    for metric, rows in theirs.rows.groupby("metric"):
+        text = (listing.CONF / "metric" / f"{metric}.yaml").read_text()
+        statistics = {statistic.name for statistic in build(yaml.safe_load(text), "metric").statistics}
+        assert set(rows["statistic"]) <= statistics
+
+
+def test_table_1_beside_the_committed_leaderboard():
+    """The correlations that results/reference/README.md states, which were computed apart from this code."""
+    board = leaderboard.read_csv(REFERENCE / "iba_table1.csv")
+    frame = compare.beside(compare.read("iba_table1"), board)
+    agreed = compare.agreement(frame)
+    found = agreed[agreed["published_model"] == "ResNet-50 8x8"].set_index("model")
+    assert found["correlation"].round(2).to_dict() == {"mobilenet_v2": 0.89, "resnet20": 0.72, "smallcnn": 0.52}
+    assert found["methods"].to_dict() == {"mobilenet_v2": 7, "resnet20": 9, "smallcnn": 10}
+    row = frame[(frame["method"] == "guided_backprop") & (frame["model"] == "smallcnn")].iloc[0]
+    assert (row["published"], round(row["value"], 3), row["metric_variant"]) == (0.491, 0.804, "")
+    # Published, and nothing of ours: the row stays.
+    assert frame[frame["method"] == "pattern_attribution"]["value"].isna().all()
+
+
+def test_tables_3_2_and_3_3_beside_the_committed_leaderboard():
+    """By hand: in d, saliency and occlusion change places, under rho_sure IBA and IxG: 1 - 6 (1 + 1) / (5 * 24)."""
+    board = leaderboard.read_csv(REFERENCE / "plane_xor.csv")
+    agreed = compare.agreement(compare.beside(compare.read("xor"), board[board["model"] == "xor_net"]))
+    found = agreed.set_index("statistic")["correlation"].round(2).to_dict()
+    assert found == {"dim_diff_sum": 0.9, "rho_sure": 0.9, "rho_boundary": 0.6}
+    assert set(agreed["methods"]) == {5}
+
+
+def test_compare_on_the_command_line(xaibench, here):
+    code, out, _ = xaibench("compare", "iba_table1", "--leaderboard", str(REFERENCE / "iba_table1.csv"))
+    assert code == 0
+    assert "resnet20 on imagefolder (tile=4): rank correlation 0.72 over 9 methods" in out
+    assert "none of ours: xaibench run experiment=iba_table1" in out  # the box score
+    assert "differs: " in out and "source: Sixt 2022" in out
+    text = xaibench("compare", "iba_table1", "--csv", "--leaderboard", str(REFERENCE / "iba_table1.csv"))[1]
+    assert len(pd.read_csv(io.StringIO(text))) > 60
+    assert xaibench("compare", "pathway_lerf")[0] == 3
+    code, _, said = xaibench("compare", "iba_table")
+    assert code == 2 and "did you mean 'iba_table1'?" in said

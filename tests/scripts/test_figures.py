@@ -1,0 +1,61 @@
+"""scripts/figures.py draws the numbers of the leaderboard, scripts/gallery.py the maps of the cache."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from xaibench.metrics.rules.csc import random_baseline
+from xaibench.scores import leaderboard
+
+
+@pytest.fixture
+def figures(script):
+    return script("figures")
+
+
+def test_a_sweep_is_drawn_with_the_leaderboards_values(xaibench, here, figures):
+    few = ("method=iba", "dataset.limit=3", "fit.limit=8", "metric.steps=2")
+    assert xaibench("run", "-m", "method.layer=bottleneck,bottleneck_late", *few)[0] == 0
+    # Not of the sweep: another parameter differs too.
+    assert xaibench("run", "method.steps=1", *few)[0] == 0
+    cells = figures.runs(Path("results"), "degradation", "layer")
+    assert {cell.card["config"]["method"]["layer"] for cell in cells} == {"bottleneck", "bottleneck_late"}
+    axes = Figure().add_subplot()
+    figures.bars(axes, range(2), [figures.headline(cell) for cell in cells], "k", "degradation")
+    frame = pd.read_csv("results/leaderboard.csv", keep_default_na=False).set_index(["method_key", "statistic"])
+    line, _, (bars,) = axes.containers[0]
+    for cell, value, (low, high) in zip(cells, line.get_ydata(), bars.get_segments()):
+        row = frame.loc[cell.card["keys"]["map_key"], "degradation"]
+        expected = [float(row[name]) for name in ("value", "ci_low", "ci_high")]
+        assert [value, low[1], high[1]] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_gallery_is_drawn_cheap_methods_first_or_as_named(xaibench, here, script, monkeypatch):
+    """What it shows is tested in tests/report/test_gallery.py."""
+    gallery = script("gallery")
+    assert xaibench("run", "-m", "method=occlusion,gradcam", "dataset.limit=2", "metric=lerf")[0] == 0
+    cells = leaderboard.read_cells(Path("results"))
+    assert [gallery.title(cell) for cell in gallery.chosen(cells, None)] == ["gradcam", "occlusion"]
+    assert [gallery.title(cell) for cell in gallery.chosen(cells, ["occlusion", "gradcam"])] == ["occlusion", "gradcam"]
+    monkeypatch.setattr("sys.argv", ["gallery.py", "--out", "drawn.png", "--images", "2", "--side", "64"])
+    gallery.main()
+    with Image.open("drawn.png") as drawn:
+        across, step = 3, 64 + 64 // 12
+        assert drawn.width == pytest.approx(across * step - 64 // 12, abs=1)
+
+
+def test_convergence_is_drawn_with_the_medians_over_images(xaibench, here, figures):
+    few = ("metric=csc", "metric.vectors=2", "metric.start=[logits]", "dataset.limit=3")
+    assert xaibench("run", "-m", "method=gradient,lrp_zplus", *few)[0] == 0
+    (axes,) = figures.convergence(Path("results")).axes
+    lines = {line.get_label(): line.get_ydata() for line in axes.lines}
+    for method in ("gradient", "lrp_zplus"):
+        (path,) = Path("results").glob(f"scores/*/*/csc/{method}-*.csv")
+        rows = pd.read_csv(path)
+        cosine = rows[rows["statistic"] == "cosine"]["value"].median()
+        assert len(lines[method]) == 6 and lines[method][0] == pytest.approx(max(1 - cosine, 1e-8), abs=1e-8)
+    channels = (16, 24, 48, 64, 64, 64)
+    assert lines["random vectors"] == pytest.approx([1 - random_baseline(count) for count in channels])

@@ -1,0 +1,240 @@
+"""Artefacts on disk: keys, integrity, concurrency. Real files, really damaged."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+
+import h5py
+import numpy as np
+import pytest
+
+from xaibench.errors import CacheError
+from xaibench.store import cache
+from xaibench.store.cache import Artefact, digest
+
+
+@pytest.fixture
+def artefact(tmp_path):
+    made = Artefact(tmp_path, "maps", ("net", "data", "method"), {"what": 1})
+    made.create({"versions": {}})
+    return made
+
+
+def columns(samples):
+    rng = np.random.default_rng(list(samples))
+    return {"maps": rng.normal(size=(len(samples), 3, 8, 8)).astype(np.float32), "status": np.zeros(len(samples), int)}
+
+
+def again(artefact):
+    """The same artefact as another process sees it."""
+    return Artefact(artefact.folder.parents[4], "maps", ("net", "data", "method"), {"what": 1})
+
+
+def test_rows_come_back_in_the_order_asked_for_from_several_shards(artefact):
+    first, second = columns([7, 3, 5]), columns([2, 9])
+    artefact.write([7, 3, 5], first)
+    artefact.write([2, 9], second)
+    rows = again(artefact).read([9, 3, 4, 7])
+    assert rows.samples == (9, 3, 7)
+    expected = np.stack([second["maps"][1], first["maps"][1], first["maps"][0]])
+    np.testing.assert_array_equal(rows.arrays["maps"], expected)
+    assert artefact.missing([1, 2, 3, 4]) == [1, 4]
+
+
+def test_a_shard_is_plain_hdf5_as_the_design_says(artefact):
+    path = artefact.write([4, 6], columns([4, 6]))
+    assert path.name == "shard-00000.h5"
+    with h5py.File(path) as file:
+        assert file.attrs["key"] == artefact.key
+        assert file.attrs["schema"] == cache.SCHEMA
+        assert file["sample"][:].tolist() == [4, 6]
+        assert file["maps"].dtype == np.float32
+        assert file["maps"].chunks == (1, 3, 8, 8)
+        assert file["maps"].fletcher32
+        assert file["maps"].compression is None
+
+
+def test_the_same_rows_give_the_same_bytes(artefact, tmp_path):
+    other = Artefact(tmp_path / "other", "maps", ("net", "data", "method"), {"what": 1})
+    other.create({})
+    one, two = artefact.write([1, 2], columns([1, 2])), other.write([1, 2], columns([1, 2]))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_keys_depend_on_everything_in_the_spec_and_on_nothing_else():
+    assert digest({"a": 1, "b": [1.0, 2]}) == digest({"b": [1.0, 2], "a": 1})
+    assert len({digest(s) for s in ({"a": 1}, {"a": 2}, {"a": 1.5}, {"a": "1"}, {"b": 1}, {"a": None})}) == 6
+    with pytest.raises(ValueError, match="JSON"):
+        digest({"a": float("nan")})
+
+
+@pytest.mark.parametrize("place", [0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.999])
+def test_a_flipped_byte_anywhere_is_found_said_and_computed_again(artefact, caplog, place):
+    path = artefact.write([1, 2, 3], columns([1, 2, 3]))
+    artefact.finish(0.0)
+    data = bytearray(path.read_bytes())
+    data[int(len(data) * place)] ^= 0x10
+    path.write_bytes(data)
+    fresh = again(artefact)
+    rows = fresh.read([1, 2, 3])
+    assert rows.samples == ()
+    assert "computed again" in caplog.text
+    assert fresh.missing([1, 2, 3]) == [1, 2, 3]
+    fresh.write([1, 2, 3], columns([1, 2, 3]))
+    np.testing.assert_array_equal(fresh.read([2]).arrays["maps"][0], columns([1, 2, 3])["maps"][1])
+
+
+@pytest.mark.parametrize("length", [0, 10, 600, 3000])
+def test_a_shard_cut_short_is_found(artefact, caplog, length):
+    path = artefact.write([1, 2], columns([1, 2]))
+    os.truncate(path, length)
+    assert again(artefact).read([1, 2]).samples == ()
+    assert "computed again" in caplog.text
+
+
+def test_a_shard_of_another_key_is_not_believed(artefact, tmp_path, caplog):
+    other = Artefact(tmp_path, "maps", ("net", "data", "method"), {"what": 2})
+    other.create({})
+    foreign = other.write([1], columns([1]))
+    (artefact.folder / "shard-00000.h5").write_bytes(foreign.read_bytes())
+    assert again(artefact).read([1]).samples == ()
+    assert "another schema or key" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"spec": {"what": 2}}', "[]"])
+def test_an_unreadable_or_wrong_spec_is_said_and_written_anew(artefact, caplog, text):
+    path = artefact.folder / "spec.json"
+    artefact.write([1], columns([1]))
+    path.write_text(text)
+    fresh = again(artefact)
+    fresh.create({})
+    assert "written anew" in caplog.text
+    assert digest(json.loads(path.read_text())["spec"]) == artefact.key
+    assert fresh.read([1]).samples == (1,)
+
+
+def test_an_unreadable_manifest_costs_nothing(artefact):
+    artefact.write([1], columns([1]))
+    artefact.finish(1.0)
+    (artefact.folder / "manifest.json").write_text("{")
+    assert again(artefact).read([1]).samples == (1,)
+
+
+def test_the_manifest_lists_shards_samples_checksums_and_adds_seconds(artefact):
+    artefact.write([5, 1], columns([5, 1]))
+    artefact.finish(1.5)
+    fresh = again(artefact)
+    path = fresh.write([2], columns([2]))
+    manifest = fresh.finish(2.0)
+    assert [s["samples"] for s in manifest["shards"]] == [[5, 1], [2]]
+    assert manifest["seconds"] == 3.5
+    assert len(manifest["shards"][1]["sha256"]) == 64
+    assert manifest["shards"][1]["sha256"].encode() in path.read_bytes()[:200]
+
+
+def test_discarding_samples_removes_their_shard_only(artefact):
+    artefact.write([1, 2], columns([1, 2]))
+    artefact.write([3], columns([3]))
+    artefact.discard([2])
+    assert again(artefact).missing([1, 2, 3]) == [1, 2]
+
+
+def test_a_full_disk_is_one_clean_error_and_loses_nothing(artefact):
+    artefact.write([1], columns([1]))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(CacheError, match=r"File too large[\s\S]*kept"):
+            artefact.write([2], columns([2]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert again(artefact).read([1, 2]).samples == (1,)
+    assert [p.name for p in artefact.folder.iterdir() if p.name.startswith(".aside")] == []
+
+
+def test_a_cache_that_cannot_be_written_is_the_users_mistake(tmp_path):
+    """As an unprivileged user: root is allowed everything."""
+    (tmp_path / "cache").mkdir()
+    code = (
+        "import os, sys; from pathlib import Path\n"
+        "from xaibench.store.cache import Artefact; from xaibench.errors import UserError\n"
+        "os.getuid() or os.setuid(65534)\n"
+        "try: Artefact(Path(sys.argv[1]), 'maps', ('m',), {}).create({})\n"
+        "except UserError as error: print('refused:', error); sys.exit(0)\n"
+        "sys.exit('it was written')"
+    )
+    os.chmod(tmp_path / "cache", 0o555)
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.owner() == "root" and str(folder).startswith("/tmp/"):
+            os.chmod(folder, 0o755)
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "cache")], capture_output=True, text=True)
+    assert "paths.cache" in done.stdout, done.stderr
+    assert "Permission denied" in done.stdout
+
+
+def test_a_claim_is_held_by_one_process_and_released_by_its_death(artefact, spawn):
+    code = (
+        "import sys, time; from pathlib import Path; from xaibench.store.cache import Artefact\n"
+        "a = Artefact(Path(sys.argv[1]), 'maps', ('net', 'data', 'method'), {'what': 1})\n"
+        "with a.claim((1, 2)): Path('held').touch(); time.sleep(60)"
+    )
+    folder = artefact.folder.parents[4]
+    process = spawn(code, str(folder))
+    while not (folder / "held").exists():
+        assert process.poll() is None, (folder / "log.txt").read_text()
+        time.sleep(0.02)
+    with artefact.claim((1, 2), wait=False) as mine:
+        assert not mine
+    with artefact.claim((3,), wait=False) as mine:
+        assert mine
+    process.kill()
+    process.wait()
+    with artefact.claim((1, 2), wait=False) as mine:
+        assert mine
+
+
+def test_work_goes_on_where_locks_do_not_work(artefact, monkeypatch, caplog):
+    def broken(*_, **__):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(cache.FileLock, "acquire", broken)
+    cache._warned.clear()
+    for _ in range(2):
+        with artefact.claim((1,)) as mine:
+            assert mine
+    assert caplog.text.count("work may be done twice") == 1
+
+
+def test_two_writers_never_replace_each_others_shards(artefact):
+    """Without claims: both write, both shards stay, and either row is right."""
+    one, two = again(artefact), again(artefact)
+    one.write([1], columns([1]))
+    two.write([1], columns([1]))
+    assert sorted(p.name for p in artefact.folder.glob("shard-*")) == ["shard-00000.h5", "shard-00001.h5"]
+    np.testing.assert_array_equal(again(artefact).read([1]).arrays["maps"], columns([1])["maps"])
+
+
+def test_verify_names_what_is_wrong_and_prune_removes_the_oldest(tmp_path):
+    made = []
+    for number in range(3):
+        made.append(Artefact(tmp_path, "maps", ("net", f"data{number}"), {"n": number}))
+        made[-1].create({})
+        path = made[-1].write([1], columns([1]))
+        made[-1].finish(0.0)
+        for file in made[-1].folder.iterdir():
+            os.utime(file, (1e9 + number * 1000,) * 2)
+    assert cache.verify(tmp_path) == (3, [])
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    checked, wrong = cache.verify(tmp_path)
+    assert checked == 3
+    assert len(wrong) == 1
+    assert "data2" in wrong[0]
+
+    sizes = [entry.size for entry in cache.listing(tmp_path)]
+    removed = cache.prune(tmp_path, older_than=None, max_size=sum(sizes) - 1)
+    assert [entry.path.split("/")[1] for entry in removed] == ["data0"]
+    removed = cache.prune(tmp_path, older_than=time.time() - 1e9 - 1500, max_size=None)
+    assert [entry.path.split("/")[1] for entry in removed] == ["data1"]

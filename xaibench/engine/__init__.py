@@ -1,0 +1,1 @@
+"""What has to exist for a Job, what of it is missing, do it, resume it."""

@@ -1,0 +1,105 @@
+"""Training by recipe: the checkpoint that `model.weights=recipe` asks for, an artefact of the cache like any other."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import rng
+from ..build import build
+from ..datasets.base import Samples
+from ..errors import UserError
+from ..job import Job
+from ..models import checkpoint
+from ..models.loading import build_module, check_input, load_classifier
+from ..models.preprocessing import Preprocessing
+from ..models.randomise import PERMUTED_LABELS
+from ..models.recipe import Images, Recipe, accuracy, train
+from ..report import terminal
+from ..store import provenance
+from ..store.cache import Artefact
+from . import keys
+
+log = logging.getLogger(__name__)
+SPLIT = "train"
+
+
+def split_samples(
+    dataset_spec: Mapping[str, Any],
+    split: str,
+    limit: int | None,
+    seed: int,
+    preprocessing: Preprocessing,
+    device: torch.device,
+) -> Samples:
+    """The first `limit` (None: all) of a seeded permutation of a split of a data set."""
+    dataset = build({**dataset_spec, "split": split}, "dataset")
+    return Samples(dataset, preprocessing, rng.permutation(len(dataset), seed)[:limit], device)
+
+
+def trained_weights(job: Job, root: Path, device: torch.device) -> Path:
+    """The checkpoint that the model's recipe makes on the job's data set: from the cache, or trained now.
+
+    Resumed after an interruption; claimed, so that two processes do not train the same network. Raises UserError for
+    a model without a recipe.
+    With the weights state `permuted_labels:SEED` it is trained on the training samples' labels in another order.
+    """
+    if not job.model_spec.get("recipe"):
+        raise UserError(f"model={job.model} has no recipe to train it by; set model.weights to a file or to random")
+    recipe: Recipe = build(job.model_spec["recipe"], "model.recipe")
+    untrained = load_classifier(job.model, {**job.model_spec, "weights": "random"}, device=device)
+    samples = split_samples(job.dataset_spec, SPLIT, None, 0, untrained.preprocessing, device)
+    spec = {
+        "definition": dict(untrained.definition),
+        "preprocessing": asdict(untrained.preprocessing),
+        "recipe": asdict(recipe),
+        "data": keys.data(samples.dataset, {**job.dataset_spec, "split": SPLIT}),
+    }
+    permuted = job.weights_state.startswith(PERMUTED_LABELS)
+    if permuted:
+        spec["labels"] = job.weights_state
+    # Whichever split is explained, the training is the same: the label of its folder leaves out what was overridden.
+    artefact = Artefact(root, "weights", (job.model, job.dataset.partition(",")[0]), spec)
+    path = artefact.folder / "weights.safetensors"
+    if path.exists():
+        return path
+    if job.runner.reuse == "only-cache":
+        raise UserError(f"runner.reuse=only-cache: {path} is missing; use runner.reuse=missing")
+    check_input(untrained, samples.load(samples.ids[:1]).inputs[0], len(samples.dataset.class_names))
+    artefact.create({"versions": provenance.versions(), "commit": provenance.commit(), "device": str(device)})
+    with artefact.claim("training"):
+        if path.exists():
+            return path
+        labels = " with permuted labels" if permuted else ""
+        log.info("training %s on %d samples of %s%s", job.model, len(samples), job.dataset, labels)
+        images = PermutedLabels(Images(samples), job.weights_state) if permuted else Images(samples)
+        module = build_module(job.model_spec, seed=recipe.seed).to(device)
+        state = artefact.folder / "state.safetensors"
+        train(module, recipe, images, checkpoint=state, progress=terminal.epochs(f"training {job.model}"))
+        checkpoint.write(path, module.state_dict())
+        state.unlink(missing_ok=True)
+    return path
+
+
+class PermutedLabels(Images):
+    """Images with each other's labels, as many of each as before; which ones, the state says (its seed is in it)."""
+
+    def __init__(self, images: Images, state: str) -> None:
+        self.images, self.samples = images, images.samples
+        self.identity = f"{images.identity} {state}"
+        self.order = torch.randperm(len(images), generator=rng.generator(state))
+
+    def load(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pixels [B,C,H,W] of these positions, and labels [B] of others."""
+        return self.images.load(positions)[0], self.images.load(self.order[positions])[1]
+
+
+def train_and_test(job: Job, device: torch.device) -> tuple[Path, float]:
+    """`xaibench train`: the checkpoint, and its accuracy on the data set's test split."""
+    path = trained_weights(job, job.cache, device)
+    classifier = load_classifier(job.model, {**job.model_spec, "weights": str(path)}, device=device)
+    samples = split_samples(job.dataset_spec, "test", None, 0, classifier.preprocessing, device)
+    return path, accuracy(classifier, samples)

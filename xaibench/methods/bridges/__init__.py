@@ -1,0 +1,1 @@
+"""Other libraries' own versions of their methods."""

@@ -1,0 +1,1 @@
+"""Feature maps of a layer, weighted: class activation maps."""

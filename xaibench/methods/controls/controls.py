@@ -1,0 +1,102 @@
+"""Controls: maps that explain nothing, or know the answer. A metric under which they win or lose wrongly is suspect."""
+
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from ...errors import Refusal
+from ...models.classifier import Classifier
+from ..base import Method
+
+
+class Control(Method):
+    """A map that does not ask the network: no passes."""
+
+    def cost(self, classifier: Classifier) -> tuple[int, int]:
+        return (0, 0)
+
+
+class Random(Control):
+    """Independent standard normal values, one per pixel: [B,1,H,W], signed."""
+
+    def attribute(
+        self,
+        classifier: Classifier,
+        inputs: torch.Tensor,
+        targets: torch.Tensor,
+        generators: list[torch.Generator],
+        **context: Any,
+    ) -> torch.Tensor:
+        size = (1, *inputs.shape[2:])
+        return torch.stack([torch.randn(size, generator=g) for g in generators]).to(inputs)
+
+
+class Constant(Control):
+    """Ones everywhere: [B,1,H,W]. Ranked by ties alone, so it scores like `random`."""
+
+    def attribute(
+        self,
+        classifier: Classifier,
+        inputs: torch.Tensor,
+        targets: torch.Tensor,
+        generators: list[torch.Generator],
+        **context: Any,
+    ) -> torch.Tensor:
+        return torch.ones_like(inputs[:, :1])
+
+
+class Sobel(Control):
+    """Edge magnitude of the grey image: [B,1,H,W], never negative, in normalised units per pixel.
+
+    The grey value is the mean over the channels of the normalised input; the two Sobel kernels are scaled to be
+    derivatives (divided by 8), and the border pixels are repeated outwards.
+    """
+
+    def attribute(
+        self,
+        classifier: Classifier,
+        inputs: torch.Tensor,
+        targets: torch.Tensor,
+        generators: list[torch.Generator],
+        **context: Any,
+    ) -> torch.Tensor:
+        across = inputs.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 8
+        grey = functional.pad(inputs.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
+        slopes = functional.conv2d(grey, torch.stack([across, across.T])[:, None])
+        return slopes.square().sum(1, keepdim=True).sqrt()
+
+
+class Input(Control):
+    """The normalised input itself: [B,C,H,W], signed."""
+
+    def attribute(
+        self,
+        classifier: Classifier,
+        inputs: torch.Tensor,
+        targets: torch.Tensor,
+        generators: list[torch.Generator],
+        **context: Any,
+    ) -> torch.Tensor:
+        return inputs.clone()
+
+
+class Oracle(Control):
+    """The ground-truth mask as a map: [B,1,H,W], 1 inside and 0 outside, or how much each pixel matters where the
+    masks are graded. Refused where a data set has no masks."""
+
+    needs_mask = True
+
+    def attribute(
+        self,
+        classifier: Classifier,
+        inputs: torch.Tensor,
+        targets: torch.Tensor,
+        generators: list[torch.Generator],
+        *,
+        masks: torch.Tensor | None = None,
+        **context: Any,
+    ) -> torch.Tensor:
+        if masks is None:
+            raise Refusal("oracle needs ground-truth masks: this data set has none")
+        return masks[:, None].to(inputs)

@@ -1,0 +1,101 @@
+"""Maps that were made elsewhere, read from a file."""
+
+import hashlib
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+
+from ...errors import Refusal, UserError
+from ...models.classifier import Classifier
+from ..base import Method
+
+
+class Precomputed(Method):
+    """Maps [B,C,H,W] or [B,1,H,W] of a file, found by sample id, as they are.
+
+    path: an npz or HDF5 file with the arrays `maps` [N,C or 1,H,W] (numbers, at input resolution) and `sample` [N]
+        (whole numbers, each once: the data set's own ids). Nothing in it is unpickled. HDF5 is read sample by
+        sample, npz as a whole.
+    Raises ValueError for a file that is missing or not such a file.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path).expanduser()
+        if not self.path.is_file():
+            raise ValueError(f"path={path}: there is no such file; expected npz or HDF5 with arrays maps and sample")
+        try:
+            maps, sample = _arrays(self.path)
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise ValueError(f"path={path}: expected npz or HDF5 with arrays maps and sample ({error})") from error
+        if len(maps.shape) != 4 or maps.dtype.kind not in "fiub":
+            raise ValueError(f"path={path}: maps is {maps.dtype} {list(maps.shape)}, expected numbers [N,C or 1,H,W]")
+        if sample.shape != maps.shape[:1] or sample.dtype.kind not in "iu":
+            raise ValueError(
+                f"path={path}: sample is {sample.dtype} {list(sample.shape)}, expected whole numbers [{len(maps)}]"
+            )
+        self.maps, self.rows = maps, {int(identity): row for row, identity in enumerate(sample)}
+        if len(self.rows) != len(sample):
+            raise ValueError(f"path={path}: sample has {len(sample) - len(self.rows)} repeated ids, expected each once")
+
+    def fingerprint(self) -> str:
+        """sha256 of the file's bytes: what identifies the maps, whatever the file is called."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def check(self, classifier: Classifier) -> None:
+        channels, height, width = classifier.input_size
+        found = self.maps.shape[1:]
+        if tuple(found[1:]) != (height, width) or found[0] not in (1, channels):
+            raise Refusal(
+                f"precomputed: the maps of {self.path.name} are {_shape(found)}, but {classifier.name} takes "
+                f"{_shape(classifier.input_size)}: expected that or {_shape((1, height, width))}"
+            )
+
+    def cost(self, classifier: Classifier) -> tuple[int, int]:
+        return (0, 0)
+
+    def attribute(
+        self,
+        classifier: Classifier,
+        inputs: torch.Tensor,
+        targets: torch.Tensor,
+        generators: list[torch.Generator],
+        *,
+        samples: Sequence[int],
+        **context: Any,
+    ) -> torch.Tensor:
+        missing = [sample for sample in samples if int(sample) not in self.rows]
+        if missing:
+            raise UserError(
+                f"precomputed: {self.path.name} has no map for {len(missing)} of {len(samples)} samples, "
+                f"the first is {missing[0]}"
+            )
+        return torch.stack([torch.as_tensor(self.maps[self.rows[int(sample)]]) for sample in samples]).to(inputs)
+
+
+def _arrays(path: Path) -> tuple[np.ndarray | h5py.Dataset, np.ndarray]:
+    """`maps` and `sample` of an npz or HDF5 file; raises OSError, ValueError or BadZipFile for anything else."""
+    if h5py.is_hdf5(path):
+        return _pick(h5py.File(path, "r"))
+    if zipfile.is_zipfile(path):
+        with np.load(path, allow_pickle=False) as archive:
+            return _pick(archive)
+    raise ValueError("it is neither")
+
+
+def _pick(archive: Mapping[str, Any]) -> tuple[np.ndarray | h5py.Dataset, np.ndarray]:
+    if "maps" not in archive or "sample" not in archive:
+        raise ValueError(f"it has {sorted(archive)}")
+    maps, sample = archive["maps"], archive["sample"]
+    if isinstance(maps, h5py.Group) or isinstance(sample, h5py.Group):
+        raise ValueError("they are groups")
+    return maps, np.asarray(sample)
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "x".join(str(size) for size in shape)

@@ -1,0 +1,1 @@
+"""Gradients along paths of selected neurons."""

@@ -1,0 +1,1 @@
+"""What the network answers when parts of the input are hidden."""

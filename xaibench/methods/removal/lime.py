@@ -1,0 +1,77 @@
+"""LIME: a linear model of what the network answers when superpixels are hidden."""
+
+from typing import Any
+
+import torch
+
+from ...models.classifier import Classifier
+from ...perturb.fills import Fill
+from ._coalitions import Coalitions, Segments, counts_of, shares
+
+
+class Lime(Coalitions):
+    """Coefficients of a weighted ridge regression of v on which players are present: [B,1,H,W], signed.
+
+    Ribeiro et al. 2016, with the settings of the authors' image explainer (`lime.lime_image`): in each sample every
+    player is present with probability 1/2, but for the first sample, the image itself; a sample of s of M players
+    weighs exp(-d^2 / (2 kernel_width^2)) at the cosine distance d = 1 - sqrt(s / M); the intercept is free. The
+    authors' code finds superpixels by quickshift and fills each with its own mean. v, players and how coefficients
+    become a map are described in `Coalitions`. In units of the explained output per pixel; maps are not complete.
+
+    samples: coalitions asked, the image itself among them.
+    kernel_width: see above. ridge: the penalty on squared coefficients, over the sum of weighted squared errors.
+    Raises ValueError for fewer than two samples, a kernel width or a ridge that is not positive.
+    """
+
+    def __init__(
+        self,
+        players: int = 49,
+        segments: Segments = "slic",
+        samples: int = 1000,
+        kernel_width: float = 0.25,
+        ridge: float = 1.0,
+        fill: Fill = "zero",
+        sigma: float = 5.0,
+    ) -> None:
+        super().__init__(players, segments, fill, sigma)
+        if samples < 2:
+            raise ValueError(f"samples={samples}: expected at least 2")
+        if not kernel_width > 0:
+            raise ValueError(f"kernel_width={kernel_width}: expected a positive cosine distance")
+        if not ridge > 0:
+            raise ValueError(f"ridge={ridge}: expected a positive penalty")
+        self.samples, self.kernel_width, self.ridge = samples, kernel_width, ridge
+
+    def cost(self, classifier: Classifier) -> tuple[int, int]:
+        return (self.samples, 0)
+
+    def attribute(
+        self,
+        classifier: Classifier,
+        inputs: torch.Tensor,
+        targets: torch.Tensor,
+        generators: list[torch.Generator],
+        **context: Any,
+    ) -> torch.Tensor:
+        labels = self.labels(classifier, inputs)
+        counts = counts_of(labels)
+        coalitions = torch.ones(len(inputs), self.samples, max(counts), dtype=torch.bool)
+        for sample, (players, generator) in enumerate(zip(counts, generators)):
+            coalitions[sample, 1:, :players] = torch.rand(self.samples - 1, players, generator=generator) < 0.5
+        answers = self.answers(classifier, inputs, targets, labels, coalitions)
+        values = torch.zeros(len(inputs), max(counts), dtype=torch.float64)
+        for sample, players in enumerate(counts):
+            present = coalitions[sample, :, :players].double()
+            distances = 1 - present.mean(1).sqrt()
+            weights = torch.exp(-0.5 * (distances / self.kernel_width) ** 2)
+            values[sample, :players] = ridge_fit(present, weights, answers[sample], self.ridge)
+        return shares(values, labels, inputs)
+
+
+def ridge_fit(features: torch.Tensor, weights: torch.Tensor, answers: torch.Tensor, penalty: float) -> torch.Tensor:
+    """Coefficients [M] of a weighted ridge regression of answers [X] on features [X,M], with a free intercept."""
+    portions = weights / weights.sum()
+    centred = features - portions @ features
+    gram = centred.T @ (weights[:, None] * centred)
+    gram.diagonal().add_(penalty)
+    return torch.linalg.solve(gram, centred.T @ (weights * (answers - portions @ answers)))

@@ -1,0 +1,119 @@
+"""Meaningful perturbation: the smallest, smooth part of an image whose blurring takes the class's probability."""
+
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from ...errors import Refusal, one_of
+from ...models.classifier import Classifier
+from ...perturb.fills import FILLS, Fill, blurred, filled
+from ..base import Method
+
+
+class MeaningfulPerturbation(Method):
+    """1 - m for the mask m that minimises p(x where m, its fill elsewhere) + l1 |1 - m| + tv TV(m): [B,1,H,W], [0, 1].
+
+    Fong & Vedaldi 2017, eq. 4, with the settings of the authors' code: Adam on a coarse mask, clamped to [0, 1] after
+    each step and enlarged by bilinear interpolation and a Gaussian; |1 - m| is the sum over the coarse mask, TV the
+    sum of |difference|^tv_power over its neighbours. p is the softmax probability of the target whatever `output` is
+    explained: the weights are meant for it. (The authors start from the smallest blurred disc that takes the
+    probability; here all masks start from 1, the image as it is.) Values are shares of a pixel that are taken away.
+
+    fill: what replaces the image, one of the fill words; `blur` is the input itself under a Gaussian of `sigma`
+        pixels.
+    spacing: pixels between the values of the coarse mask. smoothing: deviation of the Gaussian on the enlarged mask.
+    l1, tv, tv_power: see above.
+    steps, learning_rate: of Adam; each step is one pass forwards and backwards.
+    jitter: at each step the image moves against the mask by up to so many pixels down and to the right, drawn for each
+        sample; its edges are repeated outwards.
+    Raises ValueError for values that make no sense.
+    """
+
+    def __init__(
+        self,
+        fill: Fill = "blur",
+        sigma: float = 10.0,
+        spacing: int = 8,
+        smoothing: float = 5.0,
+        l1: float = 1e-4,
+        tv: float = 1e-2,
+        tv_power: float = 3.0,
+        steps: int = 300,
+        learning_rate: float = 0.1,
+        jitter: int = 4,
+    ) -> None:
+        one_of("fill", fill, FILLS)
+        for name, value in (("sigma", sigma), ("smoothing", smoothing), ("learning_rate", learning_rate)):
+            if not value > 0:
+                raise ValueError(f"{name}={value}: expected more than 0")
+        for name, value in (("spacing", spacing), ("steps", steps), ("tv_power", tv_power)):
+            if value < 1:
+                raise ValueError(f"{name}={value}: expected at least 1")
+        for name, value in (("l1", l1), ("tv", tv), ("jitter", jitter)):
+            if value < 0:
+                raise ValueError(f"{name}={value}: expected 0 or more")
+        self.fill, self.sigma, self.spacing, self.smoothing = fill, sigma, spacing, smoothing
+        self.l1, self.tv, self.tv_power = l1, tv, tv_power
+        self.steps, self.learning_rate, self.jitter = steps, learning_rate, jitter
+
+    def check(self, classifier: Classifier) -> None:
+        if classifier.output == "raw" or classifier.outputs == 1:
+            raise Refusal(f"meaningful_perturbation lowers a class's probability, {classifier.name} has none")
+        _, height, width = classifier.input_size
+        if max(height, width) <= self.spacing:
+            name, size = classifier.name, f"{height}x{width} pixels"
+            raise Refusal(
+                f"meaningful_perturbation: spacing={self.spacing} leaves one value for {name}'s input of {size}"
+            )
+
+    def cost(self, classifier: Classifier) -> tuple[int, int]:
+        return (self.steps, self.steps)
+
+    def attribute(
+        self,
+        classifier: Classifier,
+        inputs: torch.Tensor,
+        targets: torch.Tensor,
+        generators: list[torch.Generator],
+        **context: Any,
+    ) -> torch.Tensor:
+        masks = [
+            self._masks(classifier, inputs[part], targets[part], generators[part])
+            for part in classifier.chunks(len(inputs))
+        ]
+        return 1 - torch.cat(masks)
+
+    def _masks(
+        self,
+        classifier: Classifier,
+        inputs: torch.Tensor,
+        targets: torch.Tensor,
+        generators: list[torch.Generator],
+    ) -> torch.Tensor:
+        """The enlarged mask [R,1,H,W] of each of R inputs."""
+        height, width = inputs.shape[2:]
+        images = torch.stack([inputs, filled(inputs, self.fill, classifier.preprocessing, self.sigma)], dim=1)
+        images = functional.pad(images.flatten(1, 2), (0, self.jitter, 0, self.jitter), "replicate")
+        grid = [-(-side // self.spacing) for side in (height, width)]
+        coarse = torch.ones(len(inputs), 1, *grid, dtype=inputs.dtype, device=inputs.device, requires_grad=True)
+        # Adam treats each value by itself: samples do not meet.
+        optimizer = torch.optim.Adam([coarse], self.learning_rate)
+        for _ in range(self.steps):
+            places = [torch.randint(self.jitter + 1, (2,), generator=g).tolist() for g in generators]
+            moved = [image[:, top : top + height, left : left + width] for image, (top, left) in zip(images, places)]
+            image, fill = torch.stack(moved).chunk(2, dim=1)
+            with torch.enable_grad():
+                shown = torch.lerp(fill, image, self._enlarged(coarse, (height, width)))
+                kept = classifier.select(classifier.module(shown), targets, "probability").sum()
+                loss = kept + self.l1 * (1 - coarse).abs().sum() + self.tv * self._variation(coarse)
+            (coarse.grad,) = torch.autograd.grad(loss, coarse)
+            optimizer.step()
+            coarse.data.clamp_(0, 1)
+        return self._enlarged(coarse.detach(), (height, width))
+
+    def _enlarged(self, coarse: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        return blurred(functional.interpolate(coarse, size, mode="bilinear", align_corners=False), self.smoothing)
+
+    def _variation(self, coarse: torch.Tensor) -> torch.Tensor:
+        return sum(coarse.diff(dim=dim).abs().pow(self.tv_power).sum() for dim in (2, 3))

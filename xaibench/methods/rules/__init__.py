@@ -1,0 +1,1 @@
+"""Backward passes by a rule per layer."""

@@ -1,0 +1,115 @@
+"""Methods whose map is one backward pass by rules of their own."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch.nn import functional
+
+from ...errors import Refusal
+from ...models.classifier import Classifier
+from ...models.cut import INPUT, LOGITS
+from ...models.graph import Activation, Affine, Constant, Convolution, Dense, Graph, Route, Rule, Step
+from ..base import Method
+
+Start = Literal["logit", "one"]
+Fits = Mapping[str, torch.Tensor] | None
+
+
+class ModifiedBackprop(Method):
+    """One forward pass, and one backward pass in which each step of the network has a rule: [B,C,H,W], signed.
+
+    A network that torch.fx cannot trace, or with a step that the method has no rule for, is refused.
+
+    served: the kinds of steps that it has a rule for.
+    """
+
+    served: tuple[type[Step], ...] = (Affine, Activation, Route, Constant)
+
+    @abstractmethod
+    def rules(self, classifier: Classifier, inputs: torch.Tensor, fitted: Fits) -> Callable[[Step], Rule]:
+        """The rule of each step, for inputs [B,C,H,W]. fitted: what the method's `fit` returned, if it has one."""
+
+    @abstractmethod
+    def initial(self, classifier: Classifier, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The signal at the logits [B,K] from which the backward pass starts."""
+
+    def check(self, classifier: Classifier) -> None:
+        others = [step for step in Graph.of(classifier).steps if not isinstance(step, self.served)]
+        if others:
+            raise Refusal(
+                f"there is no rule for '{others[0].name}' of {classifier.name}: it is no convolution, linear layer, "
+                "batch normalisation, pooling, sum, concatenation, reshaping, nor an activation that is 0 at 0"
+            )
+
+    def attribute(
+        self,
+        classifier: Classifier,
+        inputs: torch.Tensor,
+        targets: torch.Tensor,
+        generators: list[torch.Generator],
+        fitted: Fits = None,
+        **context: Any,
+    ) -> torch.Tensor:
+        parts = classifier.chunks(len(inputs))
+        return torch.cat([self.maps(classifier, inputs[p], targets[p], generators[p], fitted) for p in parts])
+
+    def maps(
+        self,
+        classifier: Classifier,
+        inputs: torch.Tensor,
+        targets: torch.Tensor,
+        generators: Sequence[torch.Generator],
+        fitted: Fits,
+    ) -> torch.Tensor:
+        """The maps of one batch."""
+        graph = Graph.of(classifier)
+        values = graph.run(inputs)
+        signal = self.initial(classifier, values[-1], targets)
+        return graph.back(values, signal, self.rules(classifier, inputs, fitted))[INPUT]
+
+    def propagate(
+        self,
+        classifier: Classifier,
+        inputs: torch.Tensor,
+        signals: Sequence[torch.Tensor],
+        start: str = LOGITS,
+        keep: Iterable[str] = (INPUT,),
+        fitted: Fits = None,
+    ) -> list[dict[str, torch.Tensor]]:
+        """For each of the signals [B,...] at the output of the layer `start`, what arrives at the layers `keep`.
+
+        What the convergence analysis (metric `csc`) looks at; one forward pass for all signals.
+        """
+        graph = Graph.of(classifier)
+        values, rules = graph.run(inputs), self.rules(classifier, inputs, fitted)
+        return [graph.back(values, signal, rules, start, keep) for signal in signals]
+
+
+def last_layer(classifier: Classifier) -> Step:
+    """The last convolution or linear layer, which some methods treat unlike the others; refuses where there is none."""
+    layers = Graph.of(classifier).of_kind(Convolution | Dense)
+    if not layers:
+        raise Refusal(f"{classifier.name} has neither a convolution nor a linear layer to start from")
+    return layers[-1]
+
+
+def gradient_of_output(classifier: Classifier, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Gradient of the explained output with respect to the logits [B,K]: where gradient-like methods start."""
+    with torch.enable_grad():
+        logits = logits.detach().requires_grad_(True)
+        return torch.autograd.grad(classifier.select(logits, targets).sum(), logits)[0]
+
+
+def target_alone(logits: torch.Tensor, targets: torch.Tensor, start: Start = "logit") -> torch.Tensor:
+    """The relevance [B,K] of logits of which one is explained: its own value, so that a negative one turns the map's
+    sign, or 1; and nothing for the others."""
+    chosen = functional.one_hot(targets, logits.shape[1]).to(logits)
+    return chosen * logits if start == "logit" else chosen
+
+
+def refuse_probability(classifier: Classifier, name: str) -> None:
+    """Raise Refusal where a softmax probability is explained: relevance is handed down from a logit."""
+    if classifier.output == "probability":
+        raise Refusal(f"{name} hands a logit down, a softmax probability has no such parts: set output=logit")

@@ -1,0 +1,212 @@
+"""The rules of modified backpropagation: what a layer passes back instead of its derivative.
+
+A rule is called with a step of `models.graph`, its inputs, its output and the signal at its output, and returns the
+signal at each input. Those of affine steps are linear in the signal, negative signals included.
+
+x are the inputs, w the weights of one output, w+ and w- their positive and negative parts, b the bias, and
+z = sum_i w_i x_i + b. An output whose denominator is 0 has nothing to distribute to, and passes nothing on.
+
+`bias` says what becomes of b in the denominator: `kept` (its share is not passed on, so that relevance is lost to it)
+or `dropped` (relevance is conserved).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+
+from ...errors import one_of
+from ...models.graph import Activation, Affine, Rule, Scale, Step, Tensors, derivative
+
+Bias = Literal["kept", "dropped"]
+
+
+class AffineRule(ABC):
+    """A rule for affine steps. version: bumped when its numbers change; part of the key of the method that uses it."""
+
+    version: int = 1
+
+    @abstractmethod
+    def __call__(self, step: Affine, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
+        """Signals at the inputs."""
+
+
+class Epsilon(AffineRule):
+    """LRP-epsilon (Bach et al. 2015, eq. 58): R_i = w_i x_i / (z + epsilon sign(z)) R. With epsilon 0, LRP-z.
+
+    epsilon: at least 0; takes relevance from small denominators. bias: see the module. Raises ValueError otherwise.
+    """
+
+    def __init__(self, epsilon: float = 1e-6, bias: Bias = "kept") -> None:
+        if epsilon < 0:
+            raise ValueError(f"epsilon={epsilon}: expected 0 or more")
+        self.epsilon, self.bias = epsilon, one_of("bias", bias, get_args(Bias))
+
+    def __call__(self, step: Affine, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
+        z = output if self.bias == "kept" or step.bias is None else output - step.bias
+        z = z + self.epsilon * (1 - 2 * (z < 0).to(z)) if self.epsilon else z
+        return _times(inputs, step.transposed(_divided(signal, z), step.weight, inputs))
+
+
+class Gamma(AffineRule):
+    """LRP-gamma (Montavon et al. 2019): Epsilon's rule at 0 with w + gamma w+ in place of w. gamma: at least 0.
+
+    bias: as above, or `scaled` (b + gamma b+ in the denominator, zennit's definition; Captum's is `kept`).
+    For gamma to infinity this is the z+ rule, for outputs whose inputs are not negative.
+    """
+
+    def __init__(self, gamma: float = 0.25, bias: Literal["kept", "dropped", "scaled"] = "kept") -> None:
+        if gamma < 0:
+            raise ValueError(f"gamma={gamma}: expected 0 or more")
+        self.gamma, self.bias = gamma, one_of("bias", bias, ("kept", "dropped", "scaled"))
+
+    def __call__(self, step: Affine, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
+        weight = step.weight + self.gamma * step.weight.clamp(min=0)
+        z = step.linear(inputs, weight)
+        if step.bias is not None and self.bias != "dropped":
+            z = z + step.bias + (self.gamma * step.bias.clamp(min=0) if self.bias == "scaled" else 0)
+        return _times(inputs, step.transposed(_divided(signal, z), weight, inputs))
+
+
+class AlphaBeta(AffineRule):
+    """LRP-alpha-beta (Bach et al. 2015, eq. 60): R_i = (alpha (w_i x_i)+ / z+ - beta (w_i x_i)- / z-) R.
+
+    z+ = sum_i (w_i x_i)+ [+ b+] and z- = sum_i (w_i x_i)- [+ b-]: the sign of a contribution counts, not of a weight
+    alone, so that negative inputs are right too. alpha - beta = 1. (1, 0) is the z+ rule, that of excitation
+    backpropagation and of deep Taylor decomposition. A `Scale` has one contribution to each output, which gets all of
+    its relevance, whatever the sign. Raises ValueError for another pair, or alpha below 0.
+    """
+
+    def __init__(self, alpha: float = 1.0, beta: float = 0.0, bias: Bias = "dropped") -> None:
+        if abs(alpha - beta - 1) > 1e-9 or alpha < 0:
+            raise ValueError(
+                f"alpha={alpha} beta={beta}: expected alpha - beta = 1 and alpha of 0 or more, such as 2 and 1"
+            )
+        self.alpha, self.beta, self.bias = alpha, beta, one_of("bias", bias, get_args(Bias))
+
+    def __call__(self, step: Affine, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
+        if isinstance(step, Scale):
+            return (signal,)
+        positive, negative = step.weight.clamp(min=0), step.weight.clamp(max=0)
+        shares = [torch.zeros_like(x) for x in inputs]
+        for factor, same, other, side in (
+            (self.alpha, positive, negative, {"min": 0}),
+            (-self.beta, negative, positive, {"max": 0}),
+        ):
+            if factor == 0:
+                continue
+            bias = None if self.bias == "dropped" or step.bias is None else step.bias.clamp(**side)
+            parts = _contributions(step, inputs, signal * factor, same, other, bias)
+            shares = [share + part for share, part in zip(shares, parts)]
+        return tuple(shares)
+
+
+class Square(AffineRule):
+    """The w-squared rule (Montavon et al. 2017, eq. 12): R_i = w_i^2 / sum_i w_i^2 R. The inputs do not matter."""
+
+    def __call__(self, step: Affine, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
+        return _by_weights(step, inputs, signal, step.weight.square())
+
+
+class Flat(AffineRule):
+    """The flat rule (Lapuschkin et al. 2019): every input that an output reads gets the same share of its relevance."""
+
+    def __call__(self, step: Affine, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
+        return _by_weights(step, inputs, signal, torch.ones_like(step.weight))
+
+
+@dataclass(frozen=True)
+class Box(AffineRule):
+    """The z-box rule (Montavon et al. 2017, eq. 16), for inputs between bounds low and high (broadcastable to them):
+    R_i = (w_i x_i - w+_i low_i - w-_i high_i) / sum of these R."""
+
+    low: torch.Tensor
+    high: torch.Tensor
+
+    def __call__(self, step: Affine, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
+        positive, negative = step.weight.clamp(min=0), step.weight.clamp(max=0)
+        terms = [
+            (inputs, step.weight, 1),
+            (tuple(self.low.expand_as(x) for x in inputs), positive, -1),
+            (tuple(self.high.expand_as(x) for x in inputs), negative, -1),
+        ]
+        z = sum(sign * step.linear(values, weight) for values, weight, sign in terms)
+        share = _divided(signal, z)
+        parts = [_times(values, step.transposed(share * sign, weight, inputs)) for values, weight, sign in terms]
+        return tuple(sum(of_input) for of_input in zip(*parts))
+
+
+def passed_on(step: Step, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
+    """The rule of LRP and its relatives for activations: the relevance of the output is that of the input."""
+    return (signal,)
+
+
+@dataclass(frozen=True)
+class Composite:
+    """Which rule each step gets; the default is a gradient throughout.
+
+    affine: for every affine step. activation: for activations. Routes pass the signal along their paths.
+    first: for the affine steps that read the input itself, special: for steps of a kind, each if other than these.
+    """
+
+    affine: Rule = derivative
+    activation: Rule = derivative
+    first: Rule | None = None
+    special: Mapping[type[Step], Rule] = field(default_factory=dict)
+
+    def __call__(self, step: Step) -> Rule:
+        if self.first is not None and isinstance(step, Affine) and 0 in step.sources:
+            return self.first
+        if type(step) in self.special:
+            return self.special[type(step)]
+        if isinstance(step, Affine):
+            return self.affine
+        return self.activation if isinstance(step, Activation) else derivative
+
+
+def _contributions(
+    step: Affine,
+    inputs: Tensors,
+    signal: torch.Tensor,
+    same: torch.Tensor,
+    other: torch.Tensor,
+    bias: torch.Tensor | None,
+) -> Tensors:
+    """The signal, shared among the contributions of one sign, see `sides`."""
+    parts = sides(inputs, same, other)
+    z = total(step, parts)
+    share = _divided(signal, z if bias is None else z + bias)
+    shares = [_times(values, step.transposed(share, weight, inputs)) for values, weight in parts]
+    return tuple(sum(of_input) for of_input in zip(*shares))
+
+
+def sides(inputs: Tensors, same: torch.Tensor, other: torch.Tensor) -> list[tuple[Tensors, torch.Tensor]]:
+    """Contributions of one sign, as values and their weights: those of inputs above 0 by the weights `same`, and those
+    of inputs below 0 by the weights `other`."""
+    found = [(tuple(x.clamp(min=0) for x in inputs), same)]
+    # Behind a ReLU nothing is below 0: half of the work is none.
+    if any(bool((x < 0).any()) for x in inputs):
+        found.append((tuple(x.clamp(max=0) for x in inputs), other))
+    return found
+
+
+def total(step: Affine, contributions: list[tuple[Tensors, torch.Tensor]]) -> torch.Tensor:
+    """What `sides` make of each output of the step."""
+    return sum(step.linear(values, weight) for values, weight in contributions)
+
+
+def _by_weights(step: Affine, inputs: Tensors, signal: torch.Tensor, weight: torch.Tensor) -> Tensors:
+    total = step.linear(tuple(torch.ones_like(x) for x in inputs), weight)
+    return step.transposed(_divided(signal, total), weight, inputs)
+
+
+def _divided(signal: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
+    """signal / by; 0 where the denominator is 0, or so small that the quotient could not be represented."""
+    nothing = by.abs() < torch.finfo(by.dtype).tiny ** 0.5
+    return torch.where(nothing, 0, signal / torch.where(nothing, 1, by))
+
+
+def _times(inputs: Tensors, signals: Tensors) -> Tensors:
+    return tuple(x * signal for x, signal in zip(inputs, signals))

@@ -1,0 +1,1 @@
+"""Maps beside masks of what the label is about."""

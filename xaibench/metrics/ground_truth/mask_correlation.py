@@ -1,0 +1,26 @@
+"""Pearson correlation of the map and the ground-truth mask."""
+
+import torch
+
+from ..base import Statistic
+from ._ground_truth import GroundTruthMetric
+
+
+class MaskCorrelation(GroundTruthMetric):
+    """The Pearson correlation over an image's pixels of the map with the mask as 0 and 1 (Khakzar 2022, ch. 8).
+
+    Taken per image, then averaged. A constant map is undefined (NaN), as is an image whose mask covers nothing or
+    everything.
+
+    collapse, sign: see `Metric`.
+
+    Columns: mask_correlation, in [-1, 1].
+    """
+
+    statistics = (Statistic("mask_correlation", "higher", "mask_correlation", low=-1, high=1, unit="correlation"),)
+
+    def score(self, maps: torch.Tensor, regions: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
+        constant = maps.amax(1) == maps.amin(1)
+        x, y = (values - values.mean(1, keepdim=True) for values in (maps, regions.double()))
+        correlation = (x * y).sum(1) / (x.norm(dim=1) * y.norm(dim=1))
+        return correlation.where(~constant, torch.nan)

@@ -1,0 +1,1 @@
+"""Scores of the network itself; no map is read."""

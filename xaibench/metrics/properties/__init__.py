@@ -1,0 +1,1 @@
+"""Properties of maps that need no truth: stability, sparseness, complexity."""

@@ -1,0 +1,1 @@
+"""How much a map changes with the network's weights, its labels or the explained class."""

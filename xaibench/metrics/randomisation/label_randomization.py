@@ -1,0 +1,81 @@
+"""Label randomisation: does a map change when the network has learned the same images with other labels?"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ...datasets.base import Batch
+from ...errors import Refusal
+from ...models.classifier import Classifier
+from ...models.randomise import PERMUTED_LABELS
+from ..base import Statistic
+from ..ranking import Collapse, Sign
+from ..similarity import Scaling, SimilarityMetric, averaged, further_statistics
+
+
+class LabelRandomization(SimilarityMetric):
+    """Similarity of a map to the map of the same image and target by a network trained on permuted labels.
+
+    Adebayo et al. 2018, their data randomisation test: the two networks have the same architecture, recipe and images,
+    and share no relation of images and labels; what their maps have in common comes from the image and the
+    architecture. The lower the better, and to be held against the floors (see `SimilarityMetric`): noise is lowest.
+
+    The network on permuted labels is trained by the model's recipe from the same initial weights, once for all methods;
+    so the network that is explained must be the recipe's (`model.weights=recipe`). The paper trains until the permuted
+    labels are memorised; a recipe made for true labels may end long before.
+
+    seeds: permutations, 0, 1, ..., each a training; similarities are averaged over them.
+    The others: see `SimilarityMetric`.
+
+    Columns: ssim, spearman, spearman_abs, hog; the floors; right, the share of the permuted networks that predict the
+    label, which is 1 / classes where nothing of the true labels has leaked.
+    """
+
+    def __init__(
+        self,
+        seeds: int = 1,
+        window: int = 5,
+        data_range: float = 1.0,
+        clip: list[float] = (1.0, 99.0),
+        scaling: Scaling = "min_max",
+        flip_max: bool = False,
+        hog_cell: int = 8,
+        collapse: Collapse | None = None,
+        sign: Sign = "signed",
+    ) -> None:
+        super().__init__(window, data_range, clip, scaling, flip_max, hog_cell, collapse, sign)
+        if seeds < 1:
+            raise ValueError(f"seeds={seeds}: expected a positive number")
+        self.seeds = seeds
+        self.statistics = (
+            Statistic("ssim", "lower", "ssim", low=-1, high=1, unit="SSIM"),
+            *further_statistics(),
+            Statistic("right", "lower", "right", low=0, high=1, unit="share of the permuted networks"),
+        )
+
+    def needs(self, job: Any) -> dict[str, Any]:
+        """The Jobs of the networks on permuted labels, by their weights state."""
+        if job.model_spec.get("weights") != "recipe":
+            raise Refusal(
+                f"metric={job.metric} compares networks of one recipe, and {job.model} has weights from elsewhere: set "
+                "model.weights=recipe, for a model with a recipe"
+            )
+        states = (f"{PERMUTED_LABELS}:{seed}" for seed in range(self.seeds))
+        return {state: replace(job, weights_state=state, target="original") for state in states}
+
+    def evaluate(
+        self,
+        classifier: Classifier,
+        batch: Batch,
+        maps: torch.Tensor,
+        responses: Mapping[str, torch.Tensor],
+        generators: list[torch.Generator],
+        *,
+        others: Mapping[str, torch.Tensor],
+        other_logits: Mapping[str, torch.Tensor],
+    ) -> dict[str, torch.Tensor]:
+        columns = averaged([self.similarities(maps, other) for other in others.values()])
+        right = [(logits.argmax(1) == batch.labels).double() for logits in other_logits.values()]
+        return {**columns, **self.floors(classifier, batch, maps, generators), "right": torch.stack(right).mean(0)}

@@ -1,0 +1,118 @@
+"""Parameter randomisation: does a map change when the network's layers are made new?"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+
+from ...datasets.base import Batch
+from ...models.classifier import Classifier
+from ...models.randomise import BatchNorm, Init, Mode, Randomisation, blocks
+from ..base import Statistic
+from ..ranking import Collapse, Sign
+from ..similarity import MEASURES, Scaling, SimilarityMetric, averaged, further_statistics
+
+# SSIM from which a map counts as unchanged.
+SAME = 1 - 1e-6
+
+
+class ParameterRandomization(SimilarityMetric):
+    """Similarity of a map to the maps of the same image and target by networks with randomised layers.
+
+    Adebayo et al. 2018: what does not change with the parameters cannot explain what they have learned. The verdict of
+    Nuzzo 2020 is a failure if the map stays as it is (SSIM 1) while the topmost layer is random: `unchanged` is the
+    share of such images. The score itself is the mean SSIM over all randomised steps, the lower the better; it is to
+    be held against the floors, which no method can fall far below (see `SimilarityMetric`). A low score is needed, and
+    proves nothing: noise has it too. `sobel` and `constant`, which never ask the network, have 1 everywhere.
+
+    mode: see `Randomisation`. `cascade` and `independent` go from the top of the network to the bottom, `bottom_up`
+        the other way; each step is one block. blocks: at most so many, the topmost of one layer.
+    seeds: randomisations per step, 0, 1, ...; similarities are averaged over them. init, batch_norm: see
+        `Randomisation`.
+    target: `original` explains in every network the class that is explained in the trained one; `predicted` the class
+        that each network itself predicts (Khakzar 2022, chapter 4).
+    The others: see `SimilarityMetric`.
+
+    Columns: ssim, spearman, spearman_abs, hog, means over the steps; first, the SSIM of the first step; unchanged, 0 or
+    1; the floors; seed_std, the standard deviation of SSIM over the seeds, mean over the steps; and the curves of the
+    four measures over the number of the step, from 1 (the network as it was trained is no step).
+    """
+
+    x_label = "randomised blocks"
+
+    def __init__(
+        self,
+        mode: Mode = "cascade",
+        blocks: int = 8,
+        seeds: int = 3,
+        init: Init = "he_normal",
+        batch_norm: BatchNorm = "reset",
+        target: Literal["original", "predicted"] = "original",
+        window: int = 5,
+        data_range: float = 1.0,
+        clip: list[float] = (1.0, 99.0),
+        scaling: Scaling = "min_max",
+        flip_max: bool = False,
+        hog_cell: int = 8,
+        collapse: Collapse | None = None,
+        sign: Sign = "signed",
+    ) -> None:
+        super().__init__(window, data_range, clip, scaling, flip_max, hog_cell, collapse, sign)
+        for name, value in (("blocks", blocks), ("seeds", seeds)):
+            if value < 1:
+                raise ValueError(f"{name}={value}: expected a positive number")
+        self.mode, self.blocks, self.seeds, self.init, self.batch_norm = mode, blocks, seeds, init, batch_norm
+        self.target = target
+        self.statistics = (
+            Statistic("ssim", "lower", "ssim", low=-1, high=1, unit="SSIM, mean over the steps"),
+            Statistic("ssim_first", "lower", "first", low=-1, high=1, unit="SSIM after the first step"),
+            Statistic("unchanged", "lower", "unchanged", kind="proportion", low=0, high=1, unit="share of images"),
+            *further_statistics(),
+        )
+
+    def needs(self, job: Any, classifier: Classifier) -> dict[str, Any]:
+        """The Jobs of the randomised networks, by their weights state."""
+        target = "original" if self.target == "original" else "predicted"
+        return {
+            str(state): replace(job, weights_state=str(state), target=target)
+            for states in self._steps(classifier)
+            for state in states
+        }
+
+    def axes(self, classifier: Classifier) -> dict[str, torch.Tensor]:
+        steps = torch.arange(1, len(self._steps(classifier)) + 1)
+        return {f"{name}_curve": steps for name in MEASURES}
+
+    def evaluate(
+        self,
+        classifier: Classifier,
+        batch: Batch,
+        maps: torch.Tensor,
+        responses: Mapping[str, torch.Tensor],
+        generators: list[torch.Generator],
+        *,
+        others: Mapping[str, torch.Tensor],
+    ) -> dict[str, torch.Tensor]:
+        steps, by_seed = [], []
+        for states in self._steps(classifier):
+            found = [self.similarities(maps, others[str(state)]) for state in states]
+            steps.append(averaged(found))
+            by_seed.append(torch.stack([similarity["ssim"] for similarity in found]))
+        curves = {name: torch.stack([step[name] for step in steps], dim=1) for name in MEASURES}
+        columns = {name: curve.mean(1) for name, curve in curves.items()}
+        columns |= {f"{name}_curve": curve for name, curve in curves.items()}
+        columns |= {"first": by_seed[0].mean(0), "unchanged": (by_seed[0].amin(0) >= SAME).double()}
+        if self.seeds > 1:
+            columns["seed_std"] = torch.stack([values.std(0) for values in by_seed]).mean(0)
+        return columns | self.floors(classifier, batch, maps, generators)
+
+    def _steps(self, classifier: Classifier) -> list[list[Randomisation]]:
+        """The states of every step, one per seed."""
+        names = blocks(classifier, self.blocks)
+        if self.mode != "bottom_up":
+            names.reverse()
+        return [
+            [Randomisation(self.mode, name, seed, self.init, self.batch_norm) for seed in range(self.seeds)]
+            for name in names
+        ]

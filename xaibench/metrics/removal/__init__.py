@@ -1,0 +1,1 @@
+"""What the network answers when what a map ranks is removed or added."""

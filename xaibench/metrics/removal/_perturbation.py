@@ -1,0 +1,122 @@
+"""What metrics remove from images: along the order of a map or as masks say, and what removed pixels show."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+
+from ...datasets.base import Batch
+from ...models.classifier import Classifier
+from ...models.preprocessing import Preprocessing
+from ...perturb.fills import filled
+from ...perturb.imputer import impute
+from ...perturb.versions import Remove, Run, masked, replacing
+from ...rng import draw_seeds, from_seeds
+
+# What a removed pixel shows: the words of `fills`, which do not depend on what else is removed; `noise`, uniform pixel
+# values; and `linear`, the noisy linear imputer of ROAD, which infers the removed pixels from those that are left.
+Fill = Literal["zero", "black", "white", "channel_mean", "blur", "noise", "linear"]
+
+# Of `linear`: the standard deviation of what ROAD adds to every imputed pixel, in units of pixel values from 0 to 1.
+IMPUTATION_NOISE = 0.01
+
+
+def counts_of(features: int, steps: int | None) -> list[int]:
+    """How many features have been replaced at each point of a path: from 0 to all of them, both ends included.
+
+    steps: the number of equal steps; counts are rounded to whole features and each occurs once, so a path never has
+    more points than features + 1. None steps one feature at a time.
+    """
+    steps = features if steps is None else steps
+    return list(dict.fromkeys(round(step * features / steps) for step in range(steps + 1)))
+
+
+def curve(
+    classifier: Classifier,
+    inputs: torch.Tensor,
+    remove: Remove,
+    places: torch.Tensor,
+    counts: Sequence[int],
+    targets: torch.Tensor,
+    output: str | None = "probability",
+    keep: bool = False,
+) -> torch.Tensor:
+    """The model's scores [B,X] along an order of features: without the first counts[x] of them, or with only these.
+
+    inputs [B,C,H,W]. places int [B,H,W]: each pixel's place in its sample's order (`ranking.places`); channels are
+    removed together. keep: places 0..counts[x]-1 are what is left, instead of what is removed. targets [B].
+    """
+    thresholds = torch.tensor(counts, dtype=places.dtype, device=places.device).view(-1, 1, 1, 1)
+    compare = torch.ge if keep else torch.lt
+
+    def mask(sample: int, part: slice, out: torch.Tensor) -> None:
+        compare(places[sample], thresholds[part], out=out)
+
+    return masked(classifier, inputs, remove, mask, len(counts), targets, output)
+
+
+def imputing(inputs: torch.Tensor, noises: torch.Tensor) -> Remove:
+    """Removal by imputation: a removed pixel of inputs [B,C,H,W] is inferred from those left, plus its noise.
+
+    noises [B,C,H,W]: one field for each image, whatever is removed from it.
+    """
+
+    def remove(runs: Sequence[Run], masks: torch.Tensor, out: torch.Tensor) -> None:
+        for sample, _, into in runs:
+            out[into] = inputs[sample]
+        imputed = impute(out, masks)
+        for sample, _, into in runs:
+            torch.addcmul(imputed[into], masks[into], noises[sample], out=out[into])
+
+    return remove
+
+
+class Removal:
+    """What a metric's parameters `fill` and `sigma` say about removed pixels, and the randomness that this takes.
+
+    fill: see `Fill`. sigma: of the blur, in pixels. Raises ValueError for a sigma that is not positive.
+
+    A random fill belongs to the sample, not to the method under test: its seed is drawn when the model's responses
+    are computed (`draw`) and kept among them, so that every method meets the same fill.
+    """
+
+    def __init__(self, fill: Fill, sigma: float = 5.0) -> None:
+        if not sigma > 0:
+            raise ValueError(f"sigma={sigma}: expected a positive number of pixels")
+        self.fill, self.sigma = fill, sigma
+
+    def spec(self) -> dict[str, object]:
+        """What the fill depends on, for `Metric.responses_spec`."""
+        return {"fill": self.fill} | ({"sigma": self.sigma} if self.fill == "blur" else {})
+
+    def draw(self, generators: list[torch.Generator]) -> dict[str, torch.Tensor]:
+        """The seeds [B] of a random fill, as a column of the responses; nothing for the others."""
+        if self.fill not in ("noise", "linear"):
+            return {}
+        return {"fill_seed": draw_seeds(generators)}
+
+    def everything(
+        self, classifier: Classifier, batch: Batch, draws: dict[str, torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """The images [B,C,H,W] with all pixels removed; `linear` has nothing to infer from: noisy channel means."""
+        if self.fill == "noise":
+            pixels = [torch.rand(batch.inputs.shape[1:], generator=g) for g in from_seeds(draws["fill_seed"])]
+            return classifier.preprocessing.normalise(torch.stack(pixels).to(batch.inputs))
+        if self.fill == "linear":
+            means = filled(batch.inputs, "channel_mean", classifier.preprocessing)
+            return means + _imputation_noise(batch.inputs, classifier.preprocessing, draws)
+        return filled(batch.inputs, self.fill, classifier.preprocessing, self.sigma)
+
+    def of(self, classifier: Classifier, batch: Batch, draws: dict[str, torch.Tensor] | None = None) -> Remove:
+        """The removal for the images of a batch. draws: what `draw` returned, or responses that contain it."""
+        if self.fill == "linear":
+            return imputing(batch.inputs, _imputation_noise(batch.inputs, classifier.preprocessing, draws))
+        return replacing(batch.inputs, self.everything(classifier, batch, draws))
+
+
+def _imputation_noise(
+    inputs: torch.Tensor, preprocessing: Preprocessing, draws: dict[str, torch.Tensor]
+) -> torch.Tensor:
+    seeded = from_seeds(draws["fill_seed"])
+    fields = torch.stack([torch.randn(inputs.shape[1:], generator=g) for g in seeded]).to(inputs)
+    return preprocessing.normalise(IMPUTATION_NOISE * fields) - preprocessing.normalise(torch.zeros_like(fields))

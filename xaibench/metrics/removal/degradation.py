@@ -1,0 +1,137 @@
+"""Degradation: the area between least-relevant-first and most-relevant-first removal of image tiles."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+
+from ...datasets.base import Batch
+from ...errors import Refusal
+from ...models.classifier import Classifier
+from ..base import Metric, Statistic
+from ..ranking import Collapse, Sign, places, tile_grid
+from ._perturbation import Fill, Removal, counts_of, curve
+
+
+class Degradation(Metric):
+    """Tiles are replaced one after another, most relevant first (MoRF) or least relevant first (LeRF).
+
+    A good map makes the target's probability fall at once under MoRF and stay under LeRF. The score is that of
+    Schulz et al. 2020: the area between the curves of s = (p - b) / (t1 - b), where t1 is the data set's mean top-1
+    probability on the originals and b its mean probability of the target on fully degraded images. Rows hold raw
+    probabilities; the statistics divide the means, since normalising each image by itself would blow up those that
+    the model is unsure of. A perfect score is near 1, a random map's is 0, a negated map's the negated score.
+
+    The x axis is the fraction of tiles removed, from 0 to 1 with both ends, and areas are trapezoids on it. (The
+    released code takes the plain mean of about 100 points: with X points its LeRF - MoRF is ours times (X - 1) / X.)
+
+    tile: side of a square tile in pixels. Tiles rank by their mean (full ones therefore as by their sum), those cut
+        off by the far edges included. MoRF and LeRF are one order read from both ends; ties are broken at random,
+        seeded by the sample.
+    steps: number of equal steps along the path, rounded to whole tiles; None removes one tile at a time.
+    fill: what a removed tile shows; the papers say "a constant", their code is the image's mean per channel.
+    sigma: of the blur, for `fill: blur`, in pixels.
+    output: `probability` (softmax, the definition) or `logit`.
+    collapse, sign: see `Metric`.
+
+    Columns: morf, lerf (raw areas, in units of the output), area = lerf - morf; top1 (largest output on the
+    original), degraded (the target's output once everything is removed), range = top1 - degraded; morf_above and
+    lerf_above, which are morf and lerf less degraded; morf_curve and lerf_curve.
+    """
+
+    x_label = "share of tiles removed"
+    statistics = (
+        Statistic("degradation", "higher", "area", per="range", unit="(p - b) / (t1 - b)"),
+        Statistic("morf", "lower", "morf_above", per="range", unit="(p - b) / (t1 - b)"),
+        Statistic("lerf", "higher", "lerf_above", per="range", unit="(p - b) / (t1 - b)"),
+    )
+
+    def __init__(
+        self,
+        tile: int = 8,
+        steps: int | None = 100,
+        fill: Fill = "channel_mean",
+        sigma: float = 5.0,
+        output: Literal["probability", "logit"] = "probability",
+        collapse: Collapse | None = None,
+        sign: Sign = "signed",
+    ) -> None:
+        if tile < 1:
+            raise ValueError(f"tile={tile}: expected a positive number of pixels")
+        if steps is not None and steps < 1:
+            raise ValueError(f"steps={steps}: expected a positive number of steps, or null for one tile at a time")
+        self.tile, self.steps, self.output = tile, steps, output
+        self.removal = Removal(fill, sigma)
+        self.collapse, self.sign = collapse, sign
+
+    def check(self, classifier: Classifier) -> None:
+        if self.output == "probability" and classifier.output == "raw":
+            raise Refusal(f"degradation: {classifier.name} has no classes, hence no probability: set output=logit")
+        if self._counts(classifier)[-1] < 2:
+            height, width = classifier.input_size[1:]
+            raise Refusal(f"tile={self.tile}: an input of {height}x{width} pixels would be a single tile")
+
+    def cost(self, classifier: Classifier) -> tuple[int, int]:
+        # Both ends are shared by the two paths.
+        return 2 * (len(self._counts(classifier)) - 2) + 2, 0
+
+    def responses_spec(self) -> dict[str, Any]:
+        return {**self.removal.spec(), "output": self.output}
+
+    def respond(
+        self, classifier: Classifier, batch: Batch, generators: list[torch.Generator]
+    ) -> dict[str, torch.Tensor]:
+        """clean: the target's output on the original; top1: the largest; degraded: the target's on the fill."""
+        logits = classifier.logits(batch.inputs)
+        outputs = logits.softmax(-1) if self.output == "probability" else logits
+        draws = self.removal.draw(generators)
+        fills = self.removal.everything(classifier, batch, draws)
+        return {
+            **draws,
+            "clean": classifier.select(logits, batch.targets, self.output),
+            "top1": outputs.amax(-1),
+            "degraded": classifier.scores(fills, batch.targets, self.output),
+        }
+
+    def axes(self, classifier: Classifier) -> dict[str, torch.Tensor]:
+        counts = torch.tensor(self._counts(classifier), dtype=torch.float64)
+        return dict.fromkeys(("morf_curve", "lerf_curve"), counts / counts[-1])
+
+    def evaluate(
+        self,
+        classifier: Classifier,
+        batch: Batch,
+        maps: torch.Tensor,
+        responses: Mapping[str, torch.Tensor],
+        generators: list[torch.Generator],
+    ) -> dict[str, torch.Tensor]:
+        inputs, remove = batch.inputs, self.removal.of(classifier, batch, responses)
+        inner = self._counts(classifier)[1:-1]
+        order = places(maps.to(inputs.device), generators, self.tile)
+        clean, top1, degraded = (responses[name].to(inputs) for name in ("clean", "top1", "degraded"))
+
+        def path(counts: list[int], keep: bool) -> torch.Tensor:
+            scores = curve(classifier, inputs, remove, order, counts, batch.targets, self.output, keep)
+            return torch.cat([clean[:, None], scores, degraded[:, None]], dim=1)
+
+        morf_curve = path(inner, keep=False)
+        # With the k least relevant tiles removed, the first tiles - k of the order are kept.
+        lerf_curve = path([self._counts(classifier)[-1] - count for count in inner], keep=True)
+        x = self.axes(classifier)["morf_curve"].to(inputs)
+        morf, lerf = torch.trapezoid(morf_curve, x), torch.trapezoid(lerf_curve, x)
+        return {
+            "morf": morf,
+            "lerf": lerf,
+            "area": lerf - morf,
+            "top1": top1,
+            "degraded": degraded,
+            "range": top1 - degraded,
+            "morf_above": morf - degraded,
+            "lerf_above": lerf - degraded,
+            "morf_curve": morf_curve,
+            "lerf_curve": lerf_curve,
+        }
+
+    def _counts(self, classifier: Classifier) -> list[int]:
+        down, across = tile_grid(*classifier.input_size[1:], self.tile)
+        return counts_of(down * across, self.steps)

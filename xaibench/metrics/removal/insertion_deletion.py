@@ -1,0 +1,128 @@
+"""Insertion and deletion: the target's probability while the most relevant pixels are shown, or taken away, first."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+
+from ...datasets.base import Batch
+from ...errors import Refusal
+from ...models.classifier import Classifier
+from ..base import Metric, Statistic
+from ..ranking import Collapse, Sign, places
+from ._perturbation import Fill, Removal, counts_of, curve
+
+
+class InsertionDeletion(Metric):
+    """Pixels, all channels of a place together, are removed from the image or revealed in a fill by relevance.
+
+    The score of a path is the area under the output's curve (Petsiuk et al. 2018): deletion should fall at once
+    (low is good), insertion rise at once (high is good). The x axis is the true fraction of pixels changed, from 0
+    to 1 with both ends, and areas are trapezoids on it. (Released codes leave out the unperturbed or the last point
+    and take 1 / len(points) for the width of a step.) A random map's areas are not 0.
+
+    The headline is insertion. Deletion, and with it the difference, also rewards maps that confuse the model early:
+    a fill of one colour that takes exactly the object away leaves its silhouette, which some models still read, so
+    that a true mask can lose to scattered pixels.
+
+    steps: number of equal steps along a path, rounded to whole pixels; None changes one pixel at a time.
+    deletion_fill: what a deleted pixel shows. insertion_fill: what insertion starts from; a blurred image keeps the
+        first pixels shown from being an unnatural pattern.
+    sigma: of the blur in pixels, for whichever fill is `blur`; 5 is RISE's and InputIBA's.
+    output: `probability` (softmax, the definition) or `logit`.
+    collapse, sign: see `Metric`. Ties are broken at random, seeded by the sample.
+
+    Columns: deletion, insertion (areas, in units of the output), difference = insertion - deletion; deletion_curve
+    (from the original to its fill) and insertion_curve (from the fill to the original).
+    """
+
+    x_label = "share of pixels changed"
+    statistics = (
+        Statistic("insertion", "higher", "insertion", low=0, high=1, unit="output x fraction of pixels"),
+        Statistic("deletion", "lower", "deletion", low=0, high=1, unit="output x fraction of pixels"),
+        Statistic("difference", "higher", "difference", low=-1, high=1, unit="output x fraction of pixels"),
+    )
+
+    def __init__(
+        self,
+        steps: int | None = 64,
+        deletion_fill: Fill = "zero",
+        insertion_fill: Fill = "blur",
+        sigma: float = 5.0,
+        output: Literal["probability", "logit"] = "probability",
+        collapse: Collapse | None = None,
+        sign: Sign = "signed",
+    ) -> None:
+        if steps is not None and steps < 1:
+            raise ValueError(f"steps={steps}: expected a positive number of steps, or null for one pixel at a time")
+        self.steps, self.output = steps, output
+        self.deletion, self.insertion = Removal(deletion_fill, sigma), Removal(insertion_fill, sigma)
+        self.collapse, self.sign = collapse, sign
+        if output == "logit":
+            self.statistics = tuple(replace(s, low=None, high=None) for s in self.statistics)
+
+    def check(self, classifier: Classifier) -> None:
+        if self.output == "probability" and classifier.output == "raw":
+            raise Refusal(
+                f"insertion_deletion: {classifier.name} has no classes, hence no probability: set output=logit"
+            )
+
+    def cost(self, classifier: Classifier) -> tuple[int, int]:
+        # The original ends both paths; each has its own fill.
+        return 2 * (len(self._counts(classifier)) - 2) + 3, 0
+
+    def responses_spec(self) -> dict[str, Any]:
+        return {"deletion": self.deletion.spec(), "insertion": self.insertion.spec(), "output": self.output}
+
+    def respond(
+        self, classifier: Classifier, batch: Batch, generators: list[torch.Generator]
+    ) -> dict[str, torch.Tensor]:
+        """The target's output on the original (clean), on the deletion's end and on the insertion's start."""
+        # One draw serves both paths.
+        draws = self.deletion.draw(generators) or self.insertion.draw(generators)
+        images = {
+            "clean": batch.inputs,
+            "deletion_end": self.deletion.everything(classifier, batch, draws),
+            "insertion_start": self.insertion.everything(classifier, batch, draws),
+        }
+        scores = {name: classifier.scores(image, batch.targets, self.output) for name, image in images.items()}
+        return draws | scores
+
+    def axes(self, classifier: Classifier) -> dict[str, torch.Tensor]:
+        counts = torch.tensor(self._counts(classifier), dtype=torch.float64)
+        return dict.fromkeys(("deletion_curve", "insertion_curve"), counts / counts[-1])
+
+    def evaluate(
+        self,
+        classifier: Classifier,
+        batch: Batch,
+        maps: torch.Tensor,
+        responses: Mapping[str, torch.Tensor],
+        generators: list[torch.Generator],
+    ) -> dict[str, torch.Tensor]:
+        inputs = batch.inputs
+        inner = self._counts(classifier)[1:-1]
+        order = places(maps.to(inputs.device), generators)
+        ends = {name: responses[name].to(inputs)[:, None] for name in ("clean", "deletion_end", "insertion_start")}
+
+        def path(removal: Removal, keep: bool) -> torch.Tensor:
+            remove = removal.of(classifier, batch, responses)
+            return curve(classifier, inputs, remove, order, inner, batch.targets, self.output, keep)
+
+        deleting, inserting = path(self.deletion, keep=False), path(self.insertion, keep=True)
+        deletion_curve = torch.cat([ends["clean"], deleting, ends["deletion_end"]], dim=1)
+        insertion_curve = torch.cat([ends["insertion_start"], inserting, ends["clean"]], dim=1)
+        x = self.axes(classifier)["deletion_curve"].to(inputs)
+        deletion, insertion = torch.trapezoid(deletion_curve, x), torch.trapezoid(insertion_curve, x)
+        return {
+            "deletion": deletion,
+            "insertion": insertion,
+            "difference": insertion - deletion,
+            "deletion_curve": deletion_curve,
+            "insertion_curve": insertion_curve,
+        }
+
+    def _counts(self, classifier: Classifier) -> list[int]:
+        _, height, width = classifier.input_size
+        return counts_of(height * width, self.steps)

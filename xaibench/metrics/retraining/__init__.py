@@ -1,0 +1,1 @@
+"""Networks retrained without what a map ranks first."""

@@ -1,0 +1,1 @@
+"""Whether the rules of modified backpropagation forget the layers above."""

@@ -1,0 +1,1 @@
+"""Inputs of two features, whose truth is a closed form."""

@@ -1,0 +1,165 @@
+"""torchvision's classifiers, with what attribution needs of them: ReLUs that hooks reach, and their preprocessing."""
+
+import contextlib
+import sys
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision import models
+from torchvision.models import densenet, inception, resnet
+from torchvision.models.googlenet import BasicConv2d as GoogLeNetConv
+
+from ...errors import UserError, first_line, nearest
+
+# What torchvision's weights were measured with, unless they say otherwise.
+IMAGENET = {
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+    "resize": 256,
+    "crop": 224,
+    "interpolation": "bilinear",
+}
+
+# The module whose output is the last feature map, by torchvision's naming; the first that a network has counts.
+# (Swin's `features` are channels-last, and its `permute` puts them right.)
+_LAST_MAPS = ("permute", "layer4", "inception5b", "Mixed_7c", "trunk_output", "conv5", "layers", "features")
+
+
+def torchvision_net(arch: str, num_classes: int = 1000) -> nn.Module:
+    """One of torchvision's classifiers by its name there, such as `resnet50`, with random weights.
+
+    arch: a name from `torchvision.models.list_models`. num_classes: outputs.
+    Raises UserError for an unknown name. The auxiliary heads of GoogLeNet and Inception, which only training uses,
+    are left out; both networks re-scale ImageNet-normalised inputs themselves, as torchvision's weights expect.
+    """
+    known = models.list_models(module=models)
+    if arch not in known:
+        raise UserError(f"model.arch={arch}: {nearest(arch, known)}")
+    options: dict[str, Any] = {}
+    if arch in ("googlenet", "inception_v3"):
+        # Their own initialisation draws from truncated normals and takes seconds; PyTorch's default does not.
+        options = {"aux_logits": False, "transform_input": True, "init_weights": False}
+    net = models.get_model(arch, weights=None, num_classes=num_classes, **options)
+    net.register_load_state_dict_pre_hook(_without_auxiliary_heads)
+    return net
+
+
+def pretrained(arch: str, name: str) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+    """torchvision's weights by their enum name: the state dict, downloaded if needed, and the class names.
+
+    Raises UserError for an unknown name or a failed download.
+    """
+    weights = _weights(arch, name)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is for results, and the download prints
+            # Through the network and not the file: torchvision renames old keys on the way.
+            state = models.get_model(arch, weights=weights).state_dict()
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"model.weights={name}: {weights.url} could not be downloaded ({first_line(error)})\n"
+            "give a state-dict file instead, model.weights=FILE.pt, or put that file into TORCH_HOME/hub/checkpoints"
+        ) from error
+    return state, tuple(weights.meta.get("categories", ()))
+
+
+def preprocessing_of(arch: str, name: str) -> dict[str, Any]:
+    """Mean, std, resize, crop and interpolation with which torchvision measured the named weights."""
+    preset = _weights(arch, name).transforms()
+    return {
+        "mean": tuple(preset.mean),
+        "std": tuple(preset.std),
+        "resize": preset.resize_size[0],
+        "crop": preset.crop_size[0],
+        "interpolation": preset.interpolation.value,
+    }
+
+
+def last_conv(module: nn.Module) -> str | None:
+    """The path of the module whose output is the last feature map of a torchvision classifier; None if unknown."""
+    return next((name for name in _LAST_MAPS if hasattr(module, name)), None)
+
+
+def untangle(module: nn.Module) -> nn.Module:
+    """Make every ReLU a module of its own, called once and not in place; the network computes the same numbers.
+
+    Hooks on a ReLU that works in place see a tensor that changes under them; a module that a residual block calls
+    twice cannot tell its calls apart; a functional ReLU cannot be hooked at all. Works on the network given: modules
+    that have `inplace` get False, and torchvision's residual blocks, Inception convolutions and DenseNet get a
+    forward with separate modules. Parameters and their names stay as they are.
+    """
+    for part in list(module.modules()):
+        if hasattr(part, "inplace"):
+            part.inplace = False
+        if type(part) in _SEPARATED:
+            part.__class__ = _SEPARATED[type(part)]
+            part.separate()
+    return module
+
+
+class _BasicBlock(resnet.BasicBlock):
+    def separate(self) -> None:
+        self.relu1, self.relu2 = nn.ReLU(), nn.ReLU()
+        del self.relu
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
+        return self.relu2(out + (x if self.downsample is None else self.downsample(x)))
+
+
+class _Bottleneck(resnet.Bottleneck):
+    def separate(self) -> None:
+        self.relu1, self.relu2, self.relu3 = nn.ReLU(), nn.ReLU(), nn.ReLU()
+        del self.relu
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.relu2(self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x))))))
+        out = self.bn3(self.conv3(out))
+        return self.relu3(out + (x if self.downsample is None else self.downsample(x)))
+
+
+class _GoogLeNetConv(GoogLeNetConv):
+    def separate(self) -> None:
+        self.relu = nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.relu(self.bn(self.conv(x)))
+
+
+class _InceptionConv(inception.BasicConv2d):
+    separate, forward = _GoogLeNetConv.separate, _GoogLeNetConv.forward
+
+
+class _DenseNet(densenet.DenseNet):
+    def separate(self) -> None:
+        # Inside `features`, so that its output is the map after the ReLU, as in the other networks.
+        self.features.add_module("relu5", nn.ReLU())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(torch.flatten(F.adaptive_avg_pool2d(self.features(x), (1, 1)), 1))
+
+
+_SEPARATED: dict[type, type] = {
+    resnet.BasicBlock: _BasicBlock,
+    resnet.Bottleneck: _Bottleneck,
+    GoogLeNetConv: _GoogLeNetConv,
+    inception.BasicConv2d: _InceptionConv,
+    densenet.DenseNet: _DenseNet,
+}
+
+
+def _weights(arch: str, name: str) -> models.WeightsEnum:
+    members = models.get_model_weights(arch).__members__
+    if name not in members:
+        raise UserError(
+            f"model.weights={name}: {arch} has the weights {', '.join(members)}; or give null, recipe, bundled:FILE, "
+            "or the path of a .safetensors, .pt or .pth file"
+        )
+    return members[name]
+
+
+def _without_auxiliary_heads(module: nn.Module, state: dict[str, torch.Tensor], prefix: str, *_: Any) -> None:
+    """Drop what the published files of GoogLeNet and Inception hold for the heads that were left out."""
+    for key in [key for key in state if key.startswith(("aux1.", "aux2.", "AuxLogits."))]:
+        del state[key]

@@ -1,0 +1,291 @@
+"""What a person sees: results on stdout, talk and progress on stderr."""
+
+import contextlib
+import logging
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ..scores import compare, leaderboard, rank
+from ..scores.check import SAME, Compared
+from ..scores.compare import Published
+from ..scores.rank import Comparison, Overall
+from ..scores.statistics import FEW
+from .check_report import counts
+
+# A pipe has no width of its own: give tables room instead of cutting their columns.
+stdout = Console(width=None if sys.stdout.isatty() else 200)
+stderr = Console(stderr=True, width=None if sys.stderr.isatty() else 200)
+# Without a terminal, progress is a line now and then.
+SECONDS_BETWEEN_LINES = 30
+
+
+def talk_on_stderr(level: int = logging.INFO) -> None:
+    """Send this package's log messages to stderr, once."""
+    log = logging.getLogger("xaibench")
+    if not log.handlers:
+        log.addHandler(RichHandler(console=stderr, show_time=False, show_path=False, show_level=False))
+        log.setLevel(level)
+        log.propagate = False
+
+
+@contextlib.contextmanager
+def progress(title: str, work: Mapping[str, int]) -> Iterator[Callable[[str, int], None]]:
+    """Progress of one cell on stderr with an estimate of the time left; yields report(kind, how many are done).
+
+    work: how many there are of each kind: maps, scores, trainings. Other kinds are not shown.
+    """
+    if not stderr.is_terminal:
+        yield _lines(title, work)
+        return
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=stderr, transient=True) as bars:
+        tasks = {kind: bars.add_task(f"{title}: {kind}", total=total) for kind, total in work.items()}
+
+        def report(kind: str, done: int) -> None:
+            if kind in tasks:
+                bars.advance(tasks[kind], done)
+
+        yield report
+
+
+def _lines(title: str, work: Mapping[str, int]) -> Callable[[str, int], None]:
+    done: Counter[str] = Counter()
+    began: dict[str, float] = {}  # a kind begins where what was reported before it ended
+    said = before = time.monotonic()
+
+    def report(kind: str, more: int) -> None:
+        nonlocal said, before
+        done[kind] += more
+        now = time.monotonic()
+        started = began.setdefault(kind, before)
+        before = now
+        if kind in work and now - said > SECONDS_BETWEEN_LINES and done[kind] < work[kind]:
+            said = now
+            left = (now - started) / done[kind] * (work[kind] - done[kind])
+            stderr.print(f"{title}: {done[kind]} of {work[kind]} {kind}, about {left:.0f} s left", highlight=False)
+
+    return report
+
+
+def epochs(title: str) -> Callable[[int, int, float, float], None]:
+    """Progress of a training on stderr: report(epochs done, epochs, loss, accuracy)."""
+    started = time.monotonic()
+
+    def report(epoch: int, total: int, loss: float, accuracy: float) -> None:
+        left = (time.monotonic() - started) / max(epoch, 1) * (total - epoch)
+        stderr.print(
+            f"{title}: epoch {epoch} of {total}, loss {loss:.4f}, accuracy {accuracy:.4f}, about {left:.0f} s left",
+            highlight=False,
+        )
+
+    return report
+
+
+def plan(title: str, rows: Sequence[tuple[str, str, int, int, int]]) -> None:
+    """What a run would do."""
+    table = Table(title=title, title_justify="left")
+    for name in ("artefact", "key", "samples there", "missing", "passes to do (nominal)"):
+        table.add_column(name, justify="left" if name in ("artefact", "key") else "right")
+    for kind, key, there, missing, passes in rows:
+        table.add_row(kind, key, str(there), str(missing), f"{passes:,}")
+    stdout.print(table)
+
+
+def leaderboard_table(frame: pd.DataFrame, comparisons: Sequence[Comparison] = ()) -> None:
+    """A leaderboard (`leaderboard.table`), grouped by model, data set and metric, best first within each statistic.
+
+    Lines below a table say what its marks mean and, given the comparisons, which statistics a control wins or which
+    tell no methods apart.
+    """
+    if frame.empty:
+        stderr.print("no results yet; `xaibench run` makes some")
+        return
+    groups = ["model", "dataset", "metric", "metric_variant", "sample_key"]
+    for labels, rows in frame.groupby(groups, sort=True):
+        model, dataset, metric, variant, _ = labels
+        title = f"{model} · {dataset} · {metric}" + (f" ({variant})" if variant else "")
+        of_table = [c for c in comparisons if tuple(getattr(c, name) for name in groups) == labels]
+        legend = [
+            "* tuned on this metric: it chose the method's parameters" if rows[leaderboard.TUNED].any() else "",
+            f"~ fewer than {FEW} samples: the interval is too narrow" if rows[leaderboard.FEW].any() else "",
+            rank.marks([c for c in of_table if c.statistic in set(rows["statistic"])]),
+        ]
+        caption = escape("\n".join(line for line in legend if line)) or None
+        table = Table(title=escape(title), title_justify="left", caption=caption, caption_justify="left")
+        for name in ("statistic", "rank", "method", "value", "95 % interval", "n", "excluded"):
+            table.add_column(name, justify="left" if name in ("statistic", "method") else "right")
+        for number, (statistic, part) in enumerate(rows.groupby("statistic", sort=False)):
+            if number:
+                table.add_section()
+            for _, row in part.sort_values("rank", kind="stable").iterrows():
+                method = row["method"] + (" *" if row[leaderboard.TUNED] else "")
+                method += f" ({row['method_variant']})" if row["method_variant"] else ""
+                place = "" if pd.isna(row["rank"]) else str(int(row["rank"]))
+                interval = "" if pd.isna(row["ci_low"]) else f"{row['ci_low']:.3f} to {row['ci_high']:.3f}"
+                interval += " ~" if row[leaderboard.FEW] else ""
+                value = "undefined" if pd.isna(row["value"]) else f"{row['value']:.4f}"
+                flagged = row["excluded"] > leaderboard.MANY_EXCLUDED * (row["n"] + row["excluded"])
+                excluded = f"{row['excluded']}{' !' if flagged else ''}" if row["excluded"] else ""
+                arrow = leaderboard.ARROWS[row["direction"]]
+                cells = (f"{statistic} {arrow}", place, escape(method), value, interval, str(row["n"]), excluded)
+                table.add_row(*cells)
+        stdout.print(table)
+
+
+def ranks(comparisons: Sequence[Comparison]) -> None:
+    """A table per comparison: where each method stands, how firmly, and from which others it is told apart."""
+    for c in comparisons:
+        title = f"{c.model} · {c.dataset} · {c.name} {leaderboard.ARROWS[c.direction]} · {c.n} {_unit(c)}"
+        methods, pairs = len(c.methods), len(c.methods) * (len(c.methods) - 1) // 2
+        friedman = f"Friedman p {_p(c.friedman_p)}, mean ranks differ from {c.critical_difference:.1f} on (Nemenyi)"
+        legend = [
+            f"same letter: not told apart (p < 0.05, Holm over {pairs} pairs); {methods} methods: {friedman}",
+            f"~ fewer than {FEW} {_unit(c)}: the resampled ranks look firmer than they are" if c.few else "",
+            f"undefined on too many samples: {', '.join(map(str, c.left_out))}" if c.left_out else "",
+            rank.marks([c]),
+        ]
+        caption = escape("\n".join(line for line in legend if line))
+        table = Table(title=escape(title), title_justify="left", caption=caption, caption_justify="left")
+        for name in ("rank", "resampled", "best in", "method", "value", "told apart", "mean rank in a sample"):
+            table.add_column(name, justify="left" if name in ("method", "told apart") else "right")
+        low, high = c.rank_intervals
+        for at in c.order:
+            interval = f"{low[at]:g} to {high[at]:g}" + (" ~" if c.few else "")
+            cells = (f"{c.ranks[at]:g}", interval, f"{100 * c.best[at]:.0f} %", escape(str(c.methods[at])))
+            table.add_row(*cells, f"{c.values[at]:.4f}", c.letters[at], f"{c.sample_ranks[at]:.1f}")
+        stdout.print(table)
+
+
+def overall(views: Sequence[Overall]) -> None:
+    """Ranks over several metrics, with where each method is best and worst: the metrics need not agree."""
+    for view in views:
+        k = len(view.comparisons)
+        names = [c.name for c in view.comparisons]
+        legend = [
+            f"agreement of the metrics (Kendall's W; {1 / k:.2f} by chance): {view.agreement:.2f}, "
+            f"without the controls {view.agreement_methods:.2f}",
+            _furthest(view),
+            f"not ranked by every metric: {', '.join(map(str, view.left_out))}" if view.left_out else "",
+            f"too few methods: {', '.join(c.name for c in view.thin)}" if view.thin else "",
+        ]
+        caption = escape("\n".join(line for line in legend if line))
+        title = f"{view.model} · {view.dataset} · all {k} metrics"
+        table = Table(title=escape(title), title_justify="left", caption=caption, caption_justify="left")
+        for name in ("mean rank", "other metrics", "method", "best under", "worst under"):
+            table.add_column(name, justify="right" if name in ("mean rank", "other metrics") else "left")
+        for at in np.argsort(view.mean_ranks, kind="stable"):
+            best, worst = (function(view.ranks[:, at]) for function in (np.argmin, np.argmax))
+            under = (f"{names[row]} ({view.ranks[row, at]:g})" for row in (best, worst))
+            interval = f"{view.low[at]:.1f} to {view.high[at]:.1f}"
+            table.add_row(f"{view.mean_ranks[at]:.1f}", interval, escape(str(view.methods[at])), *map(escape, under))
+        stdout.print(table)
+
+
+def _furthest(view: Overall) -> str:
+    one, other = np.unravel_index(np.nanargmin(view.correlations), view.correlations.shape)
+    names = f"{view.comparisons[one].name} and {view.comparisons[other].name}"
+    n = len(view.methods)
+    return f"furthest apart: {names}, rank correlation {view.correlations[one, other]:.2f} over {n} methods"
+
+
+def _unit(c: Comparison) -> str:
+    return "repeats" if c.kind == "repeats" else "samples"
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def finished(results: Path, files: Sequence[Path], headline_only: bool = False) -> None:
+    """The table of the cells just run, or of their metrics' first statistics alone; the leaderboard on disk is
+    brought up to date."""
+    if not files:
+        return
+    cells = leaderboard.read_cells(results, files)
+    frame = leaderboard.table(cells)
+    if headline_only:
+        headlines = {(cell.card["metric"], cell.card["statistics"][0]["name"]) for cell in cells}
+        frame = frame[[pair in headlines for pair in zip(frame["metric"], frame["statistic"])]]
+    leaderboard_table(frame)
+    leaderboard.write(results)
+
+
+def failures(cells: Sequence[dict[str, Any]]) -> None:
+    """The end of a sweep: how many cells there were, and how to run each failed one again."""
+    failed = [cell for cell in cells if cell["status"] == "failed"]
+    stderr.print(f"{len(cells) - len(failed)} of {len(cells)} cells done, {len(failed)} failed", highlight=False)
+    for cell in failed:
+        said = f"failed: {cell['error']}\n  again: xaibench run {cell['cell']}"
+        stderr.print(said, highlight=False, markup=False)
+
+
+def beside(theirs: Published, frame: pd.DataFrame) -> None:
+    """Published numbers beside ours (`compare.beside`), a table per statistic, with what differs and how far the
+    orders agree."""
+    agreed = compare.agreement(frame)
+    for (metric, statistic), part in frame.groupby(["metric", "statistic"], sort=False):
+        models = list(dict.fromkeys(part["published_model"]))
+        ours = sorted({tuple(row) for row in part.dropna(subset="value")[compare.HERE].itertuples(index=False)})
+        title = metric if statistic == metric else f"{metric}: {statistic}"
+        table = Table(title=escape(f"{theirs.experiment} · {title}"), title_justify="left")
+        for name in ("method", *(f"published: {model}" for model in models), *map(_setting, ours)):
+            table.add_column(escape(name), justify="left" if name == "method" else "right")
+        for (method, variant), rows in part.groupby(["method", "method_variant"], sort=False):
+            printed = dict(zip(rows["published_model"], rows["published"]))
+            found = {tuple(row[name] for name in compare.HERE): row for _, row in rows.iterrows()}
+            cells = [f"{printed[model]:.3f}" if model in printed else "" for model in models]
+            cells += [_with_interval(found[setting]) if setting in found else "" for setting in ours]
+            table.add_row(escape(f"{method} ({variant})" if variant else method), *cells)
+        stdout.print(table)
+        these = agreed[(agreed["metric"] == metric) & (agreed["statistic"] == statistic)]
+        for _, row in these.iterrows():
+            said = f"rank correlation {row['correlation']:.2f} over {row['methods']} methods"
+            stdout.print(
+                f"{row['published_model']} and {_setting(row[compare.HERE])}: {said}", highlight=False, markup=False
+            )
+        if not part.dropna(subset="value")["as_read"].all():
+            stdout.print("* the map was read otherwise than published (metric.collapse): not in the correlation")
+        if not ours:
+            stdout.print(f"none of ours: xaibench run experiment={theirs.experiment}", highlight=False)
+    for name in ("source", "table", "data", "n", "differs"):
+        stdout.print(f"{name}: {theirs.facts[name]}", highlight=False, markup=False)
+
+
+def _setting(setting: Sequence[str]) -> str:
+    model, dataset, variant = setting
+    return f"{model} on {dataset}" + (f" ({variant})" if variant else "")
+
+
+def _with_interval(row: pd.Series) -> str:
+    interval = "" if pd.isna(row["ci_low"]) else f" ({row['ci_low']:.2f} to {row['ci_high']:.2f})"
+    return f"{row['value']:.3f}{interval}" + ("" if row["as_read"] else " *")
+
+
+def compared(rows: Sequence[Compared]) -> None:
+    """The outcome of a check: every row that is not simply the same, then the counts."""
+    notable = [row for row in rows if row.mark != SAME]
+    if notable:
+        table = Table(title="- regressed  + better  * new  ! missing  x not comparable", title_justify="left")
+        for name in ("", "cell", "statistic", "before", "after", "tolerance", "samples changed", "why"):
+            table.add_column(name)
+        for row in notable:
+            cell = " · ".join(part for part in row.identity[:-1] if part)
+            values = ("" if value is None else f"{value:.4f}" for value in (row.before, row.after, row.tolerance))
+            changed = "" if row.changed is None else str(row.changed)
+            table.add_row(row.mark, escape(cell), row.identity[-1], *values, changed, row.why)
+        stdout.print(table)
+    stdout.print(counts(rows), highlight=False)

@@ -1,0 +1,199 @@
+"""Tests between methods on the same samples, and what many of them mean together: pure functions on numpy arrays.
+
+Columns are [n,m]: n samples (or repeats) of m methods.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from scipy import stats
+
+from .statistics import CONFIDENCE, statistic
+
+ALPHA = 1 - CONFIDENCE
+SWAPS = 10_000
+# Holm multiplies the smallest p by the number of pairs: it has to stay well below ALPHA for the pairs to be told apart.
+SWAPS_PER_PAIR = 40
+EXACT = 13  # up to this many samples every way of swapping is tried
+BLOCKS = 1000  # more samples than this are exchanged in so many blocks
+PART = 2**18  # numbers at a time, to stay within the processor's cache
+
+Badness = Callable[[np.ndarray], np.ndarray]
+
+
+def swap_test(columns: np.ndarray, per: np.ndarray | None, kind: str, badness: Badness) -> np.ndarray:
+    """Two-sided p of every pair of methods [m,m] under a random exchange of the two methods within each sample.
+
+    The tested quantity is the leaderboard's: the difference of badness(statistic), be it a mean, a ratio of means or a
+    median. If neither method is better, the exchange changes nothing in distribution (Fisher's paired randomisation
+    test; for a mean it flips the signs of the differences). All exchanges up to EXACT samples, else seeded draws of
+    them, counting the observed one (Phipson and Smyth 2010). Samples that are exchanged in blocks leave the test as
+    valid: such exchanges are a subgroup of all.
+    """
+    if len(columns) > BLOCKS and kind != "median":
+        columns, per = _blocks(columns), None if per is None else _blocks(per)
+    n, methods = columns.shape
+    pairs = _pairs(methods)
+    observed = _gap(columns, per, pairs, kind, badness)
+    reached, total = np.zeros(len(pairs)), 0
+    for signs in _signs(n, max(SWAPS, SWAPS_PER_PAIR * len(pairs)), PART // max(n, len(pairs), 1)):
+        gaps = np.abs(_swapped_gaps(signs, columns, per, pairs, kind, badness))
+        # As large as the observed one, but for rounding.
+        reached += (gaps >= np.abs(observed) * (1 - 1e-9) - 1e-12 * gaps.max(axis=0)).sum(axis=0)
+        total += len(signs)
+    return _square(reached / total, pairs, methods)
+
+
+def t_test(columns: np.ndarray, badness: Badness) -> np.ndarray:
+    """Two-sided p [m,m] of the paired t test over repeats: too few of them to exchange, alike enough to be normal."""
+    n, methods = columns.shape
+    pairs = _pairs(methods)
+    if n < 2:
+        return np.ones((methods, methods))
+    difference = badness(columns)[:, pairs[:, 0]] - badness(columns)[:, pairs[:, 1]]
+    mean, error = difference.mean(axis=0), difference.std(axis=0, ddof=1) / np.sqrt(n)
+    # Equal in every repeat: no difference; different by the same in every repeat: no doubt.
+    t = np.divide(mean, error, out=np.where(mean == 0, 0.0, np.inf), where=error > 0)
+    return _square(2 * stats.t.sf(np.abs(t), n - 1), pairs, methods)
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """Holm's step-down correction of p [k]: the chance of any false difference stays below ALPHA."""
+    order, k = np.argsort(p, kind="stable"), len(p)
+    stepped = np.minimum(1, np.maximum.accumulate(p[order] * (k - np.arange(k))))
+    corrected = np.empty(k)
+    corrected[order] = stepped
+    return corrected
+
+
+def holm_pairs(p: np.ndarray) -> np.ndarray:
+    """Holm's correction over all pairs of a symmetric matrix [m,m]; the diagonal is 1."""
+    pairs = _pairs(len(p))
+    return _square(holm(p[pairs[:, 0], pairs[:, 1]]), pairs, len(p))
+
+
+def ranks(badness: np.ndarray) -> np.ndarray:
+    """Rows [...,m] -> ranks from 1 for the least bad; equal values (to 9 decimals) share the mean of their ranks."""
+    return stats.rankdata(np.round(badness, 9), axis=-1)
+
+
+def friedman(ranked: np.ndarray) -> float:
+    """p of the hypothesis that ranks [n,m] within samples owe nothing to the method (with the correction for ties)."""
+    n, methods = ranked.shape
+    expected = (methods + 1) / 2
+    spread = ((ranked - expected) ** 2).sum()
+    if spread == 0:
+        return 1.0
+    between = n * ((ranked.mean(axis=0) - expected) ** 2).sum()
+    return float(stats.chi2.sf(n * (methods - 1) * between / spread, methods - 1))
+
+
+@functools.cache
+def critical_difference(methods: int, n: int) -> float:
+    """Nemenyi's: mean ranks over n samples that lie further apart than this differ (Demsar 2006)."""
+    q = stats.studentized_range.ppf(CONFIDENCE, methods, np.inf) / np.sqrt(2)
+    return float(q * np.sqrt(methods * (methods + 1) / (6 * n)))
+
+
+def kendalls_w(ranked: np.ndarray) -> float:
+    """Kendall's W of the ranks [judges,m]: 1 if all rank alike, about 1 / judges if by chance. Ties corrected."""
+    judges, methods = ranked.shape
+    totals = ranked.sum(axis=0)
+    ties = sum(((counts**3 - counts).sum()) for counts in (np.unique(row, return_counts=True)[1] for row in ranked))
+    most = judges**2 * (methods**3 - methods) - judges * ties
+    return float(12 * ((totals - totals.mean()) ** 2).sum() / most) if most else float("nan")
+
+
+def correlations(ranked: np.ndarray) -> np.ndarray:
+    """Spearman's correlation between the ranks of each pair of judges [judges,m] -> [judges,judges]; NaN for one that
+    ranks all alike."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.corrcoef(ranked)
+
+
+def runs(order: Sequence[int], differ: np.ndarray) -> list[list[int]]:
+    """The longest runs along `order` (best first) without a pair that differs [m,m]: methods not told apart.
+
+    A run of one says that the method differs from both neighbours.
+    """
+    found, reached = [], -1
+    for start in range(len(order)):
+        end = start
+        while end + 1 < len(order) and not differ[order[end + 1], [order[i] for i in range(start, end + 1)]].any():
+            end += 1
+        if end > reached:
+            found.append(list(order[start : end + 1]))
+            reached = end
+    return found
+
+
+def _pairs(methods: int) -> np.ndarray:
+    """Every pair once: [pairs,2]."""
+    return np.array(list(itertools.combinations(range(methods), 2)), dtype=int).reshape(-1, 2)
+
+
+def _signs(n: int, wanted: int, part: int) -> Iterator[np.ndarray]:
+    """Rows of -1 (exchange) and 1 (keep), [r,n] in parts of `part` rows; the first is the observed one."""
+    if n <= EXACT:
+        yield np.array(list(itertools.product((1.0, -1.0), repeat=n)))
+        return
+    random, rows = np.random.default_rng(0), max(1, part)
+    yield np.ones((1, n))
+    for start in range(0, wanted, rows):
+        yield random.integers(0, 2, size=(min(rows, wanted - start), n)) * 2.0 - 1
+
+
+def _blocks(columns: np.ndarray) -> np.ndarray:
+    """[n,m] -> [BLOCKS,m] with the same mean; neighbours, who may be alike, go to different blocks."""
+    return np.stack([columns[start::BLOCKS].sum(axis=0) for start in range(BLOCKS)]) * (BLOCKS / len(columns))
+
+
+def _gap(columns: np.ndarray, per: np.ndarray | None, pairs: np.ndarray, kind: str, badness: Badness) -> np.ndarray:
+    bad = badness(statistic(columns, per, kind))
+    return bad[pairs[:, 0]] - bad[pairs[:, 1]]
+
+
+def _swapped_gaps(
+    signs: np.ndarray,
+    columns: np.ndarray,
+    per: np.ndarray | None,
+    pairs: np.ndarray,
+    kind: str,
+    badness: Badness,
+) -> np.ndarray:
+    """The gap of every pair [pairs] in every exchange [r] -> [r,pairs]."""
+    if kind == "median":
+        found = np.empty((len(signs), len(pairs)))
+        for at, (one, other) in enumerate(pairs):
+            kept = signs > 0
+            first = np.where(kept, columns[:, one], columns[:, other])
+            second = np.where(kept, columns[:, other], columns[:, one])
+            found[:, at] = badness(_median(first)) - badness(_median(second))
+        return found
+
+    def means(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of the first and of the second method of each pair: half the sum, and half the exchanged difference."""
+        one, other = values[:, pairs[:, 0]], values[:, pairs[:, 1]]
+        middle, half = (one + other).mean(axis=0) / 2, signs @ (one - other) / (2 * len(values))
+        return middle + half, middle - half
+
+    first, second = means(columns)
+    if per is not None:
+        under_first, under_second = means(per)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            first, second = first / under_first, second / under_second
+    return badness(first) - badness(second)
+
+
+def _median(rows: np.ndarray) -> np.ndarray:
+    """As np.median over the last axis; sorting is several times faster for rows as short as these."""
+    rows, n = np.sort(rows, axis=1), rows.shape[1]
+    return (rows[:, (n - 1) // 2] + rows[:, n // 2]) / 2
+
+
+def _square(values: np.ndarray, pairs: np.ndarray, methods: int) -> np.ndarray:
+    square = np.ones((methods, methods))
+    square[pairs[:, 0], pairs[:, 1]] = square[pairs[:, 1], pairs[:, 0]] = values
+    return square

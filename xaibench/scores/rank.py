@@ -1,0 +1,409 @@
+"""Which methods can be told apart, and do the metrics agree: from score files to tests, ranks and flags."""
+
+import functools
+import itertools
+import string
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from . import paired, statistics
+from .leaderboard import Cell, badness, comparable, finite, is_rerun
+from .paired import ALPHA
+
+# Controls that know nothing of the network: a metric under which one of them wins measures something else.
+CONTROLS = ("random", "constant", "sobel", "input")
+# The ground truth is no null control. It should win where the mask is the definition, and competes with nobody.
+TRUTH = "oracle"
+# A method with fewer than this share of the samples defined is left out, so that the others keep their samples.
+DEFINED = 0.5
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of a comparison: a method with its overrides."""
+
+    name: str
+    variant: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.variant})" if self.variant else self.name
+
+    @property
+    def is_control(self) -> bool:
+        return self.name in CONTROLS
+
+    @property
+    def is_rival(self) -> bool:
+        """Whether it is a method proper: neither a control nor the truth."""
+        return self.name not in (*CONTROLS, TRUTH)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The methods under one statistic of one metric, on the n samples (or repeats) that all of them have.
+
+    values, badness [m]: the statistic, and what is ranked (smaller is better). p [m,m]: of each pair, corrected by
+    Holm over all pairs of this comparison. drawn [RESAMPLES,m]: ranks when the samples are resampled. sample_ranks
+    [m]: mean ranks within the samples; friedman_p and critical_difference (Nemenyi) belong to them. left_out: methods
+    undefined on too many samples. All ranks start from 1; equal values share the mean of their ranks.
+    """
+
+    model: str
+    dataset: str
+    metric: str
+    metric_variant: str
+    sample_key: str
+    statistic: str
+    direction: str
+    headline: bool
+    kind: str
+    n: int
+    methods: tuple[Method, ...]
+    left_out: tuple[Method, ...]
+    values: np.ndarray
+    badness: np.ndarray
+    p: np.ndarray
+    drawn: np.ndarray
+    sample_ranks: np.ndarray
+    friedman_p: float
+    critical_difference: float
+
+    @property
+    def name(self) -> str:
+        """The metric with its overrides, and the statistic where it is not the headline."""
+        variant = f" ({self.metric_variant})" if self.metric_variant else ""
+        return f"{self.metric}{variant}" + ("" if self.headline else f" {self.statistic}")
+
+    @property
+    def few(self) -> bool:
+        """Whether there are too few samples for the resampled ranks to be trusted."""
+        return self.n < statistics.FEW
+
+    @cached_property
+    def ranks(self) -> np.ndarray:
+        """[m]."""
+        return paired.ranks(self.badness)
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        """The methods' indices, best first."""
+        return np.argsort(self.badness, kind="stable")
+
+    @cached_property
+    def differ(self) -> np.ndarray:
+        """Which pairs differ after the correction, [m,m]."""
+        return self.p < ALPHA
+
+    @cached_property
+    def best(self) -> np.ndarray:
+        """How often each method is the best when the samples are resampled, [m]; a tie is shared."""
+        first = self.drawn == self.drawn.min(axis=1, keepdims=True)
+        return (first / first.sum(axis=1, keepdims=True)).mean(axis=0)
+
+    @cached_property
+    def rank_intervals(self) -> tuple[np.ndarray, np.ndarray]:
+        """The ranks between which 95 % of the resamples lie, ([m], [m])."""
+        low, high = np.quantile(self.drawn, [ALPHA / 2, 1 - ALPHA / 2], axis=0, method="nearest")
+        return low, high
+
+    @cached_property
+    def shares(self) -> np.ndarray:
+        """How often each method has each rank when the samples are resampled, [m,m]; a shared rank is rounded down."""
+        places = np.floor(self.drawn).astype(int) - 1
+        return np.stack([np.bincount(column, minlength=len(self.methods)) for column in places.T]) / len(places)
+
+    @cached_property
+    def groups(self) -> list[list[int]]:
+        """Runs of methods, best first, in which no pair differs."""
+        return paired.runs(self.order, self.differ)
+
+    @cached_property
+    def letters(self) -> list[str]:
+        """The groups of each method as letters: methods that share one cannot be told apart, [m]."""
+        names = [_letter(number) for number in range(len(self.groups))]
+        return ["".join(n for n, group in zip(names, self.groups) if at in group) for at in range(len(self.methods))]
+
+    @cached_property
+    def nemenyi_groups(self) -> list[list[int]]:
+        """As `groups`, by the critical difference of the mean ranks within samples."""
+        gaps = np.abs(self.sample_ranks[:, None] - self.sample_ranks)
+        return paired.runs(np.argsort(self.sample_ranks, kind="stable"), gaps > self.critical_difference)
+
+    @cached_property
+    def winning_controls(self) -> tuple[Method, ...]:
+        """The controls that no method beats: not worse than the best method, or not significantly."""
+        rivals = [at for at in self.order if self.methods[at].is_rival]
+        if not rivals:
+            return ()
+        best = rivals[0]
+        return tuple(
+            method
+            for at, method in enumerate(self.methods)
+            if method.is_control and (self.badness[at] <= self.badness[best] or not self.differ[at, best])
+        )
+
+    @property
+    def control_wins(self) -> bool:
+        return bool(self.winning_controls)
+
+    @cached_property
+    def cannot_tell(self) -> bool:
+        """Whether no two methods proper differ."""
+        rivals = [at for at, method in enumerate(self.methods) if method.is_rival]
+        return len(rivals) > 1 and not self.differ[np.ix_(rivals, rivals)].any()
+
+
+def compare(cells: Sequence[Cell]) -> list[Comparison]:
+    """Every statistic of every set of comparable cells in which at least two methods are defined; in a fixed order.
+
+    Reruns under other seeds are no further methods: they stay out where the run that they repeat is there.
+    """
+    found = []
+    for group in comparable(cells):
+        cards = [cell.card for cell in group]
+        by_method = {Method(cell.card["method"], cell.card["method_variant"]): cell for cell in group}
+        kept = {m: by_method[m] for m in sorted(by_method, key=str) if not is_rerun(m.name, m.variant, cards)}
+        for number, statistic in enumerate(group[0].card["statistics"]):
+            if comparison := _compare(kept, statistic, headline=number == 0):
+                found.append(comparison)
+    return sorted(found, key=lambda c: (c.model, c.dataset, c.metric, c.metric_variant, -c.n))
+
+
+def _compare(cells: Mapping[Method, Cell], statistic: Mapping[str, Any], headline: bool) -> Comparison | None:
+    if statistic["kind"] == "r_squared":
+        return None  # a score of the model, which no sample has a value of
+    defined = {method: finite(cell, statistic) for method, cell in cells.items()}
+    enough = [m for m, samples in defined.items() if samples and len(samples) >= DEFINED * cells[m].card["n"]]
+    common = sorted(set.intersection(*(set(defined[method]) for method in enough))) if enough else []
+    if len(enough) < 2 or not common:
+        return None
+
+    def matrix(column: str) -> np.ndarray:
+        return np.stack([cells[method].columns.loc[common, column].to_numpy() for method in enough], axis=1)
+
+    columns, per = matrix(statistic["column"]), matrix(statistic["per"]) if statistic["per"] else None
+    kind = statistic["kind"]
+    bad = functools.partial(badness, direction=statistic["direction"], target=statistic["target"])
+    values = statistics.statistic(columns, per, kind)
+    p = paired.t_test(columns, bad) if kind == "repeats" else paired.swap_test(columns, per, kind, bad)
+    # Within a sample the denominator of a ratio is the model's, the same for all methods.
+    within = paired.ranks(bad(columns))
+    card = cells[enough[0]].card
+    return Comparison(
+        **{name: card[name] for name in ("model", "dataset", "metric", "metric_variant")},
+        sample_key=card["keys"]["sample_key"],
+        statistic=statistic["name"],
+        direction=statistic["direction"],
+        headline=headline,
+        kind=kind,
+        n=len(common),
+        methods=tuple(enough),
+        left_out=tuple(method for method in cells if method not in enough),
+        values=values,
+        badness=bad(values),
+        p=paired.holm_pairs(p),
+        drawn=paired.ranks(bad(statistics.resampled(columns, per, kind))),
+        sample_ranks=within.mean(axis=0),
+        friedman_p=paired.friedman(within),
+        critical_difference=paired.critical_difference(len(enough), len(common)),
+    )
+
+
+@dataclass(frozen=True)
+class Overall:
+    """The methods over the headlines of several metrics of one model and data set, the truth left aside.
+
+    ranks [metrics,m], each row among these methods; low, high [m]: the mean rank's 95 % interval when metrics are
+    resampled. agreement: Kendall's W of the metrics over these methods; agreement_methods: without the controls, which
+    is the harder question. correlations [metrics,metrics]: Spearman's, over these methods.
+    left_out: methods that some of these metrics do not rank; thin: metrics that rank fewer than half of the methods.
+    """
+
+    model: str
+    dataset: str
+    comparisons: tuple[Comparison, ...]
+    methods: tuple[Method, ...]
+    ranks: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    agreement: float
+    agreement_methods: float
+    correlations: np.ndarray
+    left_out: tuple[Method, ...]
+    thin: tuple[Comparison, ...]
+
+    @property
+    def mean_ranks(self) -> np.ndarray:
+        """[m]."""
+        return self.ranks.mean(axis=0)
+
+
+def overall(comparisons: Sequence[Comparison]) -> list[Overall]:
+    """One view for each model and data set with at least two metrics and two methods that all of them rank."""
+    places: dict[tuple[str, str], dict[str, Comparison]] = defaultdict(dict)
+    for comparison in comparisons:
+        if comparison.headline:
+            # Of several sets of samples the largest: they come first.
+            places[comparison.model, comparison.dataset].setdefault(comparison.name, comparison)
+    found = (_overall(*place, list(headlines.values())) for place, headlines in places.items())
+    return [view for view in found if view]
+
+
+def _overall(model: str, dataset: str, headlines: list[Comparison]) -> Overall | None:
+    ranked = [{m for m in comparison.methods if m.name != TRUTH} for comparison in headlines]
+    most = len(set.union(*ranked))
+    wide = [comparison for comparison, methods in zip(headlines, ranked) if len(methods) >= most / 2]
+    if len(wide) < 2:
+        return None
+    everywhere = set.intersection(*(methods for c, methods in zip(headlines, ranked) if c in wide))
+    methods = tuple(sorted(everywhere, key=str))
+    if len(methods) < 2:
+        return None
+    badness = np.stack([c.badness[[c.methods.index(m) for m in methods]] for c in wide])
+    ranks = paired.ranks(badness)
+    rivals = [at for at, method in enumerate(methods) if method.is_rival]
+    drawn = statistics.resampled(ranks, None, "mean")
+    low, high = np.quantile(drawn, [ALPHA / 2, 1 - ALPHA / 2], axis=0)
+    return Overall(
+        model=model,
+        dataset=dataset,
+        comparisons=tuple(wide),
+        methods=methods,
+        ranks=ranks,
+        low=low,
+        high=high,
+        agreement=paired.kendalls_w(ranks),
+        agreement_methods=paired.kendalls_w(paired.ranks(badness[:, rivals])) if len(rivals) > 1 else float("nan"),
+        correlations=paired.correlations(ranks),
+        left_out=tuple(sorted(set.union(*ranked) - everywhere, key=str)),
+        thin=tuple(comparison for comparison in headlines if comparison not in wide),
+    )
+
+
+def marks(comparisons: Sequence[Comparison]) -> str:
+    """One line on the statistics that a control wins or that tell no methods apart; '' if there are none."""
+    said = []
+    for comparison in comparisons:
+        if comparison.control_wins:
+            said.append(f"{comparison.statistic}: no method beats {', '.join(map(str, comparison.winning_controls))}")
+        if comparison.cannot_tell:
+            said.append(f"{comparison.statistic}: no two methods differ")
+    return "! " + "; ".join(said) if said else ""
+
+
+def method_rows(comparisons: Sequence[Comparison]) -> pd.DataFrame:
+    """A row per method of each comparison, best first."""
+    rows = []
+    for c in comparisons:
+        low, high = c.rank_intervals
+        for at in c.order:
+            rows.append(
+                {
+                    **_labels(c),
+                    "method": c.methods[at].name,
+                    "method_variant": c.methods[at].variant,
+                    "control": c.methods[at].is_control,
+                    "n": c.n,
+                    "value": c.values[at],
+                    "rank": c.ranks[at],
+                    "rank_low": low[at],
+                    "rank_high": high[at],
+                    "best": c.best[at],
+                    "group": c.letters[at],
+                    "sample_rank": c.sample_ranks[at],
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def pair_rows(comparisons: Sequence[Comparison]) -> pd.DataFrame:
+    """A row per pair of methods of each comparison: `gap` is how much better the first is, `p` is Holm's."""
+    rows = []
+    for c in comparisons:
+        for at, one in enumerate(c.order):
+            for other in c.order[at + 1 :]:
+                rows.append(
+                    {
+                        **_labels(c),
+                        "better": str(c.methods[one]),
+                        "worse": str(c.methods[other]),
+                        "gap": c.badness[other] - c.badness[one],
+                        "p": c.p[one, other],
+                        "n": c.n,
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def metric_rows(comparisons: Sequence[Comparison]) -> pd.DataFrame:
+    """A row per comparison: its flags, and the tests over all methods."""
+    rows = [
+        {
+            **_labels(c),
+            "n": c.n,
+            "methods": len(c.methods),
+            "left_out": ", ".join(map(str, c.left_out)),
+            "control_wins": ", ".join(map(str, c.winning_controls)),
+            "cannot_tell": c.cannot_tell,
+            "friedman_p": c.friedman_p,
+            "critical_difference": c.critical_difference,
+        }
+        for c in comparisons
+    ]
+    return pd.DataFrame(rows)
+
+
+def overall_rows(views: Sequence[Overall]) -> pd.DataFrame:
+    """A row per method and metric of each overall view, with the method's mean rank and its interval in each."""
+    rows = []
+    for view in views:
+        for at in np.argsort(view.mean_ranks, kind="stable"):
+            for comparison, ranks in zip(view.comparisons, view.ranks):
+                rows.append(
+                    {
+                        "model": view.model,
+                        "dataset": view.dataset,
+                        "method": view.methods[at].name,
+                        "method_variant": view.methods[at].variant,
+                        "mean_rank": view.mean_ranks[at],
+                        "mean_rank_low": view.low[at],
+                        "mean_rank_high": view.high[at],
+                        "metric": comparison.metric,
+                        "metric_variant": comparison.metric_variant,
+                        "rank": ranks[at],
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def agreement_rows(views: Sequence[Overall]) -> pd.DataFrame:
+    """A row per pair of metrics of each overall view: Spearman's correlation of their ranks of the n methods."""
+    rows = []
+    for view in views:
+        for one, other in itertools.combinations(range(len(view.comparisons)), 2):
+            rows.append(
+                {
+                    "model": view.model,
+                    "dataset": view.dataset,
+                    "metric": view.comparisons[one].name,
+                    "other": view.comparisons[other].name,
+                    "correlation": view.correlations[one, other],
+                    "n": len(view.methods),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _labels(c: Comparison) -> dict[str, str]:
+    return {name: getattr(c, name) for name in ("model", "dataset", "metric", "metric_variant", "statistic")}
+
+
+def _letter(number: int) -> str:
+    """a, b, ... z, a2, b2, ..."""
+    return string.ascii_lowercase[number % 26] + (str(number // 26 + 1) if number >= 26 else "")

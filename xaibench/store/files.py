@@ -1,0 +1,76 @@
+"""Files that users name: what exists nearby, what identifies a listing, and a write that is whole or absent."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import socket
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..errors import CacheError, UserError, nearest
+
+
+def existing(path: str | Path, where: str) -> Path:
+    """The path, if it is there. Raises UserError naming the first part that is missing and the nearest name there."""
+    path = Path(path).expanduser()
+    if path.exists():
+        return path
+    missing = path
+    while not missing.parent.is_dir():
+        missing = missing.parent
+    near = nearest(missing.name, sorted(os.listdir(missing.parent)))
+    raise UserError(f"{where}={path}: there is no '{missing.name}' in {missing.parent.absolute()}\n{near}".rstrip())
+
+
+def fingerprint(root: Path, files: Iterable[Path], *identity: object) -> str:
+    """sha256 over the sorted (path relative to root, size) of files, and over what else makes up the identity."""
+    listing = sorted((path.relative_to(root).as_posix(), path.stat().st_size) for path in files)
+    return hashlib.sha256(json.dumps([*identity, listing]).encode()).hexdigest()
+
+
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """Write aside, fsync, rename: a reader sees the old file or the new one. Raises as `write_error` says."""
+    aside = path.with_name(aside_name())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_synced(aside, data.encode() if isinstance(data, str) else data)
+        os.replace(aside, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise write_error(path, error) from error
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a file and wait until it is on the disk."""
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def aside_name() -> str:
+    """A hidden name for a file being written, which says which process of which machine is at it."""
+    return f".aside-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete files written aside by processes of this machine that are no longer alive."""
+    for path in folder.glob(f".aside-{socket.gethostname()}-*"):
+        try:
+            os.kill(int(path.name.rsplit("-", 2)[1]), 0)
+        except ProcessLookupError:
+            path.unlink(missing_ok=True)
+        except (ValueError, PermissionError):
+            continue
+
+
+def write_error(path: Path, error: OSError) -> CacheError | UserError:
+    """What to tell the user: a folder that must not be written is their mistake, a full disk is not."""
+    said = f"cannot write {path}: {error.strerror or error}"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        return UserError(f"{said}\nset paths.cache and paths.results to folders that you may write")
+    return CacheError(f"{said}\nwhat was finished before is kept; make room and run again")
