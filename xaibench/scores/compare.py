@@ -1,8 +1,8 @@
 """Numbers that were published, and ours beside them: the same methods under the same statistic, on other networks.
 
-xaibench/scores/published/EXPERIMENT.csv holds what a table prints: method, method_variant (as in leaderboards), model, metric,
-statistic, reading (what the metric was told of the map, such as collapse=max_abs, if that is not our default), value.
-The comments at its head say where it is from and what is not the same here.
+xaibench/scores/published/EXPERIMENT.csv holds what a table prints: method, method_variant (as in leaderboards), model,
+metric, statistic, reading (what the metric was told of the map, such as collapse=max_abs, if that is not our default),
+value. The comments at its head say where it is from and what is not the same here.
 """
 
 from collections.abc import Mapping

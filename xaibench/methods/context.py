@@ -1,0 +1,45 @@
+"""What a method or a metric may ask for beyond the network, the inputs and the targets."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from ..datasets.base import Samples
+
+
+@dataclass(frozen=True)
+class Context:
+    """Handed to `Method.attribute`, `Method.propagate`, `Metric.respond` and `Metric.evaluate`.
+
+    Everywhere:
+    generators: one per sample (CPU), seeded by run, purpose and sample; draw from them, and a sample's numbers do not
+        depend on the batch that it is in.
+    fitted: what the method's or metric's own `fit` returned, on the network's device; empty if it fits nothing.
+
+    For methods (metrics have these in their batch):
+    samples: the ids of the inputs' samples. labels [B]: their labels. masks [B,H,W]: the ground truth of the targets.
+
+    For metrics:
+    responses: what `respond` returned for these samples: name -> [B,...].
+    others: name -> [B,H,W], the collapsed maps of the Jobs that `needs` named; other_logits: name -> [B,K], what the
+        networks of those Jobs answer to the samples (where the metric declares `reads_other_logits`).
+    explain(inputs, targets, purpose, masks=None) -> [B,H,W]: the method's collapsed maps of other inputs or targets,
+        one per sample of the batch. Another `purpose` means other random draws, '' those of the maps that are scored;
+        masks [B,H,W] default to the batch's. A metric that calls it counts the maps in `explanations`.
+    propagate(inputs, signals, start, keep): what the method's rules make of signals at a layer, see
+        `methods.rules`; only where the metric declares `propagates`.
+    data: the samples of the split, from which others can be loaded.
+    """
+
+    generators: Sequence[torch.Generator] = ()
+    fitted: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    samples: Sequence[int] = ()
+    labels: torch.Tensor | None = None
+    masks: torch.Tensor | None = None
+    responses: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    others: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    other_logits: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    explain: Callable[..., torch.Tensor] | None = None
+    propagate: Callable[..., list[dict[str, torch.Tensor]]] | None = None
+    data: Samples | None = None
