@@ -28,7 +28,6 @@ What other libraries take for the same work: scripts/bench_peers.py.
 import argparse
 import copy
 import cProfile
-import inspect
 import os
 import pstats
 import statistics
@@ -50,18 +49,20 @@ from torch import nn
 from xaibench.build import build
 from xaibench.config import compose_job
 from xaibench.datasets.base import Samples
+from xaibench.datasets.images import Images
 from xaibench.datasets.shapes import Shapes
 from xaibench.datasets.two4two import Two4Two
 from xaibench.engine.device import default_batch_size
-from xaibench.engine.runner import Cell, run
+from xaibench.engine.runner import fill, prepare, run
 from xaibench.listing import CONF
+from xaibench.methods.context import Context
 from xaibench.methods.gradients.gradient import Gradient
 from xaibench.metrics.base import Metric
 from xaibench.metrics.ranking import collapse
 from xaibench.metrics.removal._perturbation import Removal
 from xaibench.models.classifier import Classifier
 from xaibench.models.loading import load_classifier
-from xaibench.models.recipe import Images, train
+from xaibench.models.recipe import train
 from xaibench.models.stacked import train_stacked
 from xaibench.rng import sample_generators
 
@@ -208,33 +209,30 @@ class Work:
 
     def respond(self) -> dict[str, torch.Tensor]:
         """What does not depend on the method."""
-        return self.metric.respond(self.classifier, self.batch, self._generators(), **self._context("respond"))
+        return self.metric.respond(self.classifier, self.batch, Context(self._generators(), data=self.data))
 
     def evaluate(self, responses: dict[str, torch.Tensor]) -> None:
         """What every method pays for."""
-        context = self._context("evaluate")
-        self.metric.evaluate(self.classifier, self.batch, self.maps, responses, self._generators(), **context)
+        context = Context(
+            self._generators(),
+            responses=responses,
+            # Of other networks, whatever they are called.
+            others=defaultdict(lambda: self.maps, other=self.maps),
+            other_logits=defaultdict(lambda: self.logits, other=self.logits),
+            explain=self.explain,
+            data=self.data,
+        )
+        self.metric.evaluate(self.classifier, self.batch, self.maps, context)
 
     def everything(self) -> None:
         self.evaluate(self.respond())
 
     def explain(self, inputs: torch.Tensor, targets: torch.Tensor, purpose: str, masks: object = None) -> torch.Tensor:
-        maps = Gradient().attribute(self.classifier, inputs, targets, self._generators())
+        maps = Gradient().attribute(self.classifier, inputs, targets, Context(self._generators()))
         return collapse(maps, self.how, self.metric.sign)
 
     def _generators(self) -> list[torch.Generator]:
         return sample_generators(0, "bench", self.data.ids)
-
-    def _context(self, function: str) -> dict[str, object]:
-        wanted = inspect.signature(getattr(self.metric, function)).parameters
-        context = {
-            "explain": self.explain,
-            "data": self.data,
-            # Of other networks, whatever they are called.
-            "others": defaultdict(lambda: self.maps, other=self.maps),
-            "other_logits": defaultdict(lambda: self.logits, other=self.logits),
-        }
-        return {name: value for name, value in context.items() if name in wanted}
 
 
 def count_passes(classifier: Classifier, work: Callable[[], object]) -> tuple[int, int]:
@@ -375,18 +373,19 @@ def cascade(options: argparse.Namespace) -> list[Table]:
         states, found = 0, []
         for _ in range(options.pairs):
             with tempfile.TemporaryDirectory() as folder:
-                cell = Cell(job_of(model, "parameter_randomization", samples, folder, ["metric.seeds=1"]), Path(folder))
-                cell.maps.fill_all()  # data, outputs and targets are there from now on
-                others = list(cell.others.values())
+                job = job_of(model, "parameter_randomization", samples, folder, ["metric.seeds=1"])
+                scoring = prepare(job, Path(folder))
+                fill([*scoring.maps.stage.reads, scoring.maps.stage])  # data and outputs are there from now on
+                others = [other.stage for other in scoring.others.values()]
                 states = len(others)
 
                 def randomised(others: list = others) -> None:
                     for other in others:
-                        other.maps.fill_all()
+                        other.fill(other.order)
 
                 def bare(times: int = states) -> None:
                     for _ in range(times):
-                        Gradient().attribute(classifier, batch.inputs, batch.targets, [])  # noqa: B023
+                        Gradient().attribute(classifier, batch.inputs, batch.targets, Context())  # noqa: B023
 
                 found.append((seconds(randomised, options.device), seconds(bare, options.device)))
         each = [f"{1e3 * statistics.median(times) / samples / states:.2f}" for times in zip(*found)]

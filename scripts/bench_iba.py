@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torchvision.models import get_model
 
 from xaibench.methods.bottleneck.iba import IBA
+from xaibench.methods.context import Context
 from xaibench.models.classifier import Classifier
 from xaibench.models.cut import Cut, feature_shape
 from xaibench.rng import sample_generators
@@ -61,12 +62,12 @@ def compare(name: str, batch: int, options: argparse.Namespace) -> tuple[float, 
     }
     inputs = torch.randn(batch, *size, device=options.device)
     targets = torch.zeros(batch, dtype=torch.long, device=options.device)
-    method = IBA(layer, steps=options.steps, copies=options.copies)
+    method = IBA(layer=layer, steps=options.steps, copies=options.copies)
     cut = Cut(network, layer, inputs[:1])
     assert cut.separable
 
     def maps() -> None:
-        method.attribute(network, inputs, targets, sample_generators(0, "bench", range(batch)), fitted=fitted)
+        method.attribute(network, inputs, targets, Context(sample_generators(0, "bench", range(batch)), fitted=fitted))
 
     def passes() -> None:
         with torch.no_grad():

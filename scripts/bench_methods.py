@@ -19,7 +19,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import captum.attr
 import torch
@@ -34,6 +34,7 @@ from zennit.canonizers import SequentialMergeBatchNorm
 
 from xaibench.methods.base import Method
 from xaibench.methods.cam.gradcam import GradCAM, GradCAMPlusPlus, GuidedGradCAM
+from xaibench.methods.context import Context
 from xaibench.methods.gradients.expected_gradients import ExpectedGradients
 from xaibench.methods.gradients.fullgrad import FullGrad
 from xaibench.methods.gradients.gradient import Gradient, InputXGradient
@@ -52,7 +53,7 @@ from xaibench.methods.rules.guided_backprop import DeconvNet, GuidedBackprop, Re
 from xaibench.methods.rules.lrp import LRP
 from xaibench.methods.rules.rules import AffineRule, AlphaBeta, Epsilon, Flat, Gamma, Square
 from xaibench.models.classifier import Classifier
-from xaibench.models.networks.smallcnn import SmallCNN
+from xaibench.models.smallcnn import SmallCNN
 from xaibench.perturb import fills
 from xaibench.rng import sample_generators
 
@@ -65,10 +66,10 @@ class Bench:
     inputs: torch.Tensor
     targets: torch.Tensor
 
-    def attribute(self, method: Method, part: slice = slice(None), **context: object) -> torch.Tensor:
+    def attribute(self, method: Method, fitted: dict[str, torch.Tensor], part: slice = slice(None)) -> torch.Tensor:
         inputs = self.inputs[part]
         generators = sample_generators(0, "bench", range(len(inputs)))
-        return method.attribute(self.network, inputs, self.targets[part], generators, **context)
+        return method.attribute(self.network, inputs, self.targets[part], Context(generators, fitted))
 
     def one_by_one(self, explain: Callable[[slice], object]) -> None:
         for sample in range(len(self.inputs)):
@@ -82,7 +83,7 @@ class Row:
     ours: Method
     theirs: Callable[[], object]
     beside: str = "captum"
-    fitted: dict[str, torch.Tensor] | None = None
+    fitted: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 def occlusion(bench: Bench) -> Row:
@@ -333,7 +334,7 @@ def beside_zennit(bench: Bench, rule: AffineRule, theirs: zennit.core.Hook) -> R
 
 def alone(bench: Bench, method: Method) -> Row:
     """A method beside itself without neighbours."""
-    return Row(method, lambda: bench.one_by_one(lambda one: bench.attribute(method, one)), "alone")
+    return Row(method, lambda: bench.one_by_one(lambda one: bench.attribute(method, {}, one)), "alone")
 
 
 def bare(bench: Bench, method: Method) -> Callable[[], None]:
@@ -378,8 +379,7 @@ def main() -> None:
     print("method                          passes  seconds    limit   theirs   ours/limit   ours/theirs")
     for name in options.methods:
         row = ROWS[name](bench)
-        context = {} if row.fitted is None else {"fitted": row.fitted}
-        works = [lambda: bench.attribute(row.ours, **context), bare(bench, row.ours), row.theirs]  # noqa: B023
+        works = [lambda: bench.attribute(row.ours, row.fitted), bare(bench, row.ours), row.theirs]  # noqa: B023
         try:
             row.theirs()
         except (TypeError, KeyError) as error:

@@ -34,6 +34,7 @@ from rich.table import Table
 from torch import nn
 
 from xaibench.datasets.base import Batch
+from xaibench.methods.context import Context
 from xaibench.metrics.base import Metric
 from xaibench.metrics.ground_truth.mass_accuracy import MassAccuracy
 from xaibench.metrics.ground_truth.pointing_game import PointingGame
@@ -177,8 +178,9 @@ class Fixture:
     def score(self, metric: Metric, maps: torch.Tensor | None = None, **context: Any) -> torch.Tensor:
         """The first column of a metric, its responses included."""
         maps = self.maps if maps is None else maps
-        responses = metric.respond(self.classifier, self.batch, self.generators)
-        columns = metric.evaluate(self.classifier, self.batch, maps, responses, self.generators, **context)
+        responses = metric.respond(self.classifier, self.batch, Context(self.generators))
+        context = Context(self.generators, responses=responses, **context)
+        columns = metric.evaluate(self.classifier, self.batch, maps, context)
         return columns[metric.statistics[0].column]
 
     def quantus(self, metric: Callable[..., Any], **context: Any) -> Any:

@@ -15,9 +15,11 @@ import argparse
 import torch
 from torch import nn
 
+from xaibench.methods.context import Context
 from xaibench.methods.rules.dtd import TrainFreeDTD
 from xaibench.models.classifier import Classifier
-from xaibench.models.graph import Dense, Graph
+from xaibench.models.tracing.graph import Graph
+from xaibench.models.tracing.steps import Dense
 
 # What one gets by running the released notebook (commit 2744c28) with its rules really applied, n = 1000, in percent:
 # inputs with a root outside of the region, roots in the region, roots with the input's output.
@@ -63,7 +65,7 @@ def shares(classifier: Classifier, inputs: torch.Tensor, root: str, gamma: float
     start = method.initial(classifier, values[-1], targets)
     place, first = next((p, step) for p, step in enumerate(graph.steps, 1) if isinstance(step, Dense))
     (layer,) = [name for name, places in graph.places.items() if places == [place]]
-    relevance = graph.back(values, start, method.rules(classifier, inputs), keep=(layer,))[layer]
+    relevance = graph.back(values, start, method.rules(classifier, inputs, Context()), keep=(layer,))[layer]
     roots = method.rule.roots(first.weight, inputs.flatten(1), relevance)
     roots = torch.zeros_like(roots) if root == "zero" else roots
     count, neurons, size = roots.shape

@@ -26,10 +26,10 @@ from xaibench.scores.leaderboard import Cell
 CODE = """
 import torch
 
+from xaibench.methods.base import Method
 
-class Damaged:
-    version, needs_mask = 1, False
 
+class Damaged(Method):
     def __init__(self, base, damage: str = "none"):
         self.base, self.damage, self.collapse = base, damage, base.collapse
 
@@ -39,14 +39,14 @@ class Damaged:
     def cost(self, classifier):
         return self.base.cost(classifier)
 
-    def attribute(self, classifier, inputs, targets, generators):
-        maps = self.base.attribute(classifier, inputs, targets, generators)
+    def attribute(self, classifier, inputs, targets, context):
+        maps = self.base.attribute(classifier, inputs, targets, context)
         if self.damage == "flip":
             return -maps
         if self.damage == "shift":
             return maps.roll((4, 4), (-2, -1))
         if self.damage == "noise":
-            noise = torch.stack([torch.randn(maps.shape[1:], generator=g) for g in generators]).to(maps)
+            noise = torch.stack([torch.randn(maps.shape[1:], generator=g) for g in context.generators]).to(maps)
             return maps + 0.2 * maps.std((1, 2, 3), keepdim=True) * noise
         return maps
 """
@@ -75,7 +75,7 @@ def write(folder: Path, base: str, damage: str) -> None:
 def verdicts(before: pd.DataFrame, cells: Sequence[Cell]) -> list[check.Compared]:
     """What `xaibench check` finds of these cells."""
     after = leaderboard.read_text(leaderboard.to_csv(leaderboard.table(cells)))
-    return check.compare(before, after, check.floors(list(cells)))
+    return check.check(before, after, check.floors(list(cells)))
 
 
 def damage(metrics: str) -> Iterator[str]:

@@ -15,8 +15,9 @@ import pandas as pd
 import torch
 
 from xaibench.config import compose_job
-from xaibench.engine.explanations import Explanations
-from xaibench.models.graph import Convolution, Dense, Graph
+from xaibench.engine.runner import prepare
+from xaibench.models.tracing.graph import Graph
+from xaibench.models.tracing.steps import Convolution, Dense
 
 
 def main() -> None:
@@ -25,9 +26,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.csv")
     options = parser.parse_args()
     job = compose_job(["method=pattern_net", "dataset.limit=1", *options.overrides])
-    explanations = Explanations(job, job.cache)
-    patterns = explanations.fitted(explanations.fit)
-    layers = Graph.of(explanations.classifier).of_kind(Convolution | Dense)
+    scoring = prepare(job, job.cache)
+    setting, fit = scoring.setting, scoring.maps.fit
+    if fit.misses(()):
+        fit.fill(())
+    patterns = setting.fitted(fit)
+    layers = Graph.of(setting.classifier).of_kind(Convolution | Dense)
     table(layers, patterns).to_csv(options.out, index=False, float_format="%.4g", lineterminator="\n")
 
 

@@ -19,7 +19,9 @@ from matplotlib.figure import Figure
 from xaibench.build import build
 from xaibench.config import compose_job
 from xaibench.datasets.planes import Plane
-from xaibench.engine.explanations import Explanations
+from xaibench.engine.pooled import Pooled
+from xaibench.engine.runner import fill, prepare
+from xaibench.engine.setting import Setting
 from xaibench.metrics.two_features._surface import surfaces
 from xaibench.metrics.two_features.dim_diff import DimDiff
 
@@ -62,11 +64,10 @@ def draw(overrides: Sequence[str], methods: Sequence[Sequence[str]]) -> Figure:
         3, 1 + len(methods), figsize=(1.75 * (1 + len(methods)), 5.4), layout="constrained", squeeze=False
     )
     for column, (name, *changes) in enumerate(methods, 1):
-        explained = explanations([*overrides, f"method={name}", *changes])
-        pictures, values = explained_surfaces(explained)
+        setting, pictures, values = explained_surfaces([*overrides, f"method={name}", *changes])
         if column == 1:
-            draw_world(panels[:, 0], explained)
-        draw_method(panels[:, column], explained.dataset, name, pictures, values)
+            draw_world(panels[:, 0], setting)
+        draw_method(panels[:, column], setting.dataset, name, pictures, values)
     for axes in panels.flat:
         axes.set(xticks=[], yticks=[])
     for axes, label in zip(panels[:, 1], ("$A_1$", "$A_2$", "$D = |A_1 - A_2|$, scaled")):
@@ -74,30 +75,29 @@ def draw(overrides: Sequence[str], methods: Sequence[Sequence[str]]) -> Figure:
     return figure
 
 
-def explanations(overrides: Sequence[str]) -> Explanations:
-    """What a run with these overrides explains."""
-    job = compose_job(list(overrides))
-    return Explanations(job, job.cache)
+def explained_surfaces(overrides: Sequence[str]) -> tuple[Setting, np.ndarray, float]:
+    """What a run with these overrides explains, the pictures [2,N,N] of the method's maps, and their dim_diff."""
+    job = compose_job([*overrides, "metric=dim_diff"])
+    scoring: Pooled = prepare(job, job.cache)
+    fill(scoring.stages[:-1])
+    scoring.maps.stage.finish()
+    setting = scoring.setting
+    maps, _ = scoring.maps.collapsed(range(len(setting.dataset)), scoring.maps.method.collapse, "signed")
+    return setting, surfaces(maps).numpy(), DimDiff().pool(maps, maps)["dim_diff"].item()
 
 
-def explained_surfaces(explained: Explanations) -> tuple[np.ndarray, float]:
-    """The pictures [2,N,N] of a method's maps, and their dim_diff."""
-    maps, _ = explained.collapsed(range(len(explained.dataset)), explained.method.collapse, "signed")
-    explained.maps.finish(explained.seconds["maps"])
-    return surfaces(maps).numpy(), DimDiff().pool(maps, maps)["dim_diff"].item()
-
-
-def draw_world(panels: Sequence[Axes], explained: Explanations) -> None:
+def draw_world(panels: Sequence[Axes], setting: Setting) -> None:
     """The drawn points, and what the network answers: a scalar output, or the largest probability."""
-    data: Plane = explained.dataset
-    drawn = build({**explained.job.dataset_spec, "split": "test"}, "dataset")
+    data: Plane = setting.dataset
+    drawn = build({**setting.job.dataset_spec, "split": "test"}, "dataset")
     labels = [drawn[index].label for index in range(1000)]
     panels[0].scatter(*drawn.points[:1000].T, c=labels, s=1, cmap="tab10" if len(set(labels)) > 2 else SIGNED)
     panels[0].set(title="data", aspect="equal")
-    logits = explained.logits_of(range(len(data)))
-    sure = logits[:, 0] if explained.outputs == 1 else logits.softmax(1).amax(1)
+    logits = setting.logits_of(range(len(data)))
+    is_scalar = setting.network.outputs == 1
+    sure = logits[:, 0] if is_scalar else logits.softmax(1).amax(1)
     show(panels[1], data, sure.reshape(data.steps, data.steps).numpy(), UNSIGNED, (0, 1))
-    panels[1].set_title("network" if explained.outputs == 1 else "largest probability")
+    panels[1].set_title("network" if is_scalar else "largest probability")
     panels[2].axis("off")
 
 

@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from xaibench.datasets.shapes import SIDE, SPLITS, draw
-from xaibench.models.networks.smallcnn import SmallCNN
 from xaibench.models.preprocessing import Preprocessing
 from xaibench.models.recipe import add_batch_norm, fold_batch_norm
+from xaibench.models.smallcnn import SmallCNN
 
 CHECKPOINTS = Path(__file__).parent.parent / "xaibench" / "models" / "checkpoints"
 TASKS = ("object", "scene")

@@ -21,15 +21,17 @@ from torch import nn
 
 from xaibench.build import build
 from xaibench.datasets.base import Batch, Samples
+from xaibench.datasets.images import Images
 from xaibench.datasets.planes import Xor
+from xaibench.engine.training import epochs
 from xaibench.listing import CONF
+from xaibench.methods.context import Context
 from xaibench.metrics.two_features.dim_diff import DimDiff
 from xaibench.metrics.two_features.masked_pearson import MaskedPearson
 from xaibench.models.classifier import Classifier, predicted
 from xaibench.models.loading import build_module
 from xaibench.models.preprocessing import Preprocessing
-from xaibench.models.recipe import Images, Recipe
-from xaibench.report import terminal
+from xaibench.models.recipe import Recipe
 from xaibench.rng import generator, sample_generators
 from xaibench.store.cache import Artefact
 
@@ -86,7 +88,7 @@ def trained(kind: str, count: int, recipe: Recipe, cache: Path) -> list[nn.Modul
     found = artefact.load_whole("weights")
     if found is None:
         artefact.create({})
-        report = terminal.epochs(f"training {count} networks, {kind} output")
+        report = epochs(f"training {count} networks, {kind} output")
         train_side_by_side(modules, recipe, images, kind == "sigmoid", report)
         stacked = {name: torch.stack([m.state_dict()[name] for m in modules]) for name in modules[0].state_dict()}
         artefact.save_whole("weights", {name: tensor.numpy() for name, tensor in stacked.items()})
@@ -147,13 +149,11 @@ def measured(module: nn.Module, points: int) -> Iterator[dict[str, object]]:
     outputs = classifier.logits(batch.inputs)[:, 0]
     for name in METHODS:
         method = build(yaml.safe_load((CONF / "method" / f"{name}.yaml").read_text()), "method")
-        context = {"labels": batch.labels}
-        if getattr(method, "fit", None) is not None:
-            samples = Samples(Xor("train"), classifier.preprocessing, range(1000))
-            context["fitted"] = method.fit(classifier, samples, generator("fit"))
-        draws = sample_generators(0, "method", batch.samples)
+        samples = Samples(Xor("train"), classifier.preprocessing, range(1000))
+        fitted = method.fit(classifier, samples, generator("fit")) if method.fit else {}
+        context = Context(sample_generators(0, "method", batch.samples), fitted, labels=batch.labels)
         targets = torch.zeros_like(batch.labels)
-        maps = method.attribute(classifier, batch.inputs, targets, draws, **context)[:, 0]
+        maps = method.attribute(classifier, batch.inputs, targets, context)[:, 0]
         scores = DimDiff().pool(maps, outputs) | MaskedPearson().pool(maps, outputs)
         yield {**about, "method": name, **{column: scores[column].item() for column in COLUMNS}}
 

@@ -10,6 +10,7 @@ from xaibench.build import build
 from xaibench.datasets.base import Samples
 from xaibench.datasets.planes import RingOfGaussians, Xor
 from xaibench.errors import Refusal
+from xaibench.methods.context import Context
 from xaibench.models.loading import load_classifier
 from xaibench.rng import generator, sample_generators
 
@@ -78,12 +79,11 @@ def test_a_method_serves_two_features_or_says_why_not(name, world, model):
     method = build(spec("method", name), "method")
     try:
         method.check(classifier)
-        context = {"masks": batch.masks, "labels": batch.labels, "samples": batch.samples}
-        if getattr(method, "fit", None) is not None:
-            train = Samples(world("train"), classifier.preprocessing, range(20))
-            context["fitted"] = method.fit(classifier, train, generator("fit"))
+        train = Samples(world("train"), classifier.preprocessing, range(20))
+        fitted = method.fit(classifier, train, generator("fit")) if method.fit else {}
         draws = sample_generators(0, "method", batch.samples)
-        maps = method.attribute(classifier, batch.inputs, batch.targets * (model == "rog_net"), draws, **context)
+        context = Context(draws, fitted, batch.samples, batch.labels, batch.masks)
+        maps = method.attribute(classifier, batch.inputs, batch.targets * (model == "rog_net"), context)
     except Refusal as refusal:
         assert 10 < len(str(refusal)) < 200 and "\n" not in str(refusal)
     else:

@@ -13,12 +13,13 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .errors import UserError, XaibenchError, nearest
 
 TARGET = "_target_"
 OURS = __package__
+T = TypeVar("T")
 
 
 def build(spec: Mapping[str, Any], where: str) -> Any:
@@ -35,6 +36,13 @@ def build(spec: Mapping[str, Any], where: str) -> Any:
         raise
     except ValueError as error:
         raise UserError(f"{where}: {error}") from error
+
+
+def with_defaults(made: Any, base: type[T]) -> T:
+    """An object of an ordinary class, which need not derive from `base`: what it does not define, it has from there."""
+    if not isinstance(made, base):
+        made.__class__ = type(type(made).__name__, (type(made), base), {})
+    return made
 
 
 def describe(spec: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import argparse
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from . import __version__
@@ -132,15 +132,24 @@ def _list(arguments: list[str]) -> int:
             print(f"xaibench: {item.path} has the name of one of ours, which is taken; rename it", file=sys.stderr)
     rows = [("name", "what", "source", "needs"), *((i.name, i.summary, i.source, i.needs) for i in listed)]
     if any(item.tuned_on for item in listed):
-        added = ["tuned on", *(", ".join(item.tuned_on) for item in listed)]
-        rows = [(*row, more) for row, more in zip(rows, added)]
+        rows = _beside(rows, 4, "tuned on", [", ".join(item.tuned_on) for item in listed])
     if options.markdown and group == "method":
-        costs = ["passes", *map(passes, listed)]
-        rows = [(*row[:3], cost, *row[3:]) for row, cost in zip(rows, costs)]
+        rows = _beside(rows, 3, "passes", map(passes, listed))
     if options.markdown:
         lines = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
         print("\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]))
-        return 0
+    else:
+        _print_table(rows)
+    return 0
+
+
+def _beside(rows: Iterable[tuple[str, ...]], place: int, head: str, cells: Iterable[str]) -> list[tuple[str, ...]]:
+    """The rows with a further column at this place."""
+    return [(*row[:place], cell, *row[place:]) for row, cell in zip(rows, (head, *cells))]
+
+
+def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
+    """Rows under a head as plain columns."""
     from rich.console import Console
     from rich.table import Table
 
@@ -150,7 +159,6 @@ def _list(arguments: list[str]) -> int:
     for row in rows[1:]:
         table.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 160, markup=False, highlight=False).print(table)
-    return 0
 
 
 def _leaderboard(arguments: list[str]) -> int:
@@ -169,7 +177,7 @@ def _leaderboard(arguments: list[str]) -> int:
         print(leaderboard.to_csv(frame), end="")
     else:
         shown = [cell for cell in cells if cell.card["metric"] in set(frame["metric"])]
-        terminal.leaderboard_table(frame, rank.compare(shown))
+        terminal.leaderboard_table(frame, rank.comparisons(shown))
     return 0
 
 
@@ -188,7 +196,7 @@ def _rank(arguments: list[str]) -> int:
     filters = _filters(options)
     wanted = filters.pop("statistic", None)
     cells = leaderboard.select_cells(leaderboard.read_cells(Path(options.results)), filters)
-    found = rank.compare(cells)
+    found = rank.comparisons(cells)
     views = rank.overall(found)
     if wanted:
         leaderboard.check_present("statistic", wanted, (c.statistic for c in found))
@@ -217,15 +225,15 @@ def _report(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if options.images < 0:
         raise UserError(f"--images {options.images}: expected a number of images, or 0 for no gallery")
-    from . import report
+    from .report import folder
 
     results, filters = Path(options.results), _filters(options)
     if options.leaderboard:
         file = Path(options.leaderboard)
-        page = report.write_of_file(file, Path(options.out or file.with_suffix("")), filters)
+        page = folder.write_of_file(file, Path(options.out or file.with_suffix("")), filters)
     else:
         out = Path(options.out or results / "report")
-        page = report.write(results, Path(options.cache), out, filters, options.images)
+        page = folder.write(results, Path(options.cache), out, filters=filters, images=options.images)
     print(page)
     return 0
 
@@ -278,12 +286,12 @@ def _check(arguments: list[str]) -> int:
     cells = leaderboard.read_cells(results)
     beside = check.scores_beside(baseline)
     overrides = check.read_tolerances(Path(options.tolerances)) if options.tolerances else {}
-    rows = check.compare(
+    rows = check.check(
         before,
         leaderboard.read_text(leaderboard.to_csv(leaderboard.table(cells))),
         check.floors(cells, overrides | dict(_tolerance(text) for text in options.tolerance)),
-        check.per_sample(leaderboard.read_cells(beside)) if beside else None,
-        check.per_sample(cells),
+        samples_before=check.per_sample(leaderboard.read_cells(beside)) if beside else None,
+        samples_after=check.per_sample(cells),
     )
     made = {
         "json": check_report.to_json,

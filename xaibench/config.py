@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -24,7 +25,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from .build import TARGET, build, coerce, describe, locate
 from .errors import UserError, XaibenchError, first_line, nearest
-from .job import SELECTION, Filter, Fit, Job, Paths, Runner, Selection
+from .job import SELECTION, Filter, FitSelection, Job, Paths, Runner, Selection
 from .listing import CONF, GROUPS, plugin_folders, read_item
 from .store.files import write_atomically
 
@@ -34,12 +35,64 @@ log = logging.getLogger(__name__)
 # ---- from a composed configuration to a Job ------------------------------------------------------------------------
 
 TOP_LEVEL = (*GROUPS, "seed", "target", "output", "fit", "runner", "paths")
+_USUAL = {"seed": 0, "target": "label", "output": "logit"}
 # Where the data lies and how it is fetched does not make it another data set.
 _NOT_IN_LABEL = ("root", "download", "classes", "boxes")
 
 
 def make_job(config: DictConfig) -> Job:
     """The Job of a composed configuration. Raises UserError for unknown keys and impossible values."""
+    plain = _plain(config)
+    choices = _choices()
+    yamls = {group: _yaml_of(group, choices[group]) for group in GROUPS}
+    defaults = {
+        group: OmegaConf.to_container(OmegaConf.load(path), resolve=False) if path else {}
+        for group, path in yamls.items()
+    }
+    model_spec, dataset_spec = dict(plain["model"]), dict(plain["dataset"])
+    selection = {key: dataset_spec.pop(key) for key in SELECTION if key in dataset_spec}
+    # A yaml may name itself; `model=torchvision` takes the name of its architecture.
+    model = str(model_spec.pop("name", None) or choices["model"])
+    dataset = str(dataset_spec.pop("name", None) or choices["dataset"])
+    changed = _changes(dataset_spec, defaults["dataset"])
+    dataset += "".join(f",{key}={value}" for key, value in changed.items() if key not in _NOT_IN_LABEL)
+
+    run = {"seed": coerce(plain["seed"], int, "seed"), "target": _target(plain["target"])}
+    run["output"] = str(plain["output"])
+    of_run = {key: value for key, value in run.items() if value != _USUAL[key]}
+    fit, paths = _options(FitSelection, plain["fit"], "fit"), _options(Paths, plain["paths"], "paths")
+    overridden = {
+        group: _overridden(plain[group], defaults[group], group) | _fit_overrides(plain[group], group, fit)
+        for group in ("method", "metric")
+    }
+    job = Job(
+        model=model,
+        dataset=dataset,
+        method=choices["method"],
+        metric=choices["metric"],
+        method_variant=_variant(overridden["method"] | of_run),
+        run_variant=_variant(of_run),
+        metric_variant=_variant(overridden["metric"]),
+        tuned_on=read_item(yamls["method"]).tuned_on if yamls["method"] else (),
+        model_spec=model_spec,
+        dataset_spec=dataset_spec,
+        method_spec=plain["method"],
+        metric_spec=plain["metric"],
+        selection=_options(Selection, {**selection, "filter": selection.get("filter") or {}}, "dataset"),
+        fit=fit,
+        runner=_options(Runner, plain["runner"], "runner"),
+        **run,
+        cache=Path(paths.cache).expanduser().absolute(),
+        results=Path(paths.results).expanduser().absolute(),
+        config=plain,
+        command=_command(),
+    )
+    _check_values(job)
+    return job
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    """The configuration as plain data, all of whose keys we know and whose groups name a class."""
     try:
         plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
@@ -49,58 +102,21 @@ def make_job(config: DictConfig) -> Job:
     for key in plain:
         if key not in TOP_LEVEL:
             raise UserError(f"'{key}' is not a setting of xaibench: {nearest(key, TOP_LEVEL)}")
-    choices, defaults, tuned_on = _choices(), {}, ()
     for group in GROUPS:
         if not isinstance(plain[group], dict) or TARGET not in plain[group]:
             raise UserError(f"{group}={plain[group]}: expected the name of a {group} configuration with _target_")
-        path = _yaml_of(group, choices[group])
-        defaults[group] = OmegaConf.to_container(OmegaConf.load(path), resolve=False) if path else {}
-        if path and group == "method":
-            tuned_on = read_item(path).tuned_on
+    return plain
 
-    model_spec, dataset_spec = dict(plain["model"]), dict(plain["dataset"])
-    selection = {key: dataset_spec.pop(key) for key in SELECTION if key in dataset_spec}
-    # A yaml may name itself; `model=torchvision` takes the name of its architecture.
-    model = str(model_spec.pop("name", None) or choices["model"])
-    dataset = str(dataset_spec.pop("name", None) or choices["dataset"])
-    changed = _changes(dataset_spec, defaults["dataset"])
-    dataset += "".join(f",{key}={value}" for key, value in changed.items() if key not in _NOT_IN_LABEL)
 
-    seed = coerce(plain["seed"], int, "seed")
-    target, output = _target(plain["target"]), str(plain["output"])
-    fit, paths = _options(Fit, plain["fit"], "fit"), _options(Paths, plain["paths"], "paths")
-    fitted = {f"fit.{key}": value for key, value in asdict(fit).items() if value != getattr(Fit(), key)}
-    usual = {"seed": 0, "target": "label", "output": "logit"}
-    of_run = {key: value for key, value in zip(usual, (seed, target, output)) if value != usual[key]}
+def _fit_overrides(spec: Mapping[str, Any], group: str, fit: FitSelection) -> dict[str, Any]:
+    """The fit's overrides, where they change the numbers: for what has something to fit."""
+    usual = FitSelection()
+    changed = {f"fit.{key}": value for key, value in asdict(fit).items() if value != getattr(usual, key)}
+    return changed if changed and getattr(build(spec, group), "fit", None) is not None else {}
 
-    def of_fit(group: str) -> dict[str, Any]:
-        """The fit's overrides, where they change the numbers: for what has something to fit."""
-        return fitted if fitted and getattr(build(plain[group], group), "fit", None) is not None else {}
 
-    job = Job(
-        model=model,
-        dataset=dataset,
-        method=choices["method"],
-        metric=choices["metric"],
-        method_variant=_variant(_overridden(plain["method"], defaults["method"], "method") | of_run | of_fit("method")),
-        run_variant=_variant(of_run),
-        metric_variant=_variant(_overridden(plain["metric"], defaults["metric"], "metric") | of_fit("metric")),
-        tuned_on=tuned_on,
-        model_spec=model_spec,
-        dataset_spec=dataset_spec,
-        method_spec=plain["method"],
-        metric_spec=plain["metric"],
-        selection=_options(Selection, {**selection, "filter": selection.get("filter") or {}}, "dataset"),
-        fit=fit,
-        runner=_options(Runner, plain["runner"], "runner"),
-        seed=seed,
-        target=target,
-        output=output,
-        cache=Path(paths.cache).expanduser().absolute(),
-        results=Path(paths.results).expanduser().absolute(),
-        config=plain,
-        command=_command(),
-    )
+def _check_values(job: Job) -> None:
+    """Raise UserError for values that no run can have, before anything is loaded."""
     positive = {"dataset.limit": job.selection.limit, "fit.limit": job.fit.limit}
     positive["runner.batch_size"] = job.runner.batch_size
     for name, value in positive.items():
@@ -108,11 +124,9 @@ def make_job(config: DictConfig) -> Job:
             raise UserError(f"{name}={value}: expected a positive number, or null")
     if not 0 <= job.selection.filter.min_probability <= 1:
         raise UserError(f"dataset.filter.min_probability={job.selection.filter.min_probability}: expected 0 to 1")
-    # Parameters are checked here, before anything is loaded.
     describe(job.method_spec, "method")
     describe(job.metric_spec, "metric")
     describe(job.dataset_spec, "dataset")
-    return job
 
 
 def _options(kind: type, values: Mapping[str, Any] | None, where: str) -> Any:
@@ -181,19 +195,31 @@ def run_hydra(arguments: list[str], debug: bool) -> int:
     never raise: each writes its status, and the statuses decide.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of Hydra's own printing and exiting
-    SweepEnd.failed = None
-    _raised.clear()
-    sys.argv = ["xaibench", *_as_sweep(arguments), *_search(plugin_folders())]
-    entry = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(execute)
-    try:
-        entry()
-    except (HydraException, OmegaConfBaseException) as error:
-        if debug:
-            traceback.print_exc()
-        raise explain(error, arguments) from error
-    if _raised:
-        raise _raised[0]
-    return 1 if SweepEnd.failed else 0
+    raised: list[Exception] = []
+
+    def task(config: DictConfig) -> None:
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
+            run_cell(config)
+            return
+        try:
+            run_job(make_job(config))
+        except Exception as error:  # Hydra would print its own account of it first
+            raised.append(error)
+
+    with tempfile.TemporaryDirectory(prefix="xaibench-") as folder:
+        ended = Path(folder, "sweep.json")
+        options = [f"hydra.callbacks.xaibench.ended={ended}", *_search(plugin_folders())]
+        sys.argv = ["xaibench", *_as_sweep(arguments), *options]
+        entry = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)
+        try:
+            entry()
+        except (HydraException, OmegaConfBaseException) as error:
+            if debug:
+                traceback.print_exc()
+            raise explain(error, arguments) from error
+        if raised:
+            raise raised[0]
+        return 1 if ended.exists() and json.loads(ended.read_text())["failed"] else 0
 
 
 def _as_sweep(arguments: list[str]) -> list[str]:
@@ -230,54 +256,76 @@ def _search(folders: Sequence[Path]) -> list[str]:
     return [f"hydra.searchpath=[{places}]"] if folders else []
 
 
-def execute(config: DictConfig) -> None:
-    """One cell: what Hydra calls. Importable by name, so that joblib's and submitit's workers find it."""
-    from .engine import runner
+def run_job(job: Job) -> None:
+    """One job alone: its rows are shown, and the leaderboard is brought up to date."""
+    from .engine.runner import Plan, run
+    from .report import terminal
+    from .scores import leaderboard
+
+    terminal.talk_on_stderr()
+    outcome = run(job, terminal.progress)
+    if isinstance(outcome, Plan):
+        terminal.plan(outcome.title, outcome.rows)
+    else:
+        leaderboard.write(job.results)
+        terminal.leaderboard_table(leaderboard.table(leaderboard.read_cells(job.results, [outcome.rows])))
+
+
+def run_cell(config: DictConfig) -> None:
+    """One cell of a sweep: its status goes into a file, and from whatever process it comes, `SweepEnd` reads it."""
+    from .engine.runner import Plan, run
+    from .engine.setting import KEPT
     from .report import terminal
 
-    terminal.talk_on_stderr()  # a worker process of a sweep starts without it
-    if HydraConfig.get().mode is not RunMode.MULTIRUN:
-        try:
-            job = make_job(config)
-            if outcome := runner.run(job):
-                terminal.finished(job.results, [outcome.rows])
-        except Exception as error:
-            _raised.append(error)
-        return
+    terminal.talk_on_stderr()  # a worker process starts without it
     cell = " ".join(HydraConfig.get().overrides.task)
     status: dict[str, Any] = {"cell": cell, "status": "ok", "files": []}
     try:
-        outcome = runner.run(make_job(config))
-        status["files"] = [str(outcome.rows)] if outcome else []
+        outcome = run(make_job(config), terminal.progress, KEPT)
+        if isinstance(outcome, Plan):
+            terminal.plan(outcome.title, outcome.rows)
+        status["files"] = [] if isinstance(outcome, Plan) else [str(outcome.rows)]
     except XaibenchError as error:
         status |= {"status": "failed", "error": str(error)}
     except Exception as error:
         status |= {"status": "failed", "error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
-    # The number of the cell names its status file: SweepEnd reads them all, from whatever process they come.
     path = Path(HydraConfig.get().sweep.dir).absolute() / f"{HydraConfig.get().job.num}.json"
     write_atomically(path, json.dumps(status, indent=1) + "\n")
     if status["status"] == "failed":
         log.error("failed: %s: %s", cell, status["error"])
 
 
-# What a single job raised: handed over here, since Hydra would print its own account of it first.
-_raised: list[Exception] = []
-
-
 class SweepEnd(Callback):
-    """After a sweep: what failed, with the command that reruns one cell, and the leaderboard of what ran."""
+    """Around a sweep: cells share what they load; at the end, what failed and the leaderboard of what ran.
 
-    failed: list[dict[str, Any]] | None = None
+    ended: the file that says how many cells failed, for the process that started Hydra.
+    """
+
+    def __init__(self, ended: str | None = None) -> None:
+        self.ended = ended
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        from .engine.setting import KEPT
+
+        KEPT.clear()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        from .engine.setting import KEPT
         from .report import terminal
+        from .scores import leaderboard
 
+        KEPT.clear()
         folder = Path(config.hydra.sweep.dir).absolute()
         cells = [json.loads(p.read_text()) for p in sorted(folder.glob("*.json"), key=lambda p: int(p.stem))]
-        SweepEnd.failed = [cell for cell in cells if cell["status"] == "failed"]
         files = [Path(file) for cell in cells for file in cell.get("files", [])]
-        terminal.finished(Path(config.paths.results).expanduser().absolute(), files, headline_only=True)
+        if files:
+            results = Path(config.paths.results).expanduser().absolute()
+            leaderboard.write(results)
+            terminal.leaderboard_table(leaderboard.headlines(leaderboard.read_cells(results, files)))
         terminal.failures(cells)
+        if self.ended:
+            failed = sum(cell["status"] == "failed" for cell in cells)
+            Path(self.ended).write_text(json.dumps({"cells": len(cells), "failed": failed}))
 
 
 # ---- explaining mistakes ---------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 
 @dataclass(frozen=True)
-class Fit:
+class FitSelection:
     """Which samples a method estimates from: `split`, at most `limit` of them (None: all), chosen by `seed`."""
 
     split: str = "train"
@@ -53,6 +53,8 @@ class Selection:
 # The keys of a data set's configuration that choose samples of it.
 SELECTION = tuple(field.name for field in fields(Selection))
 
+# The weights state of a network that is explained as it is.
+TRAINED = "trained"
 # The target of explanations by other weights: the class that the Job they belong to explains.
 ORIGINAL = "original"
 
@@ -81,7 +83,7 @@ class Job:
     method_spec: dict[str, Any]
     metric_spec: dict[str, Any]
     selection: Selection
-    fit: Fit
+    fit: FitSelection
     runner: Runner
     seed: int
     target: str
@@ -90,4 +92,4 @@ class Job:
     results: Path
     config: dict[str, Any]
     command: str
-    weights_state: str = "trained"
+    weights_state: str = TRAINED

@@ -12,15 +12,17 @@ import pytest
 import torch
 from skimage.metrics import structural_similarity
 
+from tests.engine.helpers import explained, prepared, rows_of
 from xaibench.config import compose_job
+from xaibench.datasets.base import Samples
+from xaibench.datasets.images import Images
 from xaibench.datasets.shapes import Shapes
-from xaibench.engine.runner import Cell, run
+from xaibench.engine.runner import run
 from xaibench.engine.training import PermutedLabels
 from xaibench.errors import Refusal
 from xaibench.metrics.ranking import collapse
-from xaibench.models.networks.smallcnn import SmallCNN
 from xaibench.models.randomise import Randomisation, randomised
-from xaibench.models.recipe import Images
+from xaibench.models.smallcnn import SmallCNN
 
 RANDOM = ["metric=parameter_randomization", "metric.blocks=3", "metric.seeds=2", "dataset.limit=3"]
 # A linear network on noise whose upper left pixels say the label, as in tests/test_roar.py.
@@ -69,15 +71,11 @@ def world(here: Path) -> Path:
     return here
 
 
-def cell_of(here: Path, *overrides: str) -> Cell:
-    return Cell(compose_job(list(overrides)), here / "cache")
-
-
 def test_the_curve_is_the_ssim_of_maps_made_by_hand(here):
     """scikit-image's SSIM of the gradients of networks randomised one by one; the trained network is no step."""
-    cell = cell_of(here, *RANDOM, "method=gradient", "metric.clip=[0,100]")
-    rows = cell.scores.rows(cell.samples)
-    batch = cell.load(cell.samples)
+    cell = prepared(here, *RANDOM, "method=gradient", "metric.clip=[0,100]")
+    rows = rows_of(cell)
+    batch = cell.setting.load(cell.setting.samples)
 
     def gradients(classifier) -> np.ndarray:
         return collapse(classifier.gradient(batch.inputs, batch.targets), "sum").double().numpy()
@@ -85,12 +83,12 @@ def test_the_curve_is_the_ssim_of_maps_made_by_hand(here):
     def unit(values: np.ndarray) -> np.ndarray:
         return (values - values.min()) / (values.max() - values.min())
 
-    original = gradients(cell.classifier)
+    original = gradients(cell.setting.classifier)
     blocks = ["classifier.3", "features.9..classifier.1", "features.0..features.6"]
     for step, block in enumerate(blocks):
         found = np.zeros(3)
         for seed in range(2):
-            maps = gradients(randomised(cell.classifier, Randomisation("cascade", block, seed)))
+            maps = gradients(randomised(cell.setting.classifier, Randomisation("cascade", block, seed)))
             found += [
                 structural_similarity(unit(a), unit(b), win_size=5, data_range=1.0) for a, b in zip(original, maps)
             ]
@@ -102,8 +100,8 @@ def test_the_curve_is_the_ssim_of_maps_made_by_hand(here):
 
 @pytest.mark.parametrize("mode", ["cascade", "independent", "bottom_up"])
 def test_a_map_that_does_not_ask_the_network_is_exactly_one_at_every_step(here, mode):
-    cell = cell_of(here, *RANDOM, f"metric.mode={mode}", "method=sobel")
-    rows = cell.scores.rows(cell.samples)
+    cell = prepared(here, *RANDOM, f"metric.mode={mode}", "method=sobel")
+    rows = rows_of(cell)
     for name in ("ssim", "spearman", "spearman_abs", "hog"):
         assert (rows[f"{name}_curve"] == 1).all() and (rows[name] == 1).all()
     assert (rows["unchanged"] == 1).all() and (rows["floor_edges"] == 1).all() and (rows["seed_std"] == 0).all()
@@ -112,53 +110,54 @@ def test_a_map_that_does_not_ask_the_network_is_exactly_one_at_every_step(here, 
 
 def test_identical_weights_loaded_again_are_exactly_one(here, tmp_path):
     """Two loads of one file, by a method that draws noise too: the same maps, hence 1 by every measure."""
-    first, again = (cell_of(here, *RANDOM, "method=smoothgrad", "method.samples=3") for _ in range(2))
-    assert first.learned.module is not again.learned.module
-    maps = [
-        cell.attribute(b.inputs, b.targets, cell.samples) for cell in (first, again) for b in [cell.load(cell.samples)]
-    ]
-    for name, value in first.metric.similarities(*(collapse(m, "sum") for m in maps)).items():
+    first, again = (prepared(here, *RANDOM, "method=smoothgrad", "method.samples=3") for _ in range(2))
+    assert first.setting.classifier.module is not again.setting.classifier.module
+    maps = [collapse(explained(cell.maps), "sum") for cell in (first, again)]
+    for name, value in first.metric.similarities(*maps).items():
         assert (value == 1).all(), name
 
 
 def test_targets_are_the_original_ones_unless_the_metric_says_so(here):
     common = [*RANDOM, "method=gradient", "target=predicted", "dataset.limit=12"]
-    cell, free = cell_of(here, *common), cell_of(here, *common, "metric.target=predicted")
-    predicted = cell.logits_of(cell.samples).argmax(-1)
+    cell, free = prepared(here, *common), prepared(here, *common, "metric.target=predicted")
+    samples = cell.setting.samples
+    rows_of(cell), rows_of(free)
+    predicted = cell.setting.logits_of(samples).argmax(-1)
     moved = 0
     for name, other in cell.others.items():
-        assert torch.equal(other.load(cell.samples).targets, predicted)
-        own = other.logits_of(cell.samples).argmax(-1)
-        assert torch.equal(free.others[name].load(cell.samples).targets, own)
+        assert torch.equal(other.setting.load(samples).targets, predicted)
+        own = free.others[name].setting.logits_of(samples).argmax(-1)
+        assert torch.equal(free.others[name].setting.load(samples).targets, own)
         moved += (own != predicted).sum()
-        assert other.maps.artefact.key != free.others[name].maps.artefact.key
+        assert other.key != free.others[name].key
     assert moved > 0
 
 
 def test_original_targets_share_maps_with_nothing_that_differs(here):
     """For labels, `original` is the label; for predictions, the key says whose they are."""
-    label, predicted = (cell_of(here, *RANDOM, "method=gradient", f"target={t}") for t in ("label", "predicted"))
+    label, predicted = (prepared(here, *RANDOM, "method=gradient", f"target={t}") for t in ("label", "predicted"))
     for name, other in label.others.items():
-        assert other.explained["explained"] == label.explained["explained"]
-        assert predicted.others[name].explained["explained"]["predicted_by"] == predicted.base["model"]
-    keys = [other.maps.artefact.key for other in (label, *label.others.values(), *predicted.others.values())]
+        assert other.setting.explained["explained"] == label.setting.explained["explained"]
+        explained_by = predicted.others[name].setting.explained["explained"]["predicted_by"]
+        assert explained_by == predicted.setting.base["model"]
+    keys = [maps.key for maps in (label.maps, *label.others.values(), *predicted.others.values())]
     assert len(set(keys)) == len(keys) == 1 + 6 + 6
 
 
 def test_keys_of_trained_networks_are_as_they_were(here):
     """The weights state is in the key, and `trained` is what it has been all along."""
-    cell = cell_of(here, *RANDOM, "method=gradient")
-    assert cell.base["model"]["weights_state"] == "trained"
-    states = {other.base["model"]["weights_state"] for other in cell.others.values()}
+    cell = prepared(here, *RANDOM, "method=gradient")
+    assert cell.setting.base["model"]["weights_state"] == "trained"
+    states = {other.setting.base["model"]["weights_state"] for other in cell.others.values()}
     assert states == set(cell.others) and all(state.startswith("cascade:") for state in states)
 
 
 def test_what_is_fitted_is_fitted_to_each_network(here):
-    cell = cell_of(here, *RANDOM, "metric.seeds=1", "method=iba", "method.steps=1", "dataset.limit=1", "fit.limit=4")
-    cell.scores.rows(cell.samples)
-    fits = [cell.fit, *(other.fit for other in cell.others.values())]
+    cell = prepared(here, *RANDOM, "metric.seeds=1", "method=iba", "method.steps=1", "dataset.limit=1", "fit.limit=4")
+    rows_of(cell)
+    fits = [cell.maps.fit, *(other.fit for other in cell.others.values())]
     assert len({fit.artefact.key for fit in fits}) == 4
-    first, *others = (fit.artefact.load_whole("fit") for fit in fits)
+    first, *others = (fit.arrays() for fit in fits)
     changed = [any(not np.array_equal(first[name], other[name]) for name in first) for other in others]
     # The layer lies below the topmost block and inside the last of the three.
     assert changed == [False, False, True]
@@ -181,25 +180,24 @@ def test_ten_networks_share_the_data_and_are_in_memory_one_at_a_time(here, monke
     monkeypatch.setattr(Shapes, "__getitem__", counting)
     monkeypatch.setattr(SmallCNN, "forward", watching)
     # Few samples in a block of maps, all of them in a block of scores.
-    monkeypatch.setattr("xaibench.engine.explanations.BLOCK_FLOPS", 2e8)
+    monkeypatch.setattr("xaibench.engine.setting.BLOCK_FLOPS", 2e8)
     job = compose_job([*RANDOM, "metric.blocks=5", "dataset.limit=4", "method=integrated_gradients", "method.steps=4"])
     gc.collect()
     run(job)
-    assert set(decoded.values()) <= {1, 2, 3}  # the first image is looked at before anything else
+    assert set(decoded.values()) == {1}
     assert most <= 3  # the trained network, the last random one, and the next
 
 
 def test_random_maps_are_kept_collapsed_and_read_the_same(here):
-    cell = cell_of(here, *RANDOM, "method=saliency")
-    cell.scores.rows(cell.samples)
-    assert cell.maps.rows(cell.samples)["maps"].shape == (3, 3, 64, 64)
+    cell = prepared(here, *RANDOM, "method=saliency")
+    rows_of(cell)
+    samples = cell.setting.samples
+    assert cell.maps.stage.rows(samples)["maps"].shape == (3, 3, 64, 64)
     for other in cell.others.values():
-        rows = other.maps.rows(cell.samples)
-        assert rows["maps"].shape == (3, 1, 64, 64)
-        batch = cell.load(cell.samples)
-        whole = other.attribute(batch.inputs, batch.targets, cell.samples)
+        assert other.stage.rows(samples)["maps"].shape == (3, 1, 64, 64)
+        whole = explained(other)
         for sign in ("signed", "absolute"):
-            kept, _ = other.collapsed(cell.samples, cell.how, sign)
+            kept, _ = other.collapsed(samples, cell.how, sign)
             assert torch.equal(kept, collapse(whole, cell.how, sign))
 
 
@@ -220,15 +218,15 @@ def test_the_rows_and_the_card_say_what_was_compared(here, xaibench):
 def test_maps_from_a_file_are_refused(here):
     np.savez(here / "maps.npz", maps=np.zeros((3, 1, 64, 64), np.float32), sample=np.arange(3))
     with pytest.raises(Refusal, match="explains other networks, which method=precomputed has no maps of"):
-        cell_of(here, *RANDOM, "method=precomputed", "method.path=maps.npz")
+        prepared(here, *RANDOM, "method=precomputed", "method.path=maps.npz")
 
 
 def test_two_classes_of_one_image_are_explained_with_the_same_noise(here):
     """So `random` is exactly 1 although its maps are noise; the masks of shapes add where the attribution is."""
     found = {}
     for method in ("random", "gradient"):
-        cell = cell_of(here, "metric=class_sensitivity", "dataset.limit=3", f"method={method}")
-        found[method] = cell.scores.rows(cell.samples)
+        cell = prepared(here, "metric=class_sensitivity", "dataset.limit=3", f"method={method}")
+        found[method] = rows_of(cell)
     assert (found["random"]["ssim"] == 1).all() and (found["random"]["gain"] == 0).all()
     assert (found["gradient"]["ssim"] < 0.95).all() and np.isfinite(found["gradient"]["gain"]).all()
 
@@ -237,9 +235,9 @@ def test_two_classes_of_one_image_are_explained_with_the_same_noise(here):
 
 
 def test_permuted_labels_are_the_same_labels_elsewhere(here):
-    cell = cell_of(here, *RANDOM, "method=gradient")
-    cell.loader.ids = tuple(range(40))
-    images = Images(cell.loader)
+    cell = prepared(here, *RANDOM, "method=gradient")
+    setting = cell.setting
+    images = Images(Samples(setting.dataset, setting.preprocessing, range(40), setting.device))
     permuted, again, other = (PermutedLabels(images, f"permuted_labels:{seed}") for seed in (0, 0, 1))
     everything = torch.arange(40)
     pixels, labels = images.load(everything)
@@ -272,4 +270,4 @@ def test_label_randomisation_trains_once_and_compares_with_networks_of_permuted_
 
 def test_label_randomisation_needs_the_recipe(here):
     with pytest.raises(Refusal, match=r"set model\.weights=recipe"):
-        cell_of(here, "metric=label_randomization", "method=gradient", "dataset.limit=2")
+        prepared(here, "metric=label_randomization", "method=gradient", "dataset.limit=2")

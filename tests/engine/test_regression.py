@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from xaibench.config import compose_job
-from xaibench.engine.explanations import Explanations
+from tests.engine.helpers import prepared
 from xaibench.methods.bottleneck.iba import IBA
+from xaibench.methods.context import Context
 from xaibench.rng import sample_generators
 
 CODE = """
@@ -54,17 +54,20 @@ def test_iba_aims_at_the_real_valued_labels(xaibench, here, regression):
     method = ("method=iba", *(f"method.{name}={value}" for name, value in parameters.items()))
     code, _, said = xaibench("run", *regression, *method, "metric=sensitivity_n", "metric.sets=4")
     assert code == 0, said
-    found = Explanations(compose_job([*regression, *method]), here / "cache")
-    rows = found.maps.artefact.read(found.samples)
+    maps = prepared(here, *regression, *method, "metric=sensitivity_n", "metric.sets=4").maps
+    setting = maps.setting
+    rows = maps.stage.artefact.read(setting.samples)
     assert sorted(rows.samples) == list(range(6))
     for sample in range(6):
-        batch = found.loader.load([sample])
+        batch = setting.split.samples.load([sample])
         iba = IBA(**parameters, value=1.5 * sample - 4)
         generators = sample_generators(0, "method", [sample])
         target = torch.tensor([0])
-        maps = iba.attribute(found.classifier, batch.inputs, target, generators, fitted=found.fitted(found.fit))
+        expected = iba.attribute(
+            setting.classifier, batch.inputs, target, Context(generators, fitted=setting.fitted(maps.fit))
+        )
         position = list(rows.samples).index(sample)
-        torch.testing.assert_close(torch.from_numpy(rows.arrays["maps"][[position]]), maps, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(torch.from_numpy(rows.arrays["maps"][[position]]), expected, rtol=1e-4, atol=1e-6)
         assert rows.arrays["target"][position] == 0
 
 

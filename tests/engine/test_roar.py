@@ -11,11 +11,9 @@ import pytest
 import torch
 
 from tests import crashing
-from tests.models.test_recipe import samples_of
+from tests.models.helpers import images_of
 from xaibench.engine.retraining import Masked
 from xaibench.metrics.retraining.roar import Masking, Roar
-from xaibench.models.recipe import Images
-from xaibench.report import terminal
 
 # The label is the brightness of four pixels; the other sixty are noise.
 WORLD = '''
@@ -105,7 +103,7 @@ def test_the_area_is_the_published_one():
 @pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("fraction", [0.01, 0.3, 0.9])
 def test_a_masking_takes_exactly_its_pixels(keep, fraction):
-    images = Images(samples_of())
+    images = images_of()
     order = torch.stack([torch.randperm(144).view(12, 12) for _ in range(50)])
     masked = Masked(images, lambda positions: order[positions], Masking("method", fraction, keep, "zero"))
     positions = torch.tensor([3, 41])
@@ -218,9 +216,9 @@ def test_progress_counts_the_trainings_that_are_missing(world: Path, monkeypatch
         shown.update(work)
         yield lambda kind, done: seen.append((kind, done))
 
-    monkeypatch.setattr(terminal, "progress", progress)
     monkeypatch.syspath_prepend(str(world))
-    runner.run(compose_job([f"--config-dir={world / 'conf'}", *ARGUMENTS[3:], "metric=roar", "method=oracle", *FEW]))
+    job = compose_job([f"--config-dir={world / 'conf'}", *ARGUMENTS[3:], "metric=roar", "method=oracle", *FEW])
+    runner.run(job, progress)
     counted = {kind: sum(done for other, done in seen if other == kind) for kind in shown}
     assert counted == shown == {"maps": 300, "trainings": 10}
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +12,17 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.engine.helpers import prepared, rows_of
 from xaibench.build import build
 from xaibench.config import compose_job
 from xaibench.engine import keys
-from xaibench.engine.runner import Cell
+from xaibench.methods.context import Context
 from xaibench.scores import leaderboard
 
 QUICK = ("dataset.limit=6", "metric.steps=4")
 
 
-def rows_of(folder: Path, method: str = "gradient", metric: str = "degradation") -> pd.DataFrame:
+def written(folder: Path, method: str = "gradient", metric: str = "degradation") -> pd.DataFrame:
     (path,) = (folder / "results" / "scores").glob(f"*/*/{metric}/{method}-*.csv")
     return pd.read_csv(path)
 
@@ -46,9 +48,9 @@ def own_method(here: Path):
         "    def __init__(self, factor: float = 1.0): self.factor = factor\n"
         "    def check(self, classifier): pass\n"
         "    def cost(self, classifier): return (0, 0)\n"
-        "    def attribute(self, classifier, inputs, targets, generators, samples):\n"
+        "    def attribute(self, classifier, inputs, targets, context):\n"
         "        if Path('forbidden').exists(): raise RuntimeError('called')\n"
-        "        with open('calls', 'a') as file: file.write(' '.join(map(str, samples)) + '\\n')\n"
+        "        with open('calls', 'a') as file: file.write(' '.join(map(str, context.samples)) + '\\n')\n"
         "        maps = inputs * self.factor\n"
         "        if Path('undefined').exists(): maps[0] = float('nan')\n"
         "        return maps\n"
@@ -60,25 +62,26 @@ def own_method(here: Path):
 
 def test_rows_equal_a_direct_computation(xaibench, here):
     assert xaibench("run", "method=saliency", *QUICK)[0] == 0
-    rows = rows_of(here, "saliency")
+    rows = written(here, "saliency")
 
-    job = compose_job(["method=saliency", *QUICK])
-    cell = Cell(job, here / "elsewhere")
+    cell = prepared(here / "elsewhere", "method=saliency", *QUICK)
+    network = cell.setting.classifier
     from captum.attr import Saliency
 
-    for sample in cell.samples[:3]:
-        batch = cell.loader.load([sample])
-        maps = Saliency(cell.classifier.module).attribute(batch.inputs.requires_grad_(), batch.labels, abs=True)
+    for sample in cell.setting.samples[:3]:
+        batch = cell.setting.split.samples.load([sample])
+        maps = Saliency(network.module).attribute(batch.inputs.requires_grad_(), batch.labels, abs=True)
         random = torch.Generator().manual_seed(0)
-        replies = cell.metric.respond(cell.classifier, batch, [random])
-        scores = cell.metric.evaluate(cell.classifier, batch, maps.amax(1).detach(), replies, [random])
+        responses = cell.metric.respond(network, batch, Context([random]))
+        context = Context([random], responses=responses)
+        scores = cell.metric.evaluate(network, batch, maps.amax(1).detach(), context)
         for name in ("morf", "lerf", "area", "top1", "degraded"):
             assert values(rows, name)[sample] == pytest.approx(scores[name].item(), rel=1e-4, abs=1e-6)
 
 
 def test_rows_are_tidy_and_curves_lie_beside_them(xaibench, here):
     assert xaibench("run", *QUICK)[0] == 0
-    rows = rows_of(here)
+    rows = written(here)
     assert list(rows.columns) == [
         "schema", "model", "dataset", "method", "metric", "statistic", "x", "sample", "repeat", "status", "value",
     ]  # fmt: skip
@@ -96,7 +99,7 @@ def test_rows_are_tidy_and_curves_lie_beside_them(xaibench, here):
 
 def test_the_leaderboard_is_the_ratio_of_means_of_the_rows(xaibench, here):
     assert xaibench("run", *QUICK)[0] == 0
-    rows = rows_of(here)
+    rows = written(here)
     board = leaderboard.read_csv(here / "results" / "leaderboard.csv").set_index("statistic")
     expected = values(rows, "area").mean() / values(rows, "range").mean()
     assert board.loc["degradation", "value"] == pytest.approx(expected, rel=1e-5)
@@ -133,7 +136,7 @@ def test_another_metric_reads_the_same_maps(xaibench, here, own_method):
 
 def test_a_larger_limit_adds_a_shard_and_keeps_what_was_there(xaibench, here, own_method):
     assert xaibench("run", *own_method, "dataset.limit=4", "metric.steps=4")[0] == 0
-    shards, rows = files(here / "cache" / "maps", "shard-*.h5"), rows_of(here, "mine")
+    shards, rows = files(here / "cache" / "maps", "shard-*.h5"), written(here, "mine")
     assert xaibench("run", *own_method, "dataset.limit=7", "metric.steps=4")[0] == 0
     grown = files(here / "cache" / "maps", "shard-*.h5")
     assert len(grown) == 2
@@ -182,7 +185,7 @@ def test_undefined_maps_are_excluded_counted_and_named(xaibench, here, own_metho
     (here / "undefined").touch()
     assert xaibench("run", *own_method, *QUICK)[0] == 0
     assert xaibench("run", "method=input", *QUICK)[0] == 0
-    rows = rows_of(here, "mine")
+    rows = written(here, "mine")
     assert (rows["status"] == "nonfinite_map").sum() == len(set(rows[rows["sample"] >= 0]["statistic"]))
     assert rows[rows["status"] != "ok"]["value"].isna().all()
     (card,) = (json.loads(p.read_text()) for p in here.glob("results/scores/*/*/*/mine-*.json"))
@@ -209,27 +212,28 @@ def test_the_batch_size_changes_no_number(xaibench, here):
 
 
 def test_filters_pass_over_samples_and_count_them(xaibench, here):
-    job = compose_job(["dataset.limit=12", "dataset.filter.correct=true", "dataset.filter.min_probability=0.9"])
-    cell = Cell(job, here / "cache")
-    batch = cell.loader.load(cell.samples)
-    probabilities = cell.classifier.logits(batch.inputs).softmax(-1)
+    wanted = ("dataset.limit=12", "dataset.filter.correct=true", "dataset.filter.min_probability=0.9")
+    setting = prepared(here, *wanted).setting
+    batch = setting.split.samples.load(setting.samples)
+    probabilities = setting.classifier.logits(batch.inputs).softmax(-1)
     assert (probabilities.argmax(-1) == batch.labels).all()
     assert (probabilities.gather(1, batch.labels[:, None]) >= 0.9).all()
-    everything = Cell(compose_job(["dataset.limit=100"]), here / "cache").samples
-    passed = everything[: len(cell.samples) + sum(cell.filtered.values())]
-    assert [sample for sample in passed if sample in set(cell.samples)] == cell.samples
+    everything = prepared(here, "dataset.limit=100").setting.samples
+    passed = everything[: len(setting.samples) + sum(setting.filtered.values())]
+    assert [sample for sample in passed if sample in set(setting.samples)] == setting.samples
 
 
 @pytest.mark.parametrize("target", ["predicted", "fixed:3"])
 def test_the_target_is_what_is_explained(here, target):
-    cell = Cell(compose_job([f"target={target}", "dataset.limit=5"]), here / "cache")
-    maps = cell.maps.rows(cell.samples)
-    batch = cell.loader.load(cell.samples)
-    logits = cell.classifier.logits(batch.inputs)
+    cell = prepared(here, f"target={target}", "dataset.limit=5")
+    network = cell.setting.classifier
+    maps = rows_of(cell, cell.maps.stage)
+    batch = cell.setting.split.samples.load(cell.setting.samples)
+    logits = network.logits(batch.inputs)
     wanted = logits.argmax(-1) if target == "predicted" else torch.full((5,), 3)
     assert maps["target"].tolist() == wanted.tolist()
     np.testing.assert_allclose(maps["logit"], logits.gather(1, wanted[:, None])[:, 0], rtol=1e-5)
-    gradient = cell.classifier.gradient(batch.inputs, wanted)
+    gradient = network.gradient(batch.inputs, wanted)
     np.testing.assert_allclose(maps["maps"], gradient, rtol=1e-4, atol=1e-6)
 
 
@@ -265,7 +269,7 @@ def test_a_failing_cell_leaves_the_others_standing(xaibench, here, own_method):
 
 def test_keys_cover_what_changes_numbers_and_nothing_else(here):
     def key(*overrides: str) -> str:
-        return Cell(compose_job(["dataset.limit=3", *overrides]), here / "cache").scores.artefact.key
+        return prepared(here, "dataset.limit=3", *overrides).scores.artefact.key
 
     reference = key()
     same = [
@@ -302,8 +306,8 @@ def test_a_metric_that_propagates_belongs_to_the_method_and_needs_no_maps(xaiben
     assert xaibench("run", "-m", "method=gradient,lrp_zplus", *few)[0] == 0
     assert xaibench("run", "method=lrp_alphabeta", "method.rule.alpha=1", "method.rule.beta=0", *few)[0] == 0
     assert not list(here.glob("cache/maps/**/*.h5"))
-    plus, other = (values(rows_of(here, method, "csc"), "cosine") for method in ("lrp_zplus", "lrp_alphabeta"))
-    assert plus.tolist() == other.tolist() != values(rows_of(here, "gradient", "csc"), "cosine").tolist()
+    plus, other = (values(written(here, method, "csc"), "cosine") for method in ("lrp_zplus", "lrp_alphabeta"))
+    assert plus.tolist() == other.tolist() != values(written(here, "gradient", "csc"), "cosine").tolist()
     board = leaderboard.read_csv(here / "results" / "leaderboard.csv")
     # The third method is the first one by another name, and so it has the same key.
     assert board["method_key"].nunique() == 2 and sorted(board[board["statistic"] == "cosine"]["rank"]) == [1, 2, 2]
@@ -331,3 +335,28 @@ def test_no_litter_in_the_users_folder(xaibench, here):
     assert sorted(os.listdir(here / "results")) == ["cost.csv", "leaderboard.csv", "scores"]
     leftovers = [p for p in (here / "cache").rglob(".*") if p.is_file()]
     assert leftovers == []
+
+
+def test_the_second_cell_of_a_sweep_loads_and_decodes_nothing(xaibench, here, monkeypatch):
+    """The network, its digest and the decoded images are those of the first cell."""
+    from xaibench.datasets.shapes import Shapes
+    from xaibench.engine import setting
+
+    counts = Counter()
+    load, getitem = setting.load_classifier, Shapes.__getitem__
+
+    def counted_load(*arguments, **options):
+        counts["networks"] += 1
+        return load(*arguments, **options)
+
+    def counted_getitem(self, index):
+        counts["images"] += 1
+        return getitem(self, index)
+
+    monkeypatch.setattr(setting, "load_classifier", counted_load)
+    monkeypatch.setattr(Shapes, "__getitem__", counted_getitem)
+    cells = ("method=gradient,gradcam,input", "metric=degradation,pointing_game")
+    assert xaibench("run", "-m", *cells, *QUICK[:1])[0] == 0
+    assert counts["networks"] == 1
+    assert counts["images"] <= 6 + 1  # the first image of the split is looked at besides
+    assert not setting.KEPT._kinds  # nothing stays behind

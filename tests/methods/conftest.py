@@ -1,26 +1,17 @@
 """Methods as users get them: from the yamls under conf/method."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-import yaml
 
+from tests.methods.helpers import settings
 from tests.methods.nets import SIZE
 from xaibench.build import build
-from xaibench.models.graph import Graph
-
-YAMLS = sorted((Path(__file__).parents[2] / "conf" / "method").glob("*.yaml"))
+from xaibench.models.tracing.graph import Graph
 
 # Enough copies to be cut by every batch size, few enough to be quick.
 SMALL = {"samples": 6, "steps": 6, "players": 4, "references": 4, "directions": 2}
 # Few steps have to be large: gates that have hardly moved tie.
 LARGER = {"pathway_dgr": {"learning_rate": 1.0}}
-
-
-def settings(name: str) -> dict:
-    """The yaml of a method as plain data."""
-    return yaml.safe_load(next(path for path in YAMLS if path.stem == name).read_text())
 
 
 @pytest.fixture

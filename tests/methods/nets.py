@@ -85,6 +85,54 @@ class Linear(nn.Module):
         return self.layer(inputs.flatten(1))
 
 
+class Block(nn.Module):
+    """Pre-activation residual block with one in-place ReLU module used twice, its result read twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+        self.relu, self.fc = nn.ReLU(inplace=True), nn.Linear(3, 5)
+
+    def forward(self, inputs):
+        x = self.first(inputs)
+        y = self.relu(self.second(x))
+        z = self.relu(x + self.first(y) - 0.5 * y)
+        return self.fc(z.mean((2, 3)) - 0.1 * z.amax((2, 3)))
+
+
+class Discarded(nn.Module):
+    """An in-place ReLU whose return value nobody takes."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.relu, self.fc = nn.Conv2d(3, 6, 3), nn.ReLU(inplace=True), nn.Linear(6, 5)
+
+    def forward(self, inputs):
+        x = self.conv(inputs)
+        self.relu(x)
+        return self.fc(x.mean((2, 3)))
+
+
+class Functional(nn.Module):
+    """A network whose second rectifier is not a module."""
+
+    def __init__(self, rectify):
+        super().__init__()
+        self.conv, self.relu, self.fc, self.rectify = nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Linear(6, 5), rectify
+
+    def forward(self, inputs):
+        return self.fc(self.rectify(self.relu(self.conv(inputs)).mean((2, 3)) - 0.1))
+
+
+def brighter(module):
+    """Large activations, so that ReLU6 saturates in places."""
+    with torch.no_grad():
+        for layer in module.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.bias.normal_(1, 2)
+    return module
+
+
 def classifier(
     module: nn.Module, size: tuple[int, int, int] = SIZE, dtype: torch.dtype = torch.float64, **keywords
 ) -> Classifier:

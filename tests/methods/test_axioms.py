@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from tests.methods.nets import VGGLike, classifier, seeded
+from xaibench.methods.context import Context
 from xaibench.perturb.fills import FILLS, filled
 from xaibench.rng import sample_generators
 
@@ -29,7 +30,7 @@ SHAPLEY = ("exact_shapley", "kernel_shap", "shapley_sampling")
 
 
 def attribute(method, network, inputs, targets):
-    return method.attribute(network, inputs, targets, sample_generators(0, "maps", range(len(inputs))))
+    return method.attribute(network, inputs, targets, Context(sample_generators(0, "maps", range(len(inputs)))))
 
 
 @pytest.fixture

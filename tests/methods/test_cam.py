@@ -12,6 +12,7 @@ from tests.methods import shapes
 from tests.methods.nets import classifier, seeded
 from xaibench.errors import Refusal
 from xaibench.methods.cam.gradcam import CAM, GradCAM, GradCAMPlusPlus, GuidedGradCAM
+from xaibench.methods.context import Context
 from xaibench.methods.gradients.expected_gradients import ExpectedGradients
 from xaibench.methods.gradients.fullgrad import FullGrad, spread_out
 from xaibench.methods.gradients.gradient import Gradient
@@ -42,7 +43,7 @@ def of_shape(name, how=None):
 
 def attribute(method, network, batch):
     method.check(network)
-    return method.attribute(network, *batch, sample_generators(0, "maps", range(len(batch[0]))))
+    return method.attribute(network, *batch, Context(sample_generators(0, "maps", range(len(batch[0])))))
 
 
 def halves(name, module):
@@ -106,7 +107,7 @@ def test_gradcam_pp_from_its_definition(seed):
     module = nn.Sequential(nn.Conv2d(3, 3, 5, stride=4), nn.Flatten(), nn.Linear(3 * 9, 5))
     network = classifier(module, layers={"last_conv": "0"})
     inputs = seeded(2)
-    maps = GradCAMPlusPlus(relu=False).attribute(network, inputs, torch.tensor([1, 1]), [])
+    maps = GradCAMPlusPlus(relu=False).attribute(network, inputs, torch.tensor([1, 1]), Context())
     for sample in range(2):
         features = module[0](inputs[sample : sample + 1]).detach()
         second, third = higher_derivatives(module[1:], features, 1)
@@ -183,7 +184,7 @@ def test_guided_gradcam_is_the_product(name, kind, batch, passes):
     expected = attribute(cam, network, batch) * attribute(GuidedBackprop(), network, batch)
     assert expected.abs().amax((1, 2, 3)).max() > 0
     method, calls = GuidedGradCAM(cam=kind), passes(network)
-    assert close(method.attribute(network, *batch, []), expected)
+    assert close(method.attribute(network, *batch, Context()), expected)
     assert sum(calls) == 3 * method.cost(network)[0] and max(calls) <= network.batch_size
     with pytest.raises(ValueError, match="cam=gradcampp: did you mean 'gradcam_pp'"):
         GuidedGradCAM(cam="gradcampp")
@@ -387,6 +388,6 @@ def test_fullgrad_counts_biases_of_rows():
     torch.manual_seed(4)
     network, inputs = classifier(Sequence(), (3, 8, 8)), seeded(2, (3, 8, 8))
     targets = torch.tensor([0, 2])
-    maps = FullGrad("signed").attribute(network, inputs, targets, [])
+    maps = FullGrad("signed").attribute(network, inputs, targets, Context())
     assert maps.shape == (2, 1, 8, 8)
     torch.testing.assert_close(maps.sum((1, 2, 3)), network.scores(inputs, targets, "logit"))

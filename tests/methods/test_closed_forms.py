@@ -7,6 +7,7 @@ from torch import nn
 
 from tests.methods.nets import SIZE, Linear, VGGLike, classifier, seeded
 from xaibench.errors import Refusal, UserError
+from xaibench.methods.context import Context
 from xaibench.methods.gradients.integrated_gradients import points
 from xaibench.perturb.fills import FILLS, filled
 from xaibench.rng import sample_generators
@@ -25,7 +26,7 @@ def batch():
 
 
 def attribute(method, network, inputs, targets):
-    return method.attribute(network, inputs, targets, sample_generators(0, "maps", range(len(inputs))))
+    return method.attribute(network, inputs, targets, Context(sample_generators(0, "maps", range(len(inputs)))))
 
 
 def weights(network, targets):

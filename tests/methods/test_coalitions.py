@@ -10,6 +10,7 @@ from torch import nn
 
 from tests.methods.nets import SIZE, Linear, VGGLike, classifier, seeded
 from xaibench.errors import UserError
+from xaibench.methods.context import Context
 from xaibench.methods.removal._coalitions import every_coalition, grid_shape, shares, superpixels
 from xaibench.methods.removal.exact_shapley import ExactShapley, joining_weights, shapley_values
 from xaibench.methods.removal.kernel_shap import KernelShap
@@ -49,7 +50,7 @@ def game(values: torch.Tensor) -> tuple:
 
 
 def attribute(method, network, inputs, targets, seed=0):
-    return method.attribute(network, inputs, targets, sample_generators(seed, "maps", range(len(inputs))))
+    return method.attribute(network, inputs, targets, Context(sample_generators(seed, "maps", range(len(inputs)))))
 
 
 def by_orders(values: torch.Tensor) -> torch.Tensor:
@@ -263,7 +264,7 @@ def test_lime_is_the_ridge_regression_of_what_the_network_saw(segments):
 def test_grids(players, size, shape):
     assert grid_shape(players, *size) == shape
     network = classifier(Linear((3, *size)), (3, *size))
-    method = Lime(players, "grid")
+    method = Lime(players=players, segments="grid")
     labels = method.labels(network, torch.zeros(2, 3, *size))
     assert method.most_players(network) == math.prod(shape) <= players
     sizes = torch.bincount(labels[1].flatten())
@@ -296,7 +297,7 @@ def test_superpixels_are_those_of_the_pixels():
     """They are found before normalisation, in the pixel values of the image, as floats or of one channel too."""
     pixels = torch.rand(1, 3, 4, 4, dtype=torch.float64).repeat_interleave(8, 2).repeat_interleave(8, 3)
     network = classifier(Linear((3, 32, 32)), (3, 32, 32))
-    method = Lime(20, "slic")
+    method = Lime(players=20, segments="slic")
     found = method.labels(network, network.preprocessing.normalise(pixels))
     assert torch.equal(found[0], superpixels(pixels[0], 20))
     grey = classifier(Linear((1, 32, 32)), (1, 32, 32), preprocessing=Preprocessing())
@@ -332,7 +333,7 @@ def test_neither_batch_size_nor_neighbours_change_a_map(name, segments, make):
     assert len(counts.unique()) > 1 or segments == "grid"
     generators = sample_generators(0, "maps", range(6))
     for part in ([4, 1], [3], [5, 0, 2]):
-        maps = method.attribute(network, inputs[part], targets[part], [generators[i] for i in part])
+        maps = method.attribute(network, inputs[part], targets[part], Context([generators[i] for i in part]))
         assert (maps - whole[part]).abs().max() <= 1e-9 * whole.abs().max()
 
 

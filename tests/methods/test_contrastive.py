@@ -7,10 +7,12 @@ from torch import nn
 from tests.methods import dense, shapes
 from tests.methods.nets import classifier, seeded
 from xaibench.errors import Refusal
+from xaibench.methods.context import Context
 from xaibench.methods.rules.contrastive import ContrastiveEBP, ContrastiveLRP
 from xaibench.methods.rules.lrp import LRP
 from xaibench.methods.rules.rules import AlphaBeta, Epsilon
 from xaibench.models.classifier import Classifier
+from xaibench.models.cut import INPUT, LOGITS
 
 TARGETS = torch.tensor([4, 1, 0])
 
@@ -42,19 +44,19 @@ def network():
 
 def test_contrastive_lrp_equals_the_slow_reference(network):
     found, inputs = dense.layers(network.module), seeded(3, dense.SHAPE)
-    signed = ContrastiveLRP(positive=False).attribute(network, inputs, TARGETS, [])
+    signed = ContrastiveLRP(positive=False).attribute(network, inputs, TARGETS, Context())
     for one, x, target in zip(signed, inputs, TARGETS):
         values = dense.forward(found, x)
         chosen = nn.functional.one_hot(target, 5) * values[-1]
         own, others = (slow_zplus(found, values, r) for r in (chosen, values[-1] - chosen))
         torch.testing.assert_close(one.flatten(), own / own.sum() - others / others.sum())
-    maps = ContrastiveLRP().attribute(network, inputs, TARGETS, [])
+    maps = ContrastiveLRP().attribute(network, inputs, TARGETS, Context())
     assert torch.equal(maps, signed.clamp(min=0))
 
 
 def test_contrastive_ebp_equals_the_slow_reference(network):
     found, inputs = dense.layers(network.module), seeded(3, dense.SHAPE)
-    maps = ContrastiveEBP().attribute(network, inputs, TARGETS, [])
+    maps = ContrastiveEBP().attribute(network, inputs, TARGETS, Context())
     for one, x, target in zip(maps, inputs, TARGETS):
         values = dense.forward(found, x)
         products = found[-1][1] * values[-2]
@@ -71,7 +73,7 @@ def test_maps_of_two_classes_differ_more_than_those_of_excitation_backpropagatio
     inputs, targets = seeded(2, shapes.SIZE), torch.tensor([0, 3])
 
     def similarity(method):
-        first, second = (method.attribute(network, inputs, t, []) for t in (targets, (targets + 1) % 5))
+        first, second = (method.attribute(network, inputs, t, Context()) for t in (targets, (targets + 1) % 5))
         return nn.functional.cosine_similarity(first.flatten(1), second.flatten(1)).abs().max()
 
     assert similarity(LRP(AlphaBeta(), start="one")) > 0.99
@@ -82,8 +84,9 @@ def test_maps_of_two_classes_differ_more_than_those_of_excitation_backpropagatio
 def test_the_rule_is_a_choice(network):
     inputs = seeded(2, dense.SHAPE)
     rule = Epsilon(0.0, bias="dropped")
-    (found,) = ContrastiveLRP(rule).propagate(network, inputs, [torch.eye(5, dtype=torch.float64)[:2]])
-    (expected,) = LRP(rule).propagate(network, inputs, [torch.eye(5, dtype=torch.float64)[:2]])
+    given = [torch.eye(5, dtype=torch.float64)[:2]], LOGITS, [INPUT], Context()
+    (found,) = ContrastiveLRP(rule).propagate(network, inputs, *given)
+    (expected,) = LRP(rule).propagate(network, inputs, *given)
     assert torch.equal(found["input"], expected["input"])
 
 

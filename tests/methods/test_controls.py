@@ -7,6 +7,7 @@ from scipy import ndimage
 
 from tests.methods.nets import Linear, classifier, seeded
 from xaibench.errors import Refusal
+from xaibench.methods.context import Context
 from xaibench.methods.controls import controls
 from xaibench.rng import sample_generators
 
@@ -18,7 +19,7 @@ def network():
 
 def attribute(method, network, inputs, **context):
     generators = sample_generators(0, "maps", range(len(inputs)))
-    return method.attribute(network, inputs, torch.zeros(len(inputs)).long(), generators, **context)
+    return method.attribute(network, inputs, torch.zeros(len(inputs)).long(), Context(generators, **context))
 
 
 def test_controls_cost_nothing(network):

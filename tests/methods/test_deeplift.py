@@ -7,12 +7,14 @@ import torch
 from torch import nn
 
 from tests.methods import dense, shapes
+from tests.methods.helpers import Noise
 from tests.methods.nets import Linear, classifier, seeded
-from tests.methods.test_iba import Noise
 from xaibench.datasets.base import Samples
 from xaibench.errors import Refusal
+from xaibench.methods.context import Context
 from xaibench.methods.rules.deeplift import DeepLIFT
-from xaibench.models.networks.resnet_cifar import ResNetCifar
+from xaibench.models.cut import INPUT, LOGITS
+from xaibench.models.resnet_cifar import ResNetCifar
 from xaibench.rng import sample_generators
 
 RULES = ["rescale", "reveal_cancel", "ablation"]
@@ -21,7 +23,7 @@ shaped = functools.cache(shapes.shaped)
 
 def maps_of(method, network, inputs, targets, **context):
     generators = sample_generators(0, "maps", range(len(inputs)))
-    return method.attribute(network, inputs, targets, generators, **context)
+    return method.attribute(network, inputs, targets, Context(generators, **context))
 
 
 def missed(method, network, inputs, targets, start):
@@ -39,7 +41,7 @@ def test_maps_are_complete(name, rule, how):
     network = classifier(shapes.rewritten(shaped(name), how), shapes.SIZE)
     inputs, targets = seeded(2, shapes.SIZE), torch.tensor([3, 1])
     method = DeepLIFT(rule, "white")
-    (start,) = method.baselines.of(network, inputs, (), None)
+    (start,) = method.baselines.of(network, inputs, Context())
     assert missed(method, network, inputs, targets, start) < 1e-11
 
 
@@ -67,7 +69,7 @@ def test_maps_are_complete_for_other_activations(rule):
 @pytest.mark.parametrize("rule", RULES)
 def test_a_linear_network_has_its_weights_times_the_difference(rule):
     network, inputs, targets = classifier(Linear()), seeded(4), torch.tensor([0, 1, 2, 3])
-    (start,) = (method := DeepLIFT(rule, "black")).baselines.of(network, inputs, (), None)
+    (start,) = (method := DeepLIFT(rule, "black")).baselines.of(network, inputs, Context())
     weights = network.module.layer.weight[targets].view_as(inputs)
     if rule == "ablation":
         weights = weights.clamp(min=0)
@@ -134,7 +136,7 @@ def test_equals_the_slow_reference(rule):
     network = classifier(dense.network(), dense.SHAPE)
     found, inputs, targets = dense.layers(network.module), seeded(2, dense.SHAPE), torch.tensor([4, 1])
     maps = maps_of(method := DeepLIFT(rule, "blur", sigma=1.0), network, inputs, targets)
-    (starts,) = method.baselines.of(network, inputs, (), None)
+    (starts,) = method.baselines.of(network, inputs, Context())
     for one, x, start, target in zip(maps, inputs, starts, targets):
         torch.testing.assert_close(one.flatten(), slow(rule, found, x, start, int(target)), rtol=1e-9, atol=1e-12)
 
@@ -170,7 +172,7 @@ def test_several_references_are_averaged():
     assert method.cost(network) == (5, 4)
     fitted = method.fit(network, images, torch.Generator().manual_seed(0))
     maps = maps_of(method, network, inputs, targets, fitted=fitted)
-    starts = method.baselines.of(network, inputs, (), fitted)
+    starts = method.baselines.of(network, inputs, Context(fitted=fitted))
     ends = torch.stack([network.scores(start, targets) for start in starts]).mean(0)
     torch.testing.assert_close(maps.sum((1, 2, 3)), network.scores(inputs, targets) - ends)
     alone = maps_of(DeepLIFT(baseline="white"), network, inputs, targets)
@@ -183,15 +185,16 @@ def test_propagated_signals_are_the_multipliers(rule):
     """From the logits to the input: times the difference, the map; linear in the signal, started and read anywhere."""
     network, inputs, targets = classifier(ResNetCifar(8), (3, 32, 32)), seeded(2, (3, 32, 32)), torch.tensor([1, 4])
     method = DeepLIFT(rule, "blur")
-    (start,) = method.baselines.of(network, inputs, (), None)
+    (start,) = method.baselines.of(network, inputs, Context())
     hot = nn.functional.one_hot(targets, 10).double()
     other = torch.randn(hot.shape, dtype=torch.float64)
     layers = ("input", "layer1", "layer2", "linear")
-    one, two, both = method.propagate(network, inputs, [hot, other, 2 * hot - other], keep=layers)
+    one, two, both = method.propagate(network, inputs, [hot, other, 2 * hot - other], LOGITS, layers, Context())
     torch.testing.assert_close(one["input"] * (inputs - start), maps_of(method, network, inputs, targets))
     for name in layers:
         torch.testing.assert_close(both[name], 2 * one[name] - two[name])
-    (through,) = method.propagate(network, inputs, [one["layer2"]], "layer2", ("layer1", "input", "linear"))
+    below = ("layer1", "input", "linear")
+    (through,) = method.propagate(network, inputs, [one["layer2"]], "layer2", below, Context())
     torch.testing.assert_close(through["input"], one["input"])
     assert torch.equal(through["linear"], torch.zeros_like(hot))
 
@@ -199,7 +202,8 @@ def test_propagated_signals_are_the_multipliers(rule):
 def test_a_reference_drawn_for_each_map_cannot_be_propagated_from():
     network = classifier(Linear())
     with pytest.raises(Refusal, match="baseline=noise"):
-        DeepLIFT(baseline="noise").propagate(network, seeded(1), [torch.ones(1, 5, dtype=torch.float64)])
+        signals = [torch.ones(1, 5, dtype=torch.float64)]
+        DeepLIFT(baseline="noise").propagate(network, seeded(1), signals, LOGITS, [INPUT], Context())
     with pytest.raises(Refusal, match="set output=logit"):
         DeepLIFT().check(classifier(Linear(), output="probability"))
     with pytest.raises(ValueError, match="did you mean 'rescale'"):

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from tests.methods.nets import FullyConnected, Pooled, VGGLike, classifier, seeded
 from xaibench.errors import Refusal
+from xaibench.methods.context import Context
 from xaibench.methods.rules import dtd
 from xaibench.methods.rules.dtd import (
     FullDTD,
@@ -46,7 +47,7 @@ def study():
 
 
 def maps_of(method, network, inputs, targets=TARGETS):
-    return method.attribute(network, inputs, targets, sample_generators(0, "maps", range(len(inputs))))
+    return method.attribute(network, inputs, targets, Context(sample_generators(0, "maps", range(len(inputs)))))
 
 
 # ---- train-free ------------------------------------------------------------------------------------------------
@@ -273,10 +274,10 @@ def test_networks_that_bend_have_a_term_of_second_derivatives(activation, bends)
 def test_maps_belong_to_their_sample(network):
     """Alone or among others: its generator is its own."""
     inputs, generators = seeded(3, SIZE), sample_generators(0, "maps", range(3))
-    together = FullDTD(InterpolatedRoots(3)).attribute(network, inputs, TARGETS, generators)
+    together = FullDTD(InterpolatedRoots(3)).attribute(network, inputs, TARGETS, Context(generators))
     for i in (2, 0):
         alone = sample_generators(0, "maps", [i])
-        one = FullDTD(InterpolatedRoots(3)).attribute(network, inputs[i : i + 1], TARGETS[i : i + 1], alone)
+        one = FullDTD(InterpolatedRoots(3)).attribute(network, inputs[i : i + 1], TARGETS[i : i + 1], Context(alone))
         torch.testing.assert_close(one[0], together[i])
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from tests.methods.nets import SIZE, VGGLike, classifier, seeded
 from xaibench.errors import UserError
+from xaibench.methods.context import Context
 from xaibench.methods.removal.extremal_perturbation import ExtremalPerturbation, SmoothMask, area_gradient
 from xaibench.perturb.fills import blurred, filled
 
@@ -132,7 +133,7 @@ def test_a_map_is_the_mean_over_areas_of_masks_by_autograd(variant, fill, flip):
     inputs, targets = seeded(2, size), torch.tensor([2, 0])
     settings = {"spacing": 2, "width": 1.0, "sigma": 1.5, "levels": 4, "learning_rate": 0.5, "area_weight": 2.0}
     method = ExtremalPerturbation([0.2, 0.6], variant, fill, steps=5, flip=flip, **settings)
-    maps = method.attribute(network, inputs, targets, [])
+    maps = method.attribute(network, inputs, targets, Context())
     for sample in range(2):
         masks = [by_autograd(method, network, inputs[sample], targets[sample], area) for area in (0.2, 0.6)]
         torch.testing.assert_close(maps[sample, 0], torch.stack(masks).mean(0), rtol=0, atol=1e-8)
@@ -163,7 +164,7 @@ def test_the_mask_finds_the_evidence_and_has_its_area(variant):
     settings = {"width": 1.5, "steps": 120, "learning_rate": 0.03, "flip": False}
     weight = 200.0 if variant == "dual" else 100.0  # the reward of both sides is twice that of one
     method = ExtremalPerturbation([0.15], variant, "zero", area_weight=weight, **settings)
-    mask = method.attribute(network, inputs, torch.zeros(1, dtype=torch.long), [])[0, 0]
+    mask = method.attribute(network, inputs, torch.zeros(1, dtype=torch.long), Context())[0, 0]
     assert mask[10:14, 2:6].min() > 0.9 and mask[:6].max() < 0.1 and mask[:, 10:].max() < 0.1
     # The area is a share of image and margin: 21^2 pixels here.
     assert mask.sum().item() == pytest.approx(0.15 * 21**2, rel=0.25)
@@ -181,7 +182,7 @@ def test_each_step_calls_the_network_as_rarely_as_it_can(samples, batch_size, va
     network = classifier(VGGLike(), batch_size=batch_size)
     method, calls = ExtremalPerturbation([0.1, 0.3], variant, steps=3), []
     network.module.register_forward_pre_hook(lambda module, arguments: calls.append(len(arguments[0])))
-    method.attribute(network, seeded(samples), torch.zeros(samples, dtype=torch.long), [])
+    method.attribute(network, seeded(samples), torch.zeros(samples, dtype=torch.long), Context())
     sides = 2 if variant == "dual" else 1
     assert max(calls) <= batch_size and sum(calls) == samples * method.cost(network)[0]
     assert len(calls) == 3 * sides * math.ceil(2 * samples / batch_size)

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from tests.methods.helpers import samples
 from tests.methods.nets import SIZE, Linear, VGGLike, classifier, seeded
-from tests.methods.test_iba import samples
 from xaibench.errors import Refusal
 from xaibench.methods.baselines import BASELINES, Baselines
+from xaibench.methods.context import Context
 from xaibench.methods.controls.controls import Random
 from xaibench.methods.gradients.expected_gradients import ExpectedGradients
 from xaibench.methods.gradients.gradient import Saliency
@@ -37,12 +38,12 @@ def linear_weights(network, targets):
 def test_moments_of_any_method(inner, aggregate, batch):
     inputs, targets = batch
     network = classifier(VGGLike(), batch_size=7)
-    maps = SmoothGrad(6, 0.3, aggregate, method=inner).attribute(network, inputs, targets, generators())
+    maps = SmoothGrad(6, 0.3, aggregate, method=inner).attribute(network, inputs, targets, Context(generators()))
     one = []
     for sample, generator in enumerate(generators()):
         std = 0.3 * (inputs[sample].max() - inputs[sample].min())
         noisy = torch.stack([inputs[sample] + std * torch.randn(SIZE, generator=generator).double() for _ in range(6)])
-        one.append(inner.attribute(network, noisy, targets[sample].expand(6), []))
+        one.append(inner.attribute(network, noisy, targets[sample].expand(6), Context()))
     one = torch.stack(one)
     expected = {"mean": one.mean(1), "square": one.square().mean(1), "variance": one.var(1, unbiased=False)}[aggregate]
     assert torch.allclose(maps, expected, rtol=1e-9, atol=1e-12)
@@ -53,14 +54,14 @@ def test_noise_in_units_of_the_input(batch):
     inputs, targets = batch
     network = classifier(Linear())
     method = SmoothGrad(4000, 0.7, "variance", "input", IntegratedGradients(1))
-    variance = method.attribute(network, inputs[:1], targets[:1], generators()[:1])
+    variance = method.attribute(network, inputs[:1], targets[:1], Context(generators()[:1]))
     expected = (0.7 * linear_weights(network, targets[:1])) ** 2
     assert (variance / expected).mean() == pytest.approx(1, abs=0.01)
 
 
 def test_a_random_method_draws_anew_for_each_copy_whatever_the_batch(batch):
     method = SmoothGrad(400, method=Random())
-    maps = [method.attribute(classifier(VGGLike(), batch_size=size), *batch, generators()) for size in (3, 64)]
+    maps = [method.attribute(classifier(VGGLike(), batch_size=size), *batch, Context(generators())) for size in (3, 64)]
     assert maps[0].shape == (5, 1, *SIZE[1:])
     assert torch.allclose(*maps, rtol=1e-12, atol=1e-15)
     # The mean of 400 independent standard normal values.
@@ -75,8 +76,8 @@ def test_a_wrapper_is_what_its_method_is():
     fitting = SmoothGrad(2, 0, method=IntegratedGradients(3, "dataset", references=2))
     fitted = fitting.fit(network, samples(), torch.Generator().manual_seed(1))
     inputs, targets = seeded(3), torch.arange(3)
-    maps = fitting.attribute(network, inputs, targets, generators()[:3], fitted=fitted)
-    plain = fitting.method.attribute(network, inputs, targets, [], fitted=fitted)
+    maps = fitting.attribute(network, inputs, targets, Context(generators()[:3], fitted=fitted))
+    plain = fitting.method.attribute(network, inputs, targets, Context(fitted=fitted))
     assert torch.allclose(maps, plain, rtol=1e-12)
 
 
@@ -86,8 +87,8 @@ def test_a_wrapper_is_what_its_method_is():
 def baselines_of(words, network, inputs, **keywords):
     settings = {"sigma": 2.0, "value": 0.3, "references": 3} | keywords
     baselines = Baselines(words, **settings)
-    fitted = baselines.fit(network, samples(), torch.Generator().manual_seed(0)) if baselines.from_data else None
-    return baselines.of(network, inputs, generators(), fitted)
+    fitted = baselines.fit(network, samples(), torch.Generator().manual_seed(0)) if baselines.from_data else {}
+    return baselines.of(network, inputs, Context(generators(), fitted))
 
 
 def test_words(batch):
@@ -125,8 +126,8 @@ def test_several_baselines_are_averaged(batch):
     inputs, targets = batch
     network = classifier(VGGLike(), batch_size=4)
     words = ["black", "value", "blur"]
-    maps = IntegratedGradients(5, words).attribute(network, inputs, targets, generators())
-    each = [IntegratedGradients(5, word).attribute(network, inputs, targets, generators()) for word in words]
+    maps = IntegratedGradients(5, words).attribute(network, inputs, targets, Context(generators()))
+    each = [IntegratedGradients(5, word).attribute(network, inputs, targets, Context(generators())) for word in words]
     assert torch.allclose(maps, torch.stack(each).mean(0), rtol=1e-12)
 
 
@@ -134,7 +135,7 @@ def test_the_two_factors(batch):
     inputs, targets = batch
     network = classifier(VGGLike(), batch_size=4)
     product, gradient, difference = (
-        IntegratedGradients(5, "white", factor=factor).attribute(network, inputs, targets, [])
+        IntegratedGradients(5, "white", factor=factor).attribute(network, inputs, targets, Context())
         for factor in ("product", "average_gradient", "difference")
     )
     assert torch.allclose(product, gradient * difference, rtol=1e-12)
@@ -153,7 +154,7 @@ def test_expected_gradients_of_a_linear_model(batch):
     network = classifier(Linear())
     method = ExpectedGradients(3000, references=4)
     fitted = method.fit(network, samples(), torch.Generator().manual_seed(0))
-    maps = method.attribute(network, inputs, targets, generators(), fitted=fitted)
+    maps = method.attribute(network, inputs, targets, Context(generators(), fitted=fitted))
     mean = fitted["references"].double().mean(0)
     expected = linear_weights(network, targets) * (inputs - mean)
     assert (maps - expected).abs().max() < 0.05 * expected.abs().max()
@@ -162,8 +163,8 @@ def test_expected_gradients_of_a_linear_model(batch):
 def test_expected_gradients_of_one_baseline_go_to_integrated_gradients(batch):
     inputs, targets = batch
     network = classifier(VGGLike(), batch_size=500)
-    maps = ExpectedGradients(3000, "black").attribute(network, inputs[:2], targets[:2], generators()[:2])
-    expected = IntegratedGradients(300, "black").attribute(network, inputs[:2], targets[:2], [])
+    maps = ExpectedGradients(3000, "black").attribute(network, inputs[:2], targets[:2], Context(generators()[:2]))
+    expected = IntegratedGradients(300, "black").attribute(network, inputs[:2], targets[:2], Context())
     assert (maps - expected).norm() < 0.05 * expected.norm()
 
 
@@ -188,7 +189,7 @@ def test_bad_parameters_are_named(kind, parameters, message):
 
 def test_dataset_needs_its_fit(batch):
     with pytest.raises(Refusal, match="baseline=dataset needs the references"):
-        ExpectedGradients().attribute(classifier(VGGLike()), *batch, generators())
+        ExpectedGradients().attribute(classifier(VGGLike()), *batch, Context(generators()))
 
 
 # ---- on the command line ---------------------------------------------------------------------------------------------

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from tests.methods.nets import VGGLike, classifier, seeded
+from tests.methods.nets import Block, Discarded, Functional, VGGLike, brighter, classifier, seeded
 from xaibench.errors import Refusal
+from xaibench.methods.context import Context
 from xaibench.methods.rules.guided_backprop import GuidedBackprop
 
 
@@ -46,43 +47,6 @@ def with_rule(module):
     return module
 
 
-class Block(nn.Module):
-    """Pre-activation residual block with one in-place ReLU module used twice, its result read twice."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
-        self.relu, self.fc = nn.ReLU(inplace=True), nn.Linear(3, 5)
-
-    def forward(self, inputs):
-        x = self.first(inputs)
-        y = self.relu(self.second(x))
-        z = self.relu(x + self.first(y) - 0.5 * y)
-        return self.fc(z.mean((2, 3)) - 0.1 * z.amax((2, 3)))
-
-
-class Discarded(nn.Module):
-    """An in-place ReLU whose return value nobody takes."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.relu, self.fc = nn.Conv2d(3, 6, 3), nn.ReLU(inplace=True), nn.Linear(6, 5)
-
-    def forward(self, inputs):
-        x = self.conv(inputs)
-        self.relu(x)
-        return self.fc(x.mean((2, 3)))
-
-
-def brighter(module):
-    """Large activations, so that ReLU6 saturates in places."""
-    with torch.no_grad():
-        for layer in module.modules():
-            if isinstance(layer, nn.BatchNorm2d):
-                layer.bias.normal_(1, 2)
-    return module
-
-
 @pytest.mark.parametrize("name", ["vgg_like", "residual", "relu6", "resnet18", "mobilenet_v2"])
 def test_equals_the_rule_written_out(name):
     size = (3, 32, 32)
@@ -99,7 +63,7 @@ def test_equals_the_rule_written_out(name):
     inputs, targets = 8 * seeded(3, size), torch.arange(3)
     method = GuidedBackprop()
     method.check(network)
-    maps = method.attribute(network, inputs, targets, [])
+    maps = method.attribute(network, inputs, targets, Context())
     expected = slow.gradient(inputs, targets)
     assert torch.allclose(maps, expected, rtol=1e-9, atol=1e-12 * float(expected.abs().max()))
     plain = network.gradient(inputs, targets)
@@ -110,17 +74,6 @@ def test_a_discarded_return_value_is_refused():
     """The trace has an in-place ReLU that nobody reads, the network one that everybody does."""
     with pytest.raises(Refusal, match="do not give its logits"):
         GuidedBackprop().check(classifier(Discarded()))
-
-
-class Functional(nn.Module):
-    """A network whose second rectifier is not a module."""
-
-    def __init__(self, rectify):
-        super().__init__()
-        self.conv, self.relu, self.fc, self.rectify = nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Linear(6, 5), rectify
-
-    def forward(self, inputs):
-        return self.fc(self.rectify(self.relu(self.conv(inputs)).mean((2, 3)) - 0.1))
 
 
 @pytest.mark.parametrize(
@@ -145,7 +98,7 @@ def test_a_rectifier_is_one_however_it_is_written(rectify, cap):
     slow.module.relu = Guided(math.inf)
     inputs, targets = seeded(3), torch.arange(3)
     GuidedBackprop().check(network)
-    maps = GuidedBackprop().attribute(network, inputs, targets, [])
+    maps = GuidedBackprop().attribute(network, inputs, targets, Context())
     torch.testing.assert_close(maps, slow.gradient(inputs, targets))
     assert not torch.allclose(maps, network.gradient(inputs, targets))
 
@@ -192,5 +145,5 @@ def test_afterwards_the_gradient_is_plain_again():
     network = classifier(VGGLike())
     inputs, targets = seeded(3), torch.arange(3)
     before = network.gradient(inputs, targets)
-    GuidedBackprop().attribute(network, inputs, targets, [])
+    GuidedBackprop().attribute(network, inputs, targets, Context())
     assert torch.equal(before, network.gradient(inputs, targets))

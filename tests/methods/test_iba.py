@@ -6,50 +6,29 @@ import pytest
 import torch
 from torch import nn
 
+from tests.methods.helpers import LAYER, fitted, samples
 from tests.methods.nets import SIZE, VGGLike, classifier, seeded
-from xaibench.datasets.base import Dataset, Example, Samples
 from xaibench.errors import Refusal
 from xaibench.methods.bottleneck.iba import IBA
 from xaibench.methods.bottleneck.iba_inverse import IBAInverse
 from xaibench.methods.bottleneck.iba_multilayer import IBAMultilayer, agreement
+from xaibench.methods.context import Context
 from xaibench.models.classifier import Classifier
 from xaibench.models.cut import activations
-from xaibench.models.preprocessing import Preprocessing
 from xaibench.rng import sample_generators
-
-LAYER = "features.3"
-
-
-class Noise(Dataset):
-    """Uniform images with five labels."""
-
-    def __init__(self, count: int = 40, size: tuple[int, int, int] = SIZE) -> None:
-        self.images = torch.rand(count, *size, generator=torch.Generator().manual_seed(0))
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Example:
-        return Example(self.images[index], index % 5)
-
-
-def samples(count: int = 40) -> Samples:
-    return Samples(Noise(count), Preprocessing(mean=(0.5,) * 3, std=(0.25,) * 3), range(count))
-
-
-def fitted(method, network) -> dict[str, torch.Tensor]:
-    return method.fit(network, samples(), torch.Generator().manual_seed(0))
 
 
 def maps_of(method, network, inputs, ids, seed=0, **keywords):
     targets = torch.tensor([i % 5 for i in ids]) if keywords.get("targets") is None else keywords["targets"]
     found = keywords.get("fitted") or fitted(method, network)
-    return method.attribute(network, inputs[list(ids)], targets, sample_generators(seed, "iba", ids), fitted=found)
+    return method.attribute(
+        network, inputs[list(ids)], targets, Context(sample_generators(seed, "iba", ids), fitted=found)
+    )
 
 
 def test_fit_is_the_moments_of_the_layer():
     network = classifier(VGGLike())
-    found = fitted(IBA(LAYER), network)
+    found = fitted(IBA(layer=LAYER), network)
     values = activations(network, [LAYER], torch.cat([batch.inputs for batch in samples()]).double())[LAYER]
     torch.testing.assert_close(found[f"{LAYER}.mean"], values.mean(0))
     torch.testing.assert_close(found[f"{LAYER}.std"], values.std(0))
@@ -75,7 +54,7 @@ def test_maps_do_not_depend_on_batch_order_or_neighbours(method):
 
 def test_a_broken_neighbour_changes_nothing():
     network, inputs = classifier(VGGLike(), batch_size=64), seeded(3)
-    method = IBA(LAYER)
+    method = IBA(layer=LAYER)
     expected = maps_of(method, network, inputs, range(3))[[0, 2]]
     inputs[1] = math.nan
     torch.testing.assert_close(maps_of(method, network, inputs, range(3))[[0, 2]], expected, rtol=1e-12, atol=0)
@@ -83,7 +62,7 @@ def test_a_broken_neighbour_changes_nothing():
 
 def test_every_call_starts_anew_and_leaves_the_network_as_it_was():
     network, inputs = classifier(VGGLike()), seeded(2)
-    method = IBA(LAYER)
+    method = IBA(layer=LAYER)
     found, before = fitted(method, network), inputs.clone()
     with torch.no_grad():
         first = maps_of(method, network, inputs, [0], fitted=found)
@@ -97,10 +76,10 @@ def test_every_call_starts_anew_and_leaves_the_network_as_it_was():
 
 def test_information_falls_with_beta_down_to_nothing_and_is_that_of_the_final_mask():
     network, inputs = classifier(VGGLike()), seeded(2)
-    found = fitted(IBA(LAYER), network)
+    found = fitted(IBA(layer=LAYER), network)
     totals = []
     for beta in (0.0, 0.01, 0.1, 1000.0):
-        method = IBA(LAYER, beta=beta, steps=30)
+        method = IBA(layer=LAYER, beta=beta, steps=30)
         solutions = method.solve(network, inputs, torch.tensor([0, 1]), sample_generators(0, "iba", [0, 1]), found)
         solution = next(iter(solutions))
         maps = maps_of(method, network, inputs, range(2), fitted=found)
@@ -116,7 +95,7 @@ def test_what_is_left_suffices_for_the_prediction():
     """At the theses' beta the negative evidence is gone, so the target is more probable than without the mask."""
     torch.manual_seed(0)
     network, inputs = classifier(VGGLike()), seeded(4)
-    method = IBA(LAYER, beta=0.1, steps=40)
+    method = IBA(layer=LAYER, beta=0.1, steps=40)
     targets = network.logits(inputs).argmax(1)
     generators = sample_generators(0, "iba", range(4))
     solution = next(iter(method.solve(network, inputs, targets, generators[:3], fitted(method, network))))
@@ -146,7 +125,7 @@ def test_the_bits_lie_where_the_class_is():
     inputs = torch.randn(4, *SIZE) * 0.3
     for k in range(4):
         inputs[k, :, 8 * (k // 2) :, 8 * (k % 2) :][:, :8, :8] += 2
-    method = IBA("features", beta=10)
+    method = IBA(layer="features", beta=10)
     found = {
         "features.mean": torch.zeros(4, 16, 16),
         "features.std": torch.full((4, 16, 16), 1.5),
@@ -186,7 +165,7 @@ def test_redundant_and_conjunctive_features(gate, kind, beta, kept):
             return torch.stack([-logit / 2, logit / 2], dim=1)
 
     network = Classifier(gate, Gate(), (1, 1, 2), batch_size=256)
-    method = kind("input", beta=beta, steps=200, learning_rate=0.1, copies=100, smoothing=0.0, initial=1.0)
+    method = kind(layer="input", beta=beta, steps=200, learning_rate=0.1, copies=100, smoothing=0.0, initial=1.0)
     found = {"input.mean": torch.full((1, 1, 2), 0.5), "input.std": torch.full((1, 1, 2), 0.5)}
     found["input.active"] = torch.ones(1, 1, 2)
     solutions = method.solve(
@@ -213,12 +192,14 @@ class Scalar(nn.Module):
 def halves(loss, offset=0.0, kind=IBA, **keywords) -> tuple[float, float]:
     """Bits on the left and on the right of an image that is bright on both sides."""
     network = Classifier("scalar", Scalar(offset), (1, 8, 8))
-    method = kind("features", loss=loss, steps=30, learning_rate=0.5, smoothing=0.0, **keywords)
+    method = kind(layer="features", loss=loss, steps=30, learning_rate=0.5, smoothing=0.0, **keywords)
     method.check(network)
     found = {"features.mean": torch.zeros(1, 8, 8), "features.std": torch.ones(1, 8, 8)}
     found["features.active"] = torch.ones(1, 8, 8)
     target = torch.tensor([0])
-    maps = method.attribute(network, torch.ones(1, 1, 8, 8), target, sample_generators(0, "iba", [0]), fitted=found)
+    maps = method.attribute(
+        network, torch.ones(1, 1, 8, 8), target, Context(sample_generators(0, "iba", [0]), fitted=found)
+    )
     return float(maps[..., :4].sum()), float(maps[..., 4:].sum())
 
 
@@ -251,30 +232,40 @@ def test_without_a_value_each_sample_aims_at_its_own_label(kind, labels):
         method = kind(**layer, loss="squared_error", beta=0.1, smoothing=0.0, **keywords)
         generators, targets = sample_generators(0, "iba", ids), torch.zeros(len(ids), dtype=torch.int64)
         given = {"fitted": found} if keywords else {"fitted": found, "labels": labels[ids]}
-        return method.attribute(network, inputs[ids], targets, generators, **given)
+        return method.attribute(network, inputs[ids], targets, Context(generators, **given))
 
     alone = torch.cat([maps([i], value=float(labels[i])) for i in range(3)])
     torch.testing.assert_close(maps([0, 1, 2]), alone, rtol=1e-9, atol=1e-12)
     assert not torch.allclose(alone[0], alone[2], rtol=0.1)
     method = kind(**layer, loss="squared_error")
     with pytest.raises(Refusal, match="labels"):
-        method.attribute(network, inputs[:1], torch.tensor([0]), sample_generators(0, "iba", [0]), fitted=found)
+        method.attribute(
+            network, inputs[:1], torch.tensor([0]), Context(sample_generators(0, "iba", [0]), fitted=found)
+        )
 
 
 def test_multilayer_maps_shrink_with_every_layer():
     network, inputs = classifier(VGGLike()), seeded(3)
-    found = fitted(IBAMultilayer(["features.0", LAYER, "features.5"], [None] * 3), network)
-    first = maps_of(IBA("features.0"), network, inputs, range(3), fitted=found)
-    one = IBAMultilayer(["features.0"], [None])
+    found = fitted(IBAMultilayer(layers=["features.0", LAYER, "features.5"], thresholds=[None] * 3), network)
+    first = maps_of(IBA(layer="features.0"), network, inputs, range(3), fitted=found)
+    one = IBAMultilayer(layers=["features.0"], thresholds=[None])
     torch.testing.assert_close(maps_of(one, network, inputs, range(3), fitted=found), first)
-    two = maps_of(IBAMultilayer(["features.0", LAYER], [None, 1.0]), network, inputs, range(3), fitted=found)
+    two = maps_of(
+        IBAMultilayer(layers=["features.0", LAYER], thresholds=[None, 1.0]), network, inputs, range(3), fitted=found
+    )
     three = maps_of(
-        IBAMultilayer(["features.0", LAYER, "features.5"], [None, 1.0, 1.0]), network, inputs, range(3), fitted=found
+        IBAMultilayer(layers=["features.0", LAYER, "features.5"], thresholds=[None, 1.0, 1.0]),
+        network,
+        inputs,
+        range(3),
+        fitted=found,
     )
     support = [float((maps > 0).double().mean()) for maps in (first, two, three)]
     assert support[0] > support[1] > support[2] > 0
     assert ((two == 0) | (two == first)).all() and ((three == 0) | (three == two)).all()
-    binary = maps_of(IBAMultilayer(["features.0", LAYER], [1.0, 1.0]), network, inputs, range(3), fitted=found)
+    binary = maps_of(
+        IBAMultilayer(layers=["features.0", LAYER], thresholds=[1.0, 1.0]), network, inputs, range(3), fitted=found
+    )
     assert set(binary.unique().tolist()) == {0.0, 1.0}
 
 
@@ -288,17 +279,20 @@ def test_agreement_is_the_released_threshold_at_224_pixels():
 
 def test_cost_counts_the_passes_of_the_part_behind_the_layer():
     network = classifier(VGGLike())
-    assert IBA(LAYER).cost(network) == (101, 100)
-    assert IBA(LAYER, loss="deviation").cost(network) == (102, 100)
-    assert IBAMultilayer(["features.0", LAYER], [None, 1.0], steps=2, copies=3).cost(network) == (14, 12)
+    assert IBA(layer=LAYER).cost(network) == (101, 100)
+    assert IBA(layer=LAYER, loss="deviation").cost(network) == (102, 100)
+    assert IBAMultilayer(layers=["features.0", LAYER], thresholds=[None, 1.0], steps=2, copies=3).cost(network) == (
+        14,
+        12,
+    )
     rows = {"features.0": 0, "head": 0}
     for name in rows:
         network.module.get_submodule(name).register_forward_hook(
             lambda module, arguments, output, name=name: rows.update({name: rows[name] + len(arguments[0])})
         )
-    found = fitted(IBA(LAYER), network)
+    found = fitted(IBA(layer=LAYER), network)
     rows.update(dict.fromkeys(rows, 0))
-    maps_of(IBA(LAYER), network, seeded(6), range(6), fitted=found)
+    maps_of(IBA(layer=LAYER), network, seeded(6), range(6), fitted=found)
     # Besides the 6 images, checking the cut costs one row and twice two, once per call, whatever the size.
     assert rows == {"features.0": 6 + 3, "head": 600 + 4}
 
@@ -310,13 +304,13 @@ def test_what_cannot_be_served_is_refused():
     with pytest.raises(Refusal, match=r"set method\.layers=<module path>"):
         IBAMultilayer().check(network)
     with pytest.raises(Refusal, match="did you mean"):
-        IBA("featurs.3").check(network)
+        IBA(layer="featurs.3").check(network)
     with pytest.raises(Refusal, match="runs 2 times"):
-        IBA("features.4").check(network)
+        IBA(layer="features.4").check(network)
     with pytest.raises(Refusal, match="scalar output"):
-        IBA(LAYER, loss="deviation").check(network)
+        IBA(layer=LAYER, loss="deviation").check(network)
     with pytest.raises(Refusal, match="one output"):
-        IBA("features").check(Classifier("scalar", Scalar(), (1, 8, 8)))
+        IBA(layer="features").check(Classifier("scalar", Scalar(), (1, 8, 8)))
     IBA().check(classifier(VGGLike(), layers={"bottleneck": LAYER}))
 
 

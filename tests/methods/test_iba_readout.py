@@ -5,11 +5,12 @@ import math
 import pytest
 import torch
 
+from tests.methods.helpers import LAYER, samples
 from tests.methods.nets import VGGLike, classifier, seeded
-from tests.methods.test_iba import LAYER, samples
 from xaibench.errors import Refusal
 from xaibench.methods.bottleneck._bottleneck import information, noise_share
 from xaibench.methods.bottleneck.iba_readout import READOUT, IBAReadout
+from xaibench.methods.context import Context
 from xaibench.models.cut import activations
 from xaibench.rng import sample_generators
 
@@ -26,7 +27,9 @@ def fit(method, network):
 
 def maps_of(method, network, inputs, found):
     generators = sample_generators(0, "iba", range(len(inputs)))
-    return method.attribute(network, inputs, torch.zeros(len(inputs), dtype=torch.long), generators, fitted=found)
+    return method.attribute(
+        network, inputs, torch.zeros(len(inputs), dtype=torch.long), Context(generators, fitted=found)
+    )
 
 
 def test_training_starts_where_nearly_everything_passes():

@@ -7,9 +7,9 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
-from tests.methods.conftest import settings as yaml_of
+from tests.methods.helpers import LAYER, fitted
+from tests.methods.helpers import settings as yaml_of
 from tests.methods.nets import SIZE, VGGLike, classifier, seeded
-from tests.methods.test_iba import LAYER, fitted
 from xaibench.build import build
 from xaibench.errors import Refusal
 from xaibench.methods.bottleneck._bottleneck import Bottleneck, Optimisation, find_mask, information
@@ -20,6 +20,7 @@ from xaibench.methods.bottleneck.input_iba import (
     input_information,
     prior_noise,
 )
+from xaibench.methods.context import Context
 from xaibench.models.classifier import Classifier
 from xaibench.rng import sample_generators
 
@@ -33,7 +34,9 @@ def quick(**changes) -> InputIBA:
 
 def maps_of(method, network, inputs, ids, found):
     targets = torch.tensor([i % 5 for i in ids])
-    return method.attribute(network, inputs[list(ids)], targets, sample_generators(0, "iba", ids), fitted=found)
+    return method.attribute(
+        network, inputs[list(ids)], targets, Context(sample_generators(0, "iba", ids), fitted=found)
+    )
 
 
 def test_proposition_3_is_the_divergence_of_the_two_normals():
@@ -89,7 +92,13 @@ def test_without_prior_knowledge_the_input_bottleneck_is_the_ibas(through):
         def losses(z, copies):
             return F.cross_entropy(readout(z.flatten(1)), torch.ones(len(z), dtype=torch.long), reduction="none")
 
-        return find_mask(bottleneck, losses, Optimisation(2, 8, 1, 4, 1, 5), sample_generators(0, "iba", [0, 1]), 99)
+        return find_mask(
+            bottleneck,
+            losses,
+            Optimisation(beta=2, steps=8, learning_rate=1, copies=4, smoothing=1, initial=5),
+            sample_generators(0, "iba", [0, 1]),
+            99,
+        )
 
     if through:
         # Z_G of lambda_G = 0 is noise: samples that go through it hold nothing of the image.
@@ -176,7 +185,7 @@ def test_what_cannot_be_served_is_refused():
     small = nn.Sequential(nn.Conv2d(3, 4, 3, stride=8), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3))
     small(torch.zeros(1, *SIZE))
     with pytest.raises(Refusal, match="the critic needs 4x4"):
-        InputIBA("0").check(Classifier("small", small, SIZE))
+        InputIBA(layer="0").check(Classifier("small", small, SIZE))
     for wrong in ({"epochs": 0}, {"weight_clip": 0.0}, {"target_samples": 33}, {"beta": -1.0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             InputIBA(**wrong)

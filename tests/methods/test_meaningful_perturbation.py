@@ -6,13 +6,14 @@ from torch import nn
 
 from tests.methods.nets import SIZE, VGGLike, classifier, seeded
 from xaibench.errors import Refusal, UserError
+from xaibench.methods.context import Context
 from xaibench.methods.removal.meaningful_perturbation import MeaningfulPerturbation
 from xaibench.perturb.fills import blurred, filled
 from xaibench.rng import generator, sample_generators
 
 
 def attribute(method, network, inputs, targets):
-    return method.attribute(network, inputs, targets, sample_generators(0, "maps", range(len(inputs))))
+    return method.attribute(network, inputs, targets, Context(sample_generators(0, "maps", range(len(inputs)))))
 
 
 @pytest.mark.parametrize(("fill", "jitter"), [("blur", 3), ("white", 0)])

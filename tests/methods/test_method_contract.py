@@ -6,13 +6,14 @@ import math
 import pytest
 import torch
 
-from tests.methods.conftest import YAMLS, settings
+from tests.methods.helpers import YAMLS, settings
+from tests.methods.helpers import samples as images
 from tests.methods.nets import SIZE, FullyConnected, Pooled, VGGLike, classifier, photographs
-from tests.methods.test_iba import samples as images
 from xaibench.build import build, locate
 from xaibench.methods.base import Fitted
 from xaibench.methods.bridges.captum import Captum
 from xaibench.methods.cam.gradcam import GuidedGradCAM
+from xaibench.methods.context import Context
 from xaibench.methods.pathways.pathway import Pathway
 from xaibench.methods.removal.extremal_perturbation import ExtremalPerturbation
 from xaibench.methods.removal.meaningful_perturbation import MeaningfulPerturbation
@@ -40,19 +41,11 @@ def net_for(name):
 
 
 def maps_of(method, network, inputs, ids):
-    """Maps of the samples `ids` in one call, with everything a method may ask for by name."""
-    context = {}
-    if getattr(method, "fit", None) is not None:
-        context["fitted"] = method.fit(network, images(10), torch.Generator().manual_seed(0))
-    return method.attribute(
-        network,
-        inputs[list(ids)],
-        torch.tensor([i % 5 for i in ids]),
-        sample_generators(0, "maps", ids),
-        masks=inputs[list(ids), 0] > 0,
-        samples=tuple(ids),
-        **context,
-    )
+    """Maps of the samples `ids` in one call, with everything a method may ask for."""
+    inputs, generators = inputs[list(ids)], sample_generators(0, "maps", ids)
+    fitted = method.fit(network, images(10), torch.Generator().manual_seed(0)) if method.fit else {}
+    context = Context(generators, fitted, samples=tuple(ids), masks=inputs[:, 0] > 0)
+    return method.attribute(network, inputs, torch.tensor([i % 5 for i in ids]), context)
 
 
 def state(network):

@@ -12,13 +12,13 @@ from skimage.morphology import opening
 from torch import nn
 from torchvision.models import resnet, vgg
 
-from tests.methods.nets import SIZE, VGGLike, classifier, seeded
-from tests.methods.test_guided_backprop import Block, Discarded, Functional, brighter
+from tests.methods.nets import SIZE, Block, Discarded, Functional, VGGLike, brighter, classifier, seeded
 from xaibench.errors import Refusal
+from xaibench.methods.context import Context
 from xaibench.methods.pathways._pathway_neurons import contributions, integrated_contributions, observe
 from xaibench.methods.pathways.pathway import Pathway, opened, strongest
 from xaibench.methods.pathways.selectors import ActivePath, GreedyPath, NeuronIntGrad, NeuronMCT, RandomPath, RoutedPath
-from xaibench.models.networks.torchvision_nets import untangle
+from xaibench.models.torchvision_nets import untangle
 from xaibench.rng import sample_generators
 
 IMAGE = (3, 32, 32)
@@ -82,7 +82,7 @@ def test_equals_the_path_network_written_out(name, off_path):
         targets,
         [lambda a, e=e: a * e if off_path == "zero" else e * a + ~e * a.detach() for e in path],
     )
-    maps = method.attribute(network, inputs, targets, [])
+    maps = method.attribute(network, inputs, targets, Context())
     assert torch.allclose(maps, expected, rtol=1e-9, atol=1e-12 * float(expected.abs().max()))
     plain = network.gradient(inputs, targets)
     assert (maps - plain).abs().max() > 1e-3 * plain.abs().max()
@@ -134,8 +134,8 @@ def test_integrated_contributions_step_by_step(batch_size):
 def test_reused_relus_are_like_separate_ones(method):
     module = resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1]).double().eval()
     inputs, targets = 4 * seeded(2, IMAGE), torch.arange(2)
-    raw = method.attribute(classifier(module, IMAGE), inputs, targets, [])
-    separate = method.attribute(classifier(untangle(copy.deepcopy(module)), IMAGE), inputs, targets, [])
+    raw = method.attribute(classifier(module, IMAGE), inputs, targets, Context())
+    separate = method.attribute(classifier(untangle(copy.deepcopy(module)), IMAGE), inputs, targets, Context())
     assert raw.abs().max() > 0
     assert torch.allclose(raw, separate, rtol=1e-9, atol=1e-12 * float(raw.abs().max()))
 
@@ -191,7 +191,7 @@ def test_networks_that_cannot_be_altered_are_refused(module, message):
 
 def test_in_place_relus_are_in_place_again():
     network = classifier(VGGLike())
-    NeuronMCT().attribute(network, seeded(2), torch.arange(2), [])
+    NeuronMCT().attribute(network, seeded(2), torch.arange(2), Context())
     assert network.module.features[1].inplace and not network.module.features[4].inplace
 
 
@@ -205,7 +205,9 @@ def test_the_network_is_called_as_often_as_the_cost_says(method, samples):
     network, calls = classifier(VGGLike(), batch_size=4), []
     forwards, backwards = method.cost(network)
     network.module.register_forward_pre_hook(lambda module, arguments: calls.append(len(arguments[0])))
-    method.attribute(network, seeded(samples), torch.arange(samples) % 5, sample_generators(0, "maps", range(samples)))
+    method.attribute(
+        network, seeded(samples), torch.arange(samples) % 5, Context(sample_generators(0, "maps", range(samples)))
+    )
     assert sum(calls) == samples * forwards and max(calls) <= 4
     assert backwards <= forwards
 
@@ -251,8 +253,8 @@ def test_opening_is_scikit_images(side):
 
 def test_the_opened_variant_opens_the_largest_channel():
     network, inputs, targets = classifier(VGGLike()), seeded(3), torch.arange(3)
-    maps = NeuronMCT(0.5, opening=3).attribute(network, inputs, targets, [])
-    plain = NeuronMCT(0.5).attribute(network, inputs, targets, []).abs().amax(1)
+    maps = NeuronMCT(0.5, opening=3).attribute(network, inputs, targets, Context())
+    plain = NeuronMCT(0.5).attribute(network, inputs, targets, Context()).abs().amax(1)
     assert maps.shape == (3, 1, *SIZE[1:])
     expected = [opening(image.numpy(), np.ones((3, 3))) for image in plain]
     assert np.allclose(maps[:, 0].numpy(), np.stack(expected), rtol=1e-9, atol=0)
@@ -381,6 +383,6 @@ def test_paths_that_do_not_reach_are_reported(off_path, caplog):
         return (layer > 0) & (keep.view(-1, *[1] * (layer.dim() - 1)) | torch.tensor(k != 1))
 
     with caplog.at_level(logging.WARNING, "xaibench"):
-        maps = Given(second_layer_only_for_some, off_path=off_path).attribute(network, inputs, targets, [])
+        maps = Given(second_layer_only_for_some, off_path=off_path).attribute(network, inputs, targets, Context())
     assert torch.equal((maps != 0).flatten(1).any(1), keep)
     assert "1 of 3 paths do not reach from input to output" in caplog.text

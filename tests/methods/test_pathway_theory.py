@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from tests.methods.nets import VGGLike, classifier, seeded
-from tests.methods.test_guided_backprop import Block
+from tests.methods.nets import Block, VGGLike, classifier, seeded
 from xaibench.build import build
 from xaibench.datasets.base import Samples
 from xaibench.methods.bottleneck._bottleneck import Bottleneck, Optimisation, find_mask
+from xaibench.methods.context import Context
 from xaibench.methods.gradients.gradient import Gradient
 from xaibench.methods.gradients.integrated_gradients import points
 from xaibench.methods.pathways._pathway_neurons import altered, contributions, integrated_contributions, observe
@@ -135,7 +135,7 @@ def test_t3_constants_keep_the_output_and_zeros_do_not(method):
     for off_path, same in (("constant", True), ("zero", False)):
         method.off_path = off_path
         logits = outputs_during(
-            network, lambda: method.attribute(network, inputs, TARGETS, sample_generators(0, "maps", range(6)))
+            network, lambda: method.attribute(network, inputs, TARGETS, Context(sample_generators(0, "maps", range(6))))
         )
         assert torch.equal(logits, clean) == same
 
@@ -177,7 +177,7 @@ def test_t4_the_path_network_is_linear_within_its_radius():
     network = mlp(3)
     constants, method = observe(network, BATCH)[1], NeuronMCT(0.6)
     path = method.path(network, BATCH, TARGETS, [])
-    maps = method.attribute(network, BATCH, TARGETS, [])
+    maps = method.attribute(network, BATCH, TARGETS, Context())
     draw = torch.Generator().manual_seed(0)
     for row in range(len(BATCH)):
         x, own = BATCH[row : row + 1], rows(path, row)
@@ -306,7 +306,7 @@ def test_t12_the_path_of_all_active_neurons_has_the_plain_gradient(make):
     expected = network.gradient(inputs, targets)
     # So has the path of every neuron that contributes.
     for method in (ActivePath(), ActivePath(off_path="zero"), NeuronMCT(0.0)):
-        assert torch.equal(method.attribute(network, inputs, targets, []), expected)
+        assert torch.equal(method.attribute(network, inputs, targets, Context()), expected)
 
 
 @pytest.mark.parametrize(("beta", "kept"), [(1e-6, 1.0), (1e6, 0.0)])
@@ -323,7 +323,7 @@ def test_t14_the_bottleneck_opens_and_closes_with_beta(beta, kept):
     alpha = find_mask(
         Bottleneck(inputs, mean, std),
         losses,
-        Optimisation(beta, 60, 1.0, 4, 0, 2),
+        Optimisation(beta=beta, steps=60, learning_rate=1.0, copies=4, smoothing=0, initial=2),
         sample_generators(0, "x", [0, 1]),
         99,
     )
@@ -334,7 +334,7 @@ def test_t14_the_bottleneck_opens_and_closes_with_beta(beta, kept):
 def trained():
     """The bundled network and eight images of its data set."""
     spec = {
-        "_target_": "xaibench.models.networks.smallcnn.SmallCNN",
+        "_target_": "xaibench.models.smallcnn.SmallCNN",
         "num_classes": 10,
         "weights": "bundled:smallcnn_object.safetensors",
         "input_size": [3, 64, 64],
@@ -360,7 +360,7 @@ def test_t20_guided_backpropagation_hardly_sees_a_random_last_layer(trained):
     def similarity(method):
         ranks = []
         for model in (network, randomised):
-            maps = method.attribute(model, batch.inputs, batch.targets, [])
+            maps = method.attribute(model, batch.inputs, batch.targets, Context())
             rank = mid_ranks(maps.abs().amax(1).flatten(1))
             ranks.append(rank - rank.mean(1, keepdim=True))
         return nn.functional.cosine_similarity(*ranks)

@@ -8,13 +8,16 @@ import torch
 from torch import nn
 
 from tests.methods import dense, shapes
+from tests.methods.helpers import Noise
 from tests.methods.nets import Linear, classifier, seeded
-from tests.methods.test_iba import Noise
 from xaibench.datasets.base import Samples
 from xaibench.errors import Refusal
+from xaibench.methods.context import Context
 from xaibench.methods.rules.pattern import Moments, PatternAttribution, PatternNet
-from xaibench.models.graph import Convolution, Dense, Graph
+from xaibench.models.cut import INPUT, LOGITS
 from xaibench.models.preprocessing import Preprocessing
+from xaibench.models.tracing.graph import Graph
+from xaibench.models.tracing.steps import Convolution, Dense
 
 METHODS = [PatternNet, PatternAttribution]
 ESTIMATORS = ["linear", "positive"]
@@ -114,11 +117,11 @@ def test_the_signal_of_a_linear_model_is_found_where_its_gradient_is_not_it():
     moments.update(y[:, None] * signal + e[:, None] * distractor + 3)
     fits = {step.name: moments.pattern()}
     inputs, targets = seeded(2, (3, 1, 1)), torch.zeros(2, dtype=torch.long)
-    maps = PatternNet("linear", start="one").attribute(network, inputs, targets, [], fitted=fits)
+    maps = PatternNet("linear", start="one").attribute(network, inputs, targets, Context(fitted=fits))
     torch.testing.assert_close(maps.flatten(1), signal.expand(2, 3))
     slope = network.gradient(inputs, targets).flatten(1)[0]
     assert nn.functional.cosine_similarity(slope, signal, dim=0) < 0.7
-    contributions = PatternAttribution("linear", start="one").attribute(network, inputs, targets, [], fitted=fits)
+    contributions = PatternAttribution("linear", start="one").attribute(network, inputs, targets, Context(fitted=fits))
     torch.testing.assert_close(contributions.flatten(1), (weights * signal).expand(2, 3))
 
 
@@ -137,7 +140,7 @@ def test_maps_equal_the_matrices(method, masked):
             layer.weight.data = layer.weight * pattern if isinstance(method, PatternAttribution) else pattern
     found, patterns = dense.layers(module), dense.layers(replaced)
     inputs, targets = seeded(3, dense.SHAPE), torch.tensor([4, 1, 0])
-    maps = method.attribute(network, inputs, targets, [], fitted=fits)
+    maps = method.attribute(network, inputs, targets, Context(fitted=fits))
     for one, x, target in zip(maps, inputs, targets):
         values = dense.forward(found, x)
         signal = nn.functional.one_hot(target, 5) * values[-1]
@@ -161,12 +164,13 @@ def test_maps_belong_to_their_sample_and_are_linear_in_the_signal(method):
     method = method()
     fits = fitted(method, network, size, 10)
     inputs, targets = seeded(7, size), torch.arange(7) % 5
-    together = method.attribute(network, inputs, targets, [], fitted=fits)
+    together = method.attribute(network, inputs, targets, Context(fitted=fits))
     for part in range(7):
-        one = method.attribute(network, inputs[part : part + 1], targets[part : part + 1], [], fitted=fits)
+        one = method.attribute(network, inputs[part : part + 1], targets[part : part + 1], Context(fitted=fits))
         torch.testing.assert_close(one[0], together[part], rtol=1e-9, atol=1e-12)
     signals = torch.randn(2, 7, 5, dtype=torch.float64)
-    first, second, both = method.propagate(network, inputs, [*signals, signals.sum(0)], fitted=fits)
+    signals = [*signals, signals.sum(0)]
+    first, second, both = method.propagate(network, inputs, signals, LOGITS, [INPUT], Context(fitted=fits))
     torch.testing.assert_close(both["input"], first["input"] + second["input"])
 
 
@@ -180,7 +184,7 @@ def dense_like() -> nn.Module:
 def test_refusals():
     network = classifier(dense_like(), (3, 16, 16))
     with pytest.raises(Refusal, match="no patterns"):
-        PatternNet().attribute(network, seeded(1), torch.tensor([0]), [])
+        PatternNet().attribute(network, seeded(1), torch.tensor([0]), Context())
     with pytest.raises(Refusal, match="set output=logit"):
         PatternNet().check(classifier(dense_like(), (3, 16, 16), output="probability"))
     with pytest.raises(ValueError, match="estimator=negative"):

@@ -10,6 +10,7 @@ import torch
 
 from tests.methods.nets import SIZE, Linear, classifier, seeded
 from xaibench.errors import Refusal, UserError
+from xaibench.methods.context import Context
 from xaibench.methods.controls.precomputed import Precomputed
 
 MAPS = np.random.default_rng(0).standard_normal((4, *SIZE)).astype(np.float32)
@@ -29,7 +30,7 @@ def write(path, **arrays):
 def attribute(method, samples, dtype=torch.float64):
     inputs = seeded(len(samples), dtype=dtype)
     targets = torch.zeros(len(samples)).long()
-    return method.attribute(classifier(Linear()), inputs, targets, [], samples=samples)
+    return method.attribute(classifier(Linear()), inputs, targets, Context(samples=samples))
 
 
 @pytest.mark.parametrize("name", ["maps.npz", "maps.h5"])

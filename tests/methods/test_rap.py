@@ -9,6 +9,7 @@ from torch import nn
 from tests.methods import dense, shapes
 from tests.methods.nets import classifier, seeded
 from xaibench.errors import Refusal
+from xaibench.methods.context import Context
 from xaibench.methods.rules.rap import RAP
 from xaibench.models.classifier import Classifier
 
@@ -57,7 +58,7 @@ def test_equals_the_slow_reference(first, start):
     """Inputs of both signs."""
     network = classifier(dense.network(), dense.SHAPE)
     found, inputs = dense.layers(network.module), seeded(3, dense.SHAPE)
-    maps = RAP(first, start).attribute(network, inputs, TARGETS, [])
+    maps = RAP(first, start).attribute(network, inputs, TARGETS, Context())
     for one, x, target in zip(maps, inputs, TARGETS):
         torch.testing.assert_close(one.flatten(), slow(first, found, x, int(target), start))
 
@@ -68,10 +69,10 @@ def test_a_map_sums_to_the_logit_and_has_both_signs(name, first):
     """Shapes of real networks, signed inputs; a sample alone as among others."""
     network = shaped(name)
     inputs, targets = seeded(2, shapes.SIZE), torch.tensor([3, 1])
-    maps = RAP(first).attribute(network, inputs, targets, [])
+    maps = RAP(first).attribute(network, inputs, targets, Context())
     torch.testing.assert_close(maps.sum((1, 2, 3)), network.scores(inputs, targets), rtol=1e-8, atol=1e-8)
     assert ((maps > 0).flatten(1).any(1) & (maps < 0).flatten(1).any(1)).all()
-    alone = RAP(first).attribute(network, inputs[1:], targets[1:], [])
+    alone = RAP(first).attribute(network, inputs[1:], targets[1:], Context())
     torch.testing.assert_close(alone, maps[1:], rtol=1e-9, atol=1e-12)
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from tests.methods.nets import classifier, seeded
 from tests.methods.shapes import rewritten, shaped
+from xaibench.methods.context import Context
 from xaibench.methods.rules.guided_backprop import DeconvNet, RectGrad
 
 SIZE = (3, 64, 64)
@@ -72,7 +73,7 @@ def test_equals_the_rule_written_out(name, method, rule, q):
     method.check(network)
     expected = slow.gradient(inputs, targets)
     assert expected.abs().max() > 0
-    torch.testing.assert_close(method.attribute(network, inputs, targets, []), expected)
+    torch.testing.assert_close(method.attribute(network, inputs, targets, Context()), expected)
     assert not torch.allclose(expected, network.gradient(inputs, targets))
 
 

@@ -8,13 +8,14 @@ from skimage.transform import resize
 
 from tests.methods.nets import SIZE, Linear, VGGLike, classifier, seeded
 from xaibench.errors import UserError
+from xaibench.methods.context import Context
 from xaibench.methods.removal.rise import Rise
 from xaibench.perturb.fills import filled
 from xaibench.rng import generator, sample_generators
 
 
 def attribute(method, network, inputs, targets):
-    return method.attribute(network, inputs, targets, sample_generators(0, "maps", range(len(inputs))))
+    return method.attribute(network, inputs, targets, Context(sample_generators(0, "maps", range(len(inputs)))))
 
 
 def authors_masks(method, draw, height, width):

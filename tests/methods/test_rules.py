@@ -8,11 +8,13 @@ from torch import nn
 from tests.methods.nets import classifier, photographs, seeded
 from tests.methods.shapes import rewritten, shaped
 from xaibench.errors import Refusal
+from xaibench.methods.context import Context
 from xaibench.methods.rules.lrp import LRP, box
 from xaibench.methods.rules.rules import AlphaBeta, Box, Epsilon, Flat, Gamma, Square
 from xaibench.models.classifier import Classifier
-from xaibench.models.graph import Affine, Graph, Sum
 from xaibench.models.preprocessing import Preprocessing
+from xaibench.models.tracing.graph import Graph
+from xaibench.models.tracing.steps import Affine, Sum
 
 
 class Twice(nn.Module):
@@ -149,10 +151,10 @@ def test_relevance_is_conserved_where_the_bias_is_dropped(rule):
     )  # fmt: skip
     network = classifier(module)
     inputs, targets = photographs(3).abs() + 0.1, torch.arange(3)
-    maps = LRP(rule).attribute(network, inputs, targets, [])
+    maps = LRP(rule).attribute(network, inputs, targets, Context())
     logits = network.scores(inputs, targets)
     torch.testing.assert_close(maps.flatten(1).sum(1), logits, rtol=1e-9, atol=1e-9)
-    one = LRP(rule, start="one").attribute(network, inputs, targets, [])
+    one = LRP(rule, start="one").attribute(network, inputs, targets, Context())
     torch.testing.assert_close(one * logits[:, None, None, None], maps)
 
 
@@ -162,7 +164,7 @@ def test_a_clipped_residual_sum_hands_down_nothing_below_zero():
     step = Sum("sum", (1, 2), torch.ones(()), None)
     pair, output = (torch.tensor([3.0, 3.0]), torch.tensor([-1.0, -1.0])), torch.tensor([2.0, 2.0])
     for residual, expected in (("rule", [[2.0, -2.0], [-1.0, 1.0]]), ("clipped", [[2.0, 0.0], [0.0, 1.0]])):
-        rule = LRP(AlphaBeta(2, 1), residual=residual).rules(network, inputs)(step)
+        rule = LRP(AlphaBeta(2, 1), residual=residual).rules(network, inputs, Context())(step)
         found = torch.stack(rule(step, pair, output, torch.tensor([1.0, -1.0])))
         torch.testing.assert_close(found, torch.tensor(expected))
 
@@ -173,10 +175,10 @@ def test_lrp_z_is_gradient_times_input_where_the_bias_is_kept(name):
     network = classifier(shaped(name), (3, 64, 64))
     inputs, targets = seeded(2, (3, 64, 64)), torch.tensor([1, 3])
     expected = inputs * network.gradient(inputs, targets)
-    maps = LRP(Epsilon(0)).attribute(network, inputs, targets, [])
+    maps = LRP(Epsilon(0)).attribute(network, inputs, targets, Context())
     scale = expected.abs().max()
     assert (maps - expected).abs().max() < 1e-9 * scale
-    dropped = LRP(Epsilon(0, bias="dropped")).attribute(network, inputs, targets, [])
+    dropped = LRP(Epsilon(0, bias="dropped")).attribute(network, inputs, targets, Context())
     assert (dropped - expected).abs().max() > 0.01 * scale
 
 
@@ -184,7 +186,7 @@ def test_lrp_z_is_not_gradient_times_input_where_an_activation_saturates():
     """ReLU6 has slope 0 above 6 and still passes its relevance on."""
     network = classifier(shaped("mobilenet"), (3, 64, 64))
     inputs, targets = 4 * seeded(2, (3, 64, 64)), torch.tensor([1, 3])
-    maps = LRP(Epsilon(0)).attribute(network, inputs, targets, [])
+    maps = LRP(Epsilon(0)).attribute(network, inputs, targets, Context())
     expected = inputs * network.gradient(inputs, targets)
     assert (maps - expected).abs().max() > 0.01 * expected.abs().max()
 
@@ -195,9 +197,9 @@ def test_gamma_goes_to_z_plus():
     layer = nn.Linear(12, 7).double()
     network = Classifier("layer", nn.Sequential(nn.Flatten(), layer), (1, 3, 4))
     inputs, targets = torch.rand(4, 1, 3, 4, dtype=torch.float64), torch.arange(4)
-    limit = LRP(AlphaBeta()).attribute(network, inputs, targets, [])
+    limit = LRP(AlphaBeta()).attribute(network, inputs, targets, Context())
     errors = [
-        float((LRP(Gamma(g, bias="dropped")).attribute(network, inputs, targets, []) - limit).abs().max())
+        float((LRP(Gamma(g, bias="dropped")).attribute(network, inputs, targets, Context()) - limit).abs().max())
         for g in (1e4, 1e5, 1e6)
     ]
     assert errors[2] < 1e-4 * float(limit.abs().max())
@@ -211,7 +213,7 @@ def test_relevance_of_the_non_negative_rules_has_one_sign():
     targets = network.logits(inputs).argmax(1)
     assert (network.scores(inputs, targets) > 0).all()
     for first in ("same", "square", "flat", "box"):
-        maps = LRP(AlphaBeta(), first=first).attribute(network, inputs, targets, [])
+        maps = LRP(AlphaBeta(), first=first).attribute(network, inputs, targets, Context())
         assert (maps >= 0).all() and (maps.flatten(1).sum(1) > 0).all(), first
 
 
@@ -225,7 +227,7 @@ def test_the_composite_has_its_dense_rule_in_linear_layers_alone():
         module[2].weight.abs_()
     network = classifier(module)
     maps = [
-        LRP(AlphaBeta(), dense=Epsilon(1e-10)).attribute(network, photographs(2), torch.full((2,), k), [])
+        LRP(AlphaBeta(), dense=Epsilon(1e-10)).attribute(network, photographs(2), torch.full((2,), k), Context())
         for k in (0, 1)
     ]
     first, second = (m / m.abs().sum((1, 2, 3), keepdim=True) for m in maps)
@@ -236,10 +238,10 @@ def test_how_a_relu_is_written_does_not_matter():
     inputs, targets = photographs(2).repeat(1, 1, 4, 4), torch.tensor([0, 4])
     for name in ("vgg", "resnet", "mobilenet"):
         module = shaped(name)
-        expected = LRP(AlphaBeta(2, 1)).attribute(classifier(module, (3, 64, 64)), inputs, targets, [])
+        expected = LRP(AlphaBeta(2, 1)).attribute(classifier(module, (3, 64, 64)), inputs, targets, Context())
         for how in ("inplace", "shared", "functional", "functional_inplace"):
             network = classifier(rewritten(module, how), (3, 64, 64))
-            torch.testing.assert_close(LRP(AlphaBeta(2, 1)).attribute(network, inputs, targets, []), expected)
+            torch.testing.assert_close(LRP(AlphaBeta(2, 1)).attribute(network, inputs, targets, Context()), expected)
 
 
 def test_the_box_is_black_to_white():
@@ -250,7 +252,7 @@ def test_the_box_is_black_to_white():
     torch.testing.assert_close(found.high.flatten(), (1 - mean) / std)
     with pytest.raises(Refusal, match=r"first=box needs inputs between black and white .* one is 9"):
         LRP(AlphaBeta(), first="box").attribute(
-            network, torch.full((1, 3, 64, 64), 9.0).double(), torch.zeros(1).long(), []
+            network, torch.full((1, 3, 64, 64), 9.0).double(), torch.zeros(1).long(), Context()
         )
     plain = classifier(shaped("vgg"), (3, 64, 64), preprocessing=Preprocessing())
     assert float(box(plain, torch.rand(1, 3, 64, 64).double()).high.max()) == 1
@@ -285,5 +287,5 @@ def test_a_dead_output_passes_nothing_on():
     with torch.no_grad():
         layer.weight.fill_(-1)
     network = Classifier("dead", nn.Sequential(nn.Flatten(), layer).double(), (1, 2, 2))
-    maps = LRP(AlphaBeta()).attribute(network, torch.ones(1, 1, 2, 2).double(), torch.zeros(1).long(), [])
+    maps = LRP(AlphaBeta()).attribute(network, torch.ones(1, 1, 2, 2).double(), torch.zeros(1).long(), Context())
     assert torch.equal(maps, torch.zeros_like(maps))

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from xaibench.metrics.ranking import places
-from xaibench.metrics.removal._perturbation import curve, replacing
+from xaibench.metrics.removal._perturbation import curve
 from xaibench.metrics.removal.insertion_deletion import InsertionDeletion
+from xaibench.perturb.perturbed import replacing
 from xaibench.rng import sample_generators
 
 quantus = pytest.importorskip("quantus")

@@ -13,6 +13,7 @@ from torch.nn import functional
 from xaibench.datasets.base import Dataset, Samples
 from xaibench.datasets.shapes import Shapes
 from xaibench.errors import Refusal
+from xaibench.methods.context import Context
 from xaibench.metrics.ground_truth._bam import BAM
 from xaibench.metrics.ground_truth.bam_idr import BAMIDR
 from xaibench.metrics.ground_truth.bam_iir import BAMIIR
@@ -75,9 +76,8 @@ def test_mcs_of_maps_that_follow_their_network_and_of_those_that_do_not(loaded):
 
     def mcs(maps, of_scenes, logits=right, scene_logits=scenes_right):
         others, answers = {"scene": of_scenes}, {"scene": scene_logits}
-        return metric.evaluate(
-            None, batch, maps, {"logits": logits}, [], others=others, other_logits=answers, data=data
-        )["mcs"]
+        context = Context(responses={"logits": logits}, others=others, other_logits=answers, data=data)
+        return metric.evaluate(None, batch, maps, context)["mcs"]
 
     assert mcs(inside, outside).tolist() == [1, 1, 1, 1]
     assert mcs(outside, inside).tolist() == [-1, -1, -1, -1]
@@ -124,8 +124,9 @@ def test_idr_compares_the_same_place_with_and_without_the_object(loaded):
         return without
 
     metric = BAMIDR(percentile=None)
-    replies = metric.respond(classifier, batch, [], data)
-    columns = metric.evaluate(classifier, batch, with_object, replies, [], explain=explain, data=data)
+    replies = metric.respond(classifier, batch, Context(data=data))
+    context = Context(responses=replies, explain=explain, data=data)
+    columns = metric.evaluate(classifier, batch, with_object, context)
     assert columns["idr"].tolist() == [1, 0, 0, 1]
     assert columns["g_with"].tolist() == pytest.approx([0.2, 0.2, 0.2, 0.1])
     (scenes,) = shown
@@ -135,11 +136,11 @@ def test_idr_compares_the_same_place_with_and_without_the_object(loaded):
 
     wrong = one_hot((batch.labels + 1) % 10)
     replies["logits"][1], replies["empty_logits"][3] = wrong[1], wrong[3]
-    again = metric.evaluate(classifier, batch, with_object, replies, [], explain=explain, data=data)
+    again = metric.evaluate(classifier, batch, with_object, context)
     assert again["idr"].isnan().tolist() == [False, True, False, True]
     without = without.clone()
     without[0] = torch.nan
-    assert metric.evaluate(classifier, batch, with_object, replies, [], explain=explain, data=data)["idr"][0].isnan()
+    assert metric.evaluate(classifier, batch, with_object, context)["idr"][0].isnan()
 
 
 @pytest.mark.parametrize("method, expected", [("oracle", 1), ("constant", 0)])
@@ -154,7 +155,7 @@ def test_idr_of_controls_whose_maps_are_taken_as_they_are(xaibench, here, method
 def test_a_patch_is_visible_on_the_object_alone_and_not_noticed(loaded):
     classifier, data, batch = loaded("scene")
     metric = BAMIIR(steps=60)
-    replies = metric.respond(classifier, batch, [], data)
+    replies = metric.respond(classifier, batch, Context(data=data))
     scenes = torch.stack([data.preprocessing.image(data.dataset.background(i)) for i in IDS])
     assert ((replies["patched"] != scenes).any(1) & batch.masks).sum() == 0
     pixels = data.preprocessing.denormalise(replies["patched"])
@@ -169,7 +170,7 @@ def test_a_patch_is_visible_on_the_object_alone_and_not_noticed(loaded):
     def explain(inputs, targets, purpose, masks):
         return torch.rand(4, 64, 64)
 
-    columns = metric.evaluate(classifier, batch, None, replies, [], explain=explain, data=data)
+    columns = metric.evaluate(classifier, batch, None, Context(responses=replies, explain=explain, data=data))
     torch.testing.assert_close(columns["logit_change"], change)
     for b, size in enumerate(columns["patch"]):
         moved = (pixels[b] - data.dataset.background(IDS[b]))[:, ~batch.masks[b]]
@@ -178,11 +179,11 @@ def test_a_patch_is_visible_on_the_object_alone_and_not_noticed(loaded):
 
 def test_a_patch_does_not_depend_on_the_batch(loaded):
     classifier, data, batch = loaded("scene", IDS, torch.float64)
-    together = BAMIIR(steps=4).respond(classifier, batch, [], data)
+    together = BAMIIR(steps=4).respond(classifier, batch, Context(data=data))
     _, _, one = loaded("scene", [IDS[2]], torch.float64)
-    alone = BAMIIR(steps=4).respond(classifier, one, [], data)
+    alone = BAMIIR(steps=4).respond(classifier, one, Context(data=data))
     classifier.batch_size = 3
-    parts = BAMIIR(steps=4).respond(classifier, batch, [], data)
+    parts = BAMIIR(steps=4).respond(classifier, batch, Context(data=data))
     for name, values in together.items():
         torch.testing.assert_close(alone[name][0], values[2], rtol=0, atol=1e-9)
         torch.testing.assert_close(parts[name], values, rtol=0, atol=1e-9)
@@ -205,7 +206,7 @@ def test_iir_counts_changes_below_a_tenth_where_the_network_noticed_nothing(load
     replies = {"patched": batch.inputs, "logits": logits.clone(), "patched_logits": noticed}
     replies["logits"][6] = 0.05 * one_hot(batch.labels)[6]  # hardly moved, but another class
     metric = BAMIIR(percentile=None)
-    columns = metric.evaluate(classifier, batch, None, replies, [], explain=explain, data=data)
+    columns = metric.evaluate(classifier, batch, None, Context(responses=replies, explain=explain, data=data))
     assert columns["iir"][:5].tolist() == [1, 1, 1, 0, 0]
     assert columns["iir"][5:].isnan().all()
 

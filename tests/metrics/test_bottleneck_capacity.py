@@ -12,12 +12,14 @@ from xaibench.datasets.base import Batch, Samples
 from xaibench.datasets.shapes import Shapes
 from xaibench.errors import Refusal
 from xaibench.methods.bottleneck.iba import IBA
+from xaibench.methods.context import Context
 from xaibench.metrics.network.bottleneck_capacity import BottleneckCapacity
-from xaibench.models import checkpoint
+from xaibench.models import checkpoint, smallcnn
 from xaibench.models.classifier import Classifier
-from xaibench.models.networks import smallcnn
 from xaibench.models.preprocessing import Preprocessing
 from xaibench.rng import sample_generators
+
+from .helpers import evaluated
 
 
 class Quadrants(nn.Module):
@@ -56,11 +58,11 @@ FITTED = {
 def evaluate(metric, network, batch, ids=range(6)):
     ids = list(ids)
     part = Batch(tuple(ids), batch.inputs[ids], batch.labels[ids], batch.targets[ids], None, (0,) * len(ids))
-    return metric.evaluate(network, part, None, {}, sample_generators(0, "metric", ids), fitted=FITTED)
+    return evaluated(metric, network, part, None, fitted=FITTED)
 
 
 def test_information_falls_with_beta_and_accuracy_with_it(network, batch):
-    metric = BottleneckCapacity([0.01, 0.1, 1.0, 10.0, 1e4])
+    metric = BottleneckCapacity(betas=[0.01, 0.1, 1.0, 10.0, 1e4])
     columns = evaluate(metric, network, batch)
     curves = {name: columns[name].mean(0) for name in metric.axes(network)}
     assert (curves["information_curve"].diff() < 0).all()
@@ -73,28 +75,28 @@ def test_information_falls_with_beta_and_accuracy_with_it(network, batch):
 
 
 def test_values_are_those_of_iba_and_of_the_closed_form(network, batch):
-    columns = evaluate(BottleneckCapacity([1.0], beta=3.0, smoothing=0.0), network, batch)
+    columns = evaluate(BottleneckCapacity(betas=[1.0], beta=3.0, smoothing=0.0), network, batch)
     standardised = (network.module.features(batch.inputs) / 1.5).square().flatten(1).mean(1)
     share = 1 - 1 / (1 + math.exp(-5))
     expected = 0.5 * (share**2 + (1 - share) ** 2 * standardised - 1) - math.log(share)
     torch.testing.assert_close(columns["initial_information"], expected)
     seeds = [torch.randint(2**62, (1,), generator=g) for g in sample_generators(0, "metric", range(6))]
     draws = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
-    maps = IBA(beta=3.0, smoothing=0.0).attribute(network, batch.inputs, batch.targets, draws, fitted=FITTED)
+    maps = IBA(beta=3.0, smoothing=0.0).attribute(network, batch.inputs, batch.targets, Context(draws, fitted=FITTED))
     torch.testing.assert_close(columns["information"], maps.sum((1, 2, 3)) * math.log(2) / (4 * 16 * 16))
 
 
 def test_a_real_network_keeps_less_with_beta_and_its_predictions_down_to_the_theses_choice():
     """The order of Table 4 on the bundled network: accuracy holds up to beta 10 and is gone at 100."""
-    weights = Path(smallcnn.__file__).parents[1] / "checkpoints" / "smallcnn_object.safetensors"
+    weights = Path(smallcnn.__file__).parent / "checkpoints" / "smallcnn_object.safetensors"
     module = smallcnn.SmallCNN()
     module.load_state_dict(checkpoint.read(weights, "weights"))
     preprocessing = Preprocessing(mean=(0.5,) * 3, std=(0.25,) * 3)
     network = Classifier("smallcnn", module, (3, 64, 64), preprocessing, layers={"bottleneck": "features.6"})
     batch = Samples(Shapes(split="test"), preprocessing, range(5)).load(range(5))
-    metric = BottleneckCapacity([1.0, 10.0, 100.0])
+    metric = BottleneckCapacity(betas=[1.0, 10.0, 100.0])
     fitted = metric.fit(network, Samples(Shapes(split="train"), preprocessing, range(64)), torch.Generator())
-    columns = metric.evaluate(network, batch, None, {}, sample_generators(0, "metric", range(5)), fitted=fitted)
+    columns = evaluated(metric, network, batch, None, fitted=fitted)
     assert (columns["information_curve"].mean(0).diff() < 0).all()
     accuracy = columns["top1_curve"].mean(0)
     assert accuracy[0] > 0.95 and accuracy[1] > 0.75 and accuracy[2] < 0.5
@@ -102,9 +104,9 @@ def test_a_real_network_keeps_less_with_beta_and_its_predictions_down_to_the_the
 
 
 def test_samples_and_betas_do_not_depend_on_each_other(network, batch):
-    whole = evaluate(BottleneckCapacity([0.1, 1.0]), network, batch)
+    whole = evaluate(BottleneckCapacity(betas=[0.1, 1.0]), network, batch)
     network.batch_size = 7
-    parts = [evaluate(BottleneckCapacity([1.0, 0.1]), network, batch, ids) for ids in ([3, 1], [5, 0, 4, 2])]
+    parts = [evaluate(BottleneckCapacity(betas=[1.0, 0.1]), network, batch, ids) for ids in ([3, 1], [5, 0, 4, 2])]
     together = {name: torch.cat([part[name] for part in parts])[[3, 1, 5, 0, 4, 2]] for name in whole}
     for name, column in whole.items():
         expected = together[name].flip(1) if name.endswith("_curve") else together[name]
@@ -112,8 +114,8 @@ def test_samples_and_betas_do_not_depend_on_each_other(network, batch):
 
 
 def test_cost_and_refusals(network):
-    assert BottleneckCapacity([0.1, 1.0]).cost(network) == (1 + 3 * 111, 300)
-    assert BottleneckCapacity([0.1, 10.0]).cost(network) == (1 + 2 * 111, 200)
+    assert BottleneckCapacity(betas=[0.1, 1.0]).cost(network) == (1 + 3 * 111, 300)
+    assert BottleneckCapacity(betas=[0.1, 10.0]).cost(network) == (1 + 2 * 111, 200)
     BottleneckCapacity().check(network)
     network.layers = {}
     with pytest.raises(Refusal, match=r"set metric\.layer="):

@@ -6,20 +6,20 @@ import torch
 
 from xaibench.errors import Refusal
 from xaibench.metrics.randomisation.class_difference import ClassDifference
-from xaibench.rng import sample_generators
+
+from .helpers import evaluated
 
 SIZE = (1, 12, 12)
 
 
 def columns_of(metric, classifier, batch, attribute):
     """The columns: attribute(targets) -> maps."""
-    generators = sample_generators(0, "metric", batch.samples)
 
     def explain(inputs, targets, purpose):
         assert inputs is batch.inputs and purpose == ""
         return attribute(targets)
 
-    return metric.evaluate(classifier, batch, attribute(batch.targets), {}, generators, explain=explain)
+    return evaluated(metric, classifier, batch, attribute(batch.targets), explain=explain)
 
 
 def test_differences_are_numpys(linear, batch_for):

@@ -5,7 +5,8 @@ import torch
 
 from xaibench.errors import Refusal
 from xaibench.metrics.randomisation.class_sensitivity import ClassSensitivity
-from xaibench.rng import sample_generators
+
+from .helpers import evaluated
 
 SIZE = (1, 30, 30)
 
@@ -20,8 +21,7 @@ def columns_of(metric, classifier, batch, attribute):
         return attribute(targets)
 
     maps = attribute(batch.targets)
-    generators = sample_generators(0, "metric", batch.samples)
-    found = metric.evaluate(classifier, batch, maps, {}, generators, explain=explain)
+    found = evaluated(metric, classifier, batch, maps, explain=explain)
     assert len(asked) == metric.explanations(classifier) == 1
     return found, asked[0]
 
@@ -98,13 +98,17 @@ def test_without_masks_there_is_no_localisation(linear, batch_for):
     classifier = linear(SIZE)
     batch, metric = batch_for(classifier, 2), ClassSensitivity()
 
-    class Masked:
-        has_masks, graded_masks = True, False
+    class Data:
+        def __init__(self, has_masks, graded_masks):
+            self.has_masks, self.graded_masks = has_masks, graded_masks
 
     found, _ = columns_of(metric, classifier, batch, lambda targets: batch.inputs[:, 0])
     assert "inside" not in found and {s.column for s in metric.statistics} <= set(found)
-    metric.check_data(Masked())
-    assert {"inside", "inside_other", "gain"} <= {s.column for s in metric.statistics}
+    for without in (Data(False, False), Data(True, True)):
+        assert metric.statistics_on(without, classifier) == metric.statistics
+    for _ in range(2):  # asking changes nothing
+        further = metric.statistics_on(Data(True, False), classifier)[len(metric.statistics) :]
+        assert [s.column for s in further] == ["inside", "inside_other", "gain"]
 
 
 def test_networks_without_another_class_or_with_too_small_maps_are_refused(linear):

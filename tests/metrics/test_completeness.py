@@ -3,12 +3,14 @@ import math
 import pytest
 import torch
 
+from xaibench.methods.context import Context
 from xaibench.methods.gradients.integrated_gradients import IntegratedGradients
 from xaibench.methods.removal.exact_shapley import ExactShapley
 from xaibench.metrics import ranking
 from xaibench.metrics.removal.completeness import Completeness
 from xaibench.perturb.fills import filled
-from xaibench.rng import sample_generators
+
+from .helpers import responded
 
 
 def contributions(classifier, batch, fill):
@@ -43,10 +45,11 @@ def test_random_fills_are_those_of_the_responses(linear, batch_for, fill):
     classifier = linear((3, 6, 6))
     batch = batch_for(classifier, 3)
     metric = Completeness(fill)
-    responses = metric.respond(classifier, batch, sample_generators(0, "respond", batch.samples))
+    responses = responded(metric, classifier, batch)
     replaced = metric.removal.everything(classifier, batch, responses)
     weights = classifier.module[1].weight[batch.targets].view_as(batch.inputs)
-    columns = metric.evaluate(classifier, batch, (weights * (batch.inputs - replaced)).sum(1), responses, [])
+    maps = (weights * (batch.inputs - replaced)).sum(1)
+    columns = metric.evaluate(classifier, batch, maps, Context(responses=responses))
     assert columns["error"].max() < 1e-12 and responses["drop"].abs().min() > 1e-3
 
 
@@ -55,7 +58,7 @@ def test_additive_methods_keep_the_axiom_and_only_with_their_own_fill(convnet, b
     batch = batch_for(classifier, 3)
 
     def errors(method, fill):
-        maps = method.attribute(classifier, batch.inputs, batch.targets, [])
+        maps = method.attribute(classifier, batch.inputs, batch.targets, Context())
         maps = ranking.collapse(maps, Completeness.collapse, Completeness.sign)
         return scored(Completeness(fill), classifier, batch, maps)["relative_error"]
 
@@ -102,9 +105,9 @@ def test_two_passes_and_none_for_a_further_method(convnet, batch_for, calls):
     classifier = convnet(batch_size=64)
     batch = batch_for(classifier, 5)
     metric, sizes = Completeness(), calls(classifier)
-    responses = metric.respond(classifier, batch, sample_generators(0, "respond", batch.samples))
+    responses = responded(metric, classifier, batch)
     assert sum(sizes) == 5 * metric.cost(classifier)[0]
-    metric.evaluate(classifier, batch, torch.randn(5, 12, 12), responses, [])
+    metric.evaluate(classifier, batch, torch.randn(5, 12, 12), Context(responses=responses))
     assert sum(sizes) == 10
 
 

@@ -10,7 +10,8 @@ from xaibench.datasets.base import Batch
 from xaibench.errors import Refusal
 from xaibench.metrics.removal.completeness_soundness import CompletenessSoundness
 from xaibench.models.classifier import Classifier
-from xaibench.rng import sample_generators
+
+from .helpers import evaluated, responded
 
 
 class Switch(nn.Module):
@@ -21,7 +22,7 @@ class Switch(nn.Module):
         return torch.stack([first, -first], dim=1)
 
 
-def evaluated(metric, classifier, batch, maps_of, seed=0):
+def explained(metric, classifier, batch, maps_of, seed=0):
     """The columns, with maps_of[b, label] as the map of each label; and the labels that were asked for."""
     asked = []
 
@@ -30,10 +31,9 @@ def evaluated(metric, classifier, batch, maps_of, seed=0):
         asked.append(targets)
         return maps_of[torch.arange(len(targets)), targets]
 
-    responses = metric.respond(classifier, batch, sample_generators(seed, "respond", batch.samples))
+    responses = responded(metric, classifier, batch, seed)
     maps = maps_of[torch.arange(len(batch.samples)), batch.targets]
-    generators = sample_generators(seed, "metric", batch.samples)
-    return metric.evaluate(classifier, batch, maps, responses, generators, explain=explain), asked
+    return evaluated(metric, classifier, batch, maps, seed, responses=responses, explain=explain), asked
 
 
 @pytest.mark.parametrize("place_0, place_1", [(0, 15), (0, 0), (3, 9), (15, 15), (15, 0)])
@@ -46,7 +46,7 @@ def test_closed_form_where_one_pixel_decides(place_0, place_1):
     for label, place in enumerate((place_0, place_1)):
         maps[0, label, 0, 0] = 15.5 - place  # the others have 15, 14, ... 1
         assert (maps[0, label] > maps[0, label, 0, 0]).sum() == place
-    columns, _ = evaluated(CompletenessSoundness(steps=None, eps1=0.1, eps2=0.2), classifier, batch, maps)
+    columns, _ = explained(CompletenessSoundness(steps=None, eps1=0.1, eps2=0.2), classifier, batch, maps)
     g_0, g_1 = (15.5 - place_0) / 16, (place_1 + 0.5) / 16
     # Label 1 has probability 0 on the image: whatever its map, it is complete; label 0 has 1: it is sound.
     assert columns["completeness"].item() == pytest.approx(max(g_0, 0.1), rel=1e-12)
@@ -79,7 +79,7 @@ def test_equals_a_slow_loop(convnet, batch_for, top, eps):
     batch = batch_for(classifier, 5)
     maps = torch.randn(5, 4, 5, 6, dtype=torch.float64)
     metric = CompletenessSoundness(labels=top, steps=7, eps1=eps, eps2=eps / 2)
-    columns, asked = evaluated(metric, classifier, batch, maps)
+    columns, asked = explained(metric, classifier, batch, maps)
     assert len(asked) == metric.explanations(classifier) == (4 if top is None else top) - 1
     probabilities = classifier.logits(batch.inputs).softmax(1)
     for b, target in enumerate(batch.targets.tolist()):
@@ -98,7 +98,7 @@ def test_nominal_cost_is_what_the_network_sees(convnet, batch_for, calls):
     metric = CompletenessSoundness(steps=6)
     cost, batch = metric.cost(classifier)[0], batch_for(classifier, 4)
     sizes = calls(classifier)
-    evaluated(metric, classifier, batch, torch.randn(4, 3, 8, 8))
+    explained(metric, classifier, batch, torch.randn(4, 3, 8, 8))
     assert sum(sizes) == 4 * cost + 1  # one more to count the classes
 
 
@@ -106,9 +106,9 @@ def test_a_map_of_one_label_that_is_not_finite_makes_its_image_undefined(convnet
     classifier = convnet(classes=3)
     batch = batch_for(classifier, 3)
     maps = torch.randn(3, 3, 12, 12, dtype=torch.float64)
-    whole, _ = evaluated(CompletenessSoundness(steps=5), classifier, batch, maps)
+    whole, _ = explained(CompletenessSoundness(steps=5), classifier, batch, maps)
     maps[1, (batch.targets[1] + 1) % 3, 0, 0] = torch.nan
-    columns, _ = evaluated(CompletenessSoundness(steps=5), classifier, batch, maps)
+    columns, _ = explained(CompletenessSoundness(steps=5), classifier, batch, maps)
     for name, column in columns.items():
         assert column.isnan().tolist() == [False, True, False]
         torch.testing.assert_close(column[[0, 2]], whole[name][[0, 2]], rtol=1e-9, atol=0)
@@ -118,23 +118,27 @@ def test_equal_pixels_come_in_the_samples_own_random_order(convnet, batch_for, t
     classifier = convnet(classes=3)
     batch = batch_for(classifier, 3)
     maps = torch.zeros(3, 3, 12, 12, dtype=torch.float64)
-    together, _ = evaluated(CompletenessSoundness(steps=5), classifier, batch, maps)
-    alone, _ = evaluated(CompletenessSoundness(steps=5), classifier, take(batch, [2]), maps[[2]])
+    together, _ = explained(CompletenessSoundness(steps=5), classifier, batch, maps)
+    alone, _ = explained(CompletenessSoundness(steps=5), classifier, take(batch, [2]), maps[[2]])
     torch.testing.assert_close(together["completeness"][[2]], alone["completeness"], rtol=1e-9, atol=0)
-    other, _ = evaluated(CompletenessSoundness(steps=5), classifier, batch, maps, seed=1)
+    other, _ = explained(CompletenessSoundness(steps=5), classifier, batch, maps, seed=1)
     assert (other["completeness"] != together["completeness"]).any()
 
 
 def test_the_name_says_which_labels(linear):
-    assert [s.name for s in CompletenessSoundness().statistics] == ["completeness", "soundness"]
-    assert [s.name for s in CompletenessSoundness(labels=5).statistics] == ["completeness_top5", "soundness_top5"]
+    for metric, names in (
+        (CompletenessSoundness(), ["completeness", "soundness"]),
+        (CompletenessSoundness(labels=4), ["completeness_top4", "soundness_top4"]),
+    ):
+        assert [s.name for s in metric.statistics] == names
+        assert metric.statistics_on(None, linear(classes=4)) == metric.statistics
 
 
 @pytest.mark.parametrize(("classes", "taken", "name"), [(10, 10, "completeness"), (11, 5, "completeness_top5")])
 def test_more_than_ten_classes_take_the_five_likeliest(linear, classes, taken, name):
     metric, classifier = CompletenessSoundness(), linear(classes=classes)
     metric.check(classifier)
-    assert metric.statistics[0].name == name
+    assert metric.statistics_on(None, classifier)[0].name == name
     assert metric.explanations(classifier) == taken - 1
 
 

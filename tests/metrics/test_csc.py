@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from xaibench.errors import Refusal
+from xaibench.methods.context import Context
 from xaibench.methods.gradients.gradient import Gradient
 from xaibench.methods.rules.lrp import LRP
 from xaibench.methods.rules.rules import AlphaBeta
@@ -16,14 +17,15 @@ from xaibench.metrics.rules.csc import EDGES, CosineConvergence, cosines, random
 from xaibench.models.classifier import Classifier
 from xaibench.rng import sample_generators
 
+from .helpers import evaluated
+
 WIDTH = 64
 
 
 def columns_of(metric, classifier, batch, method=None):
     """The columns of a method, the gradient unless one is given."""
-    propagate = functools.partial((method or Gradient()).propagate, classifier)
-    generators = sample_generators(0, "metric", batch.samples)
-    return metric.evaluate(classifier, batch, None, {}, generators, propagate=propagate)
+    propagate = functools.partial((method or Gradient()).propagate, classifier, context=Context())
+    return evaluated(metric, classifier, batch, None, propagate=propagate)
 
 
 def chain(weights, rectified: bool) -> Classifier:

@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from xaibench.errors import Refusal
+from xaibench.methods.context import Context
 from xaibench.metrics.removal.degradation import Degradation
 from xaibench.models.classifier import Classifier
-from xaibench.rng import sample_generators
+
+from .helpers import evaluated
 
 CURVES = ("morf_curve", "lerf_curve")
 
@@ -172,10 +174,10 @@ def test_model_calls_and_nominal_cost(convnet, batch_for, calls):
     batch = batch_for(classifier, 5)
     metric = Degradation(tile=4)
     sizes = calls(classifier)
-    responses = metric.respond(classifier, batch, [])
+    responses = metric.respond(classifier, batch, Context())
     assert sizes == [5, 5]
     sizes.clear()
-    metric.evaluate(classifier, batch, torch.randn(5, 12, 12), responses, sample_generators(0, "metric", batch.samples))
+    evaluated(metric, classifier, batch, torch.randn(5, 12, 12), responses=responses)
     assert len(sizes) == 2 * math.ceil(5 * 8 / 7)
     assert metric.cost(classifier) == (2 * 8 + 2, 0)
 

@@ -6,6 +6,7 @@ import torch
 from xaibench.datasets.base import Batch
 from xaibench.datasets.shapes import Shapes
 from xaibench.errors import Refusal
+from xaibench.methods.context import Context
 from xaibench.metrics.network.factor_audit import FactorAudit
 from xaibench.rng import generator
 
@@ -25,7 +26,7 @@ def test_the_numbers_of_the_study(linear):
     classifier.module[1].weight.data = torch.tensor([[-1.0], [1.0]]).double()  # a network that is always right
     classifier.module[1].bias.data.zero_()
     batch = Batch(tuple(range(COUNT)), inputs, labels, labels, None, (0,) * COUNT)
-    columns = metric.evaluate(classifier, batch, None, {}, [], data=samples, fitted=fitted)
+    columns = metric.evaluate(classifier, batch, None, Context(data=samples, fitted=fitted))
     inside = columns["in_overlap"].sum()
     found = {
         s.name: (columns[s.column].mean() if s.per is None else columns[s.column].sum() / inside).item()

@@ -11,6 +11,7 @@ from xaibench.build import build
 from xaibench.datasets.shapes import Shapes
 from xaibench.datasets.two4two_sampler import FACTORS
 from xaibench.errors import Refusal, UserError
+from xaibench.methods.context import Context
 from xaibench.metrics.network.factor_importance import FactorImportance
 from xaibench.models.classifier import Classifier
 from xaibench.scores import statistics
@@ -24,7 +25,7 @@ WEIGHTS = dict(zip(FACTORS, [8.0, 1.5, -0.7, 0, 0, 0, 0, 0, 0.2, 0]))
 
 def measured(metric, classifier, samples):
     """The columns, and each statistic's value as the leaderboard would have it."""
-    columns = metric.evaluate(classifier, samples.load(samples.ids), None, {}, [], data=samples)
+    columns = metric.evaluate(classifier, samples.load(samples.ids), None, Context(data=samples))
     columns = {name: column.numpy() for name, column in columns.items()}
     values = {}
     for statistic in metric.statistics:

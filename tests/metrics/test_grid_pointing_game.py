@@ -16,6 +16,8 @@ from xaibench.models.classifier import Classifier
 from xaibench.models.preprocessing import Preprocessing
 from xaibench.rng import sample_generators
 
+from .helpers import evaluated
+
 
 class Colours(Dataset):
     """Sample k is of class k % classes and shows the value (k + 1) / 1000 everywhere."""
@@ -48,8 +50,7 @@ def scored(metric, classifier, batch, data, maps_of):
         assert torch.equal(targets, batch.targets)
         return maps_of(inputs, masks)
 
-    generators = sample_generators(0, "metric", batch.samples)
-    return metric.evaluate(classifier, batch, torch.zeros(0), {}, generators, explain=explain, data=data)
+    return evaluated(metric, classifier, batch, torch.zeros(0), explain=explain, data=data)
 
 
 @pytest.mark.parametrize("grid, side", [(2, 8), (3, 8), (2, 7), (4, 9)])

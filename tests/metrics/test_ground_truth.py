@@ -5,6 +5,7 @@ import torch
 
 from xaibench.datasets.base import Samples
 from xaibench.datasets.shapes import Shapes
+from xaibench.methods.context import Context
 from xaibench.methods.controls.controls import Oracle
 from xaibench.metrics.ground_truth.bbox import BBox
 from xaibench.metrics.ground_truth.ehr import EHR
@@ -88,7 +89,7 @@ def test_the_oracle_is_perfect_on_shapes(metric, linear, scored):
     samples = Samples(Shapes(), Preprocessing(), range(12))
     batch = samples.load(samples.ids)
     classifier = linear((3, 64, 64))
-    maps = Oracle().attribute(classifier, batch.inputs, batch.targets, [], masks=batch.masks)
+    maps = Oracle().attribute(classifier, batch.inputs, batch.targets, Context(masks=batch.masks))
     (scores,) = scored(metric, classifier, batch, collapse(maps, "sum")).values()
     if metric is METRICS["bbox"]:
         assert (scores < 1).any() and (scores > 0.3).all()

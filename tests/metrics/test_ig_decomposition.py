@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from xaibench.methods.context import Context
 from xaibench.methods.gradients.integrated_gradients import IntegratedGradients
 from xaibench.metrics.two_features.ig_decomposition import FACTORS, IGDecomposition
 from xaibench.scores.leaderboard import read_cell
@@ -11,10 +12,10 @@ def test_equals_numpy_on_a_linear_network_where_the_factors_are_known(linear, ba
     batch = batch_for(classifier, 5)
     batch.inputs[4] = 0.0  # the baseline itself: nothing to take apart
     maps, *factors = (
-        IntegratedGradients(steps=3, factor=factor).attribute(classifier, batch.inputs, batch.targets, [])[:, 0]
+        IntegratedGradients(steps=3, factor=factor).attribute(classifier, batch.inputs, batch.targets, Context())[:, 0]
         for factor in ("product", *FACTORS)
     )
-    found = IGDecomposition().evaluate(classifier, batch, maps, {}, [], dict(zip(FACTORS, factors)))
+    found = IGDecomposition().evaluate(classifier, batch, maps, Context(others=dict(zip(FACTORS, factors))))
     for row, (x, target) in enumerate(zip(batch.inputs.flatten(1).numpy(), batch.targets)):
         w = classifier.module[1].weight[target].numpy()
         if row == 4:

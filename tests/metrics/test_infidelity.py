@@ -3,9 +3,11 @@ import math
 import pytest
 import torch
 
+from xaibench.methods.context import Context
 from xaibench.metrics import ranking
 from xaibench.metrics.removal.infidelity import Infidelity
-from xaibench.rng import sample_generators
+
+from .helpers import responded
 
 PERTURBATIONS = ("square", "gaussian")
 
@@ -20,10 +22,6 @@ def shown():
         return images
 
     return watch
-
-
-def respond(metric, classifier, batch):
-    return metric.respond(classifier, batch, sample_generators(0, "respond", batch.samples))
 
 
 def exact(classifier, batch, perturbation):
@@ -53,7 +51,7 @@ def test_equals_a_slow_loop_over_the_images_shown(convnet, batch_for, shown, per
     maps = torch.randn(3, channels, 7, 9, dtype=torch.float64)
     metric = Infidelity(perturbation, draws=8, normalize=normalize)
     images = shown(classifier)
-    columns = metric.evaluate(classifier, batch, maps, respond(metric, classifier, batch), [])
+    columns = metric.evaluate(classifier, batch, maps, Context(responses=responded(metric, classifier, batch)))
     versions = iter(images[:24])
     for b, target in enumerate(batch.targets):
         clean = classifier.module(batch.inputs[b : b + 1])[0, target].item()
@@ -85,7 +83,7 @@ def test_squares_are_drawn_uniformly_from_all_that_fit(linear, batch_for, shown)
     batch = batch_for(classifier, 1)
     images = shown(classifier)
     draws = 9000
-    respond(Infidelity(draws=draws, largest=0.6), classifier, batch)
+    responded(Infidelity(draws=draws, largest=0.6), classifier, batch)
     removed = (torch.stack(images[:draws]) == 0)[:, 0]
     squares, counts = removed.flatten(1).long().unique(dim=0, return_counts=True)
     expected = set()
@@ -103,7 +101,7 @@ def test_the_largest_square_is_the_authors_on_their_images(linear, batch_for, sh
     classifier = linear((1, 28, 28))
     batch = batch_for(classifier, 1)
     images = shown(classifier)
-    respond(Infidelity(draws=600), classifier, batch)
+    responded(Infidelity(draws=600), classifier, batch)
     sizes = (torch.stack(images[:600]) == 0).flatten(1).sum(1).double().sqrt()
     assert set(sizes.tolist()) == set(range(1, 11))
 
@@ -112,7 +110,7 @@ def test_noise_has_the_given_deviation_in_every_channel(linear, batch_for, shown
     classifier = linear((3, 20, 20))
     batch = batch_for(classifier, 1)
     images = shown(classifier)
-    respond(Infidelity("gaussian", draws=50, noise=0.5), classifier, batch)
+    responded(Infidelity("gaussian", draws=50, noise=0.5), classifier, batch)
     noise = torch.stack(images[:50]) - batch.inputs
     assert noise.std((0, 2, 3)).tolist() == pytest.approx([0.5] * 3, rel=4 / math.sqrt(2 * 20000))
     assert noise.mean().abs() < 4 * 0.5 / math.sqrt(60000)
@@ -153,10 +151,10 @@ def test_linear_model_with_another_fill(linear, batch_for, fill):
     classifier = linear((3, 6, 6))
     batch = batch_for(classifier, 3)
     metric = Infidelity(draws=10, fill=fill, normalize=False)
-    responses = respond(metric, classifier, batch)
+    responses = responded(metric, classifier, batch)
     fills = metric.removal.everything(classifier, batch, responses)
     weights = classifier.module[1].weight[batch.targets].view_as(batch.inputs)
-    columns = metric.evaluate(classifier, batch, weights * (batch.inputs - fills), responses, [])
+    columns = metric.evaluate(classifier, batch, weights * (batch.inputs - fills), Context(responses=responses))
     torch.testing.assert_close(columns["infidelity"], torch.zeros(3).double(), rtol=0, atol=1e-20)
 
 
@@ -181,11 +179,11 @@ def test_only_the_responses_call_the_model(convnet, batch_for, calls, perturbati
     batch = batch_for(classifier, 5)
     metric = Infidelity(perturbation, draws=10)
     sizes = calls(classifier)
-    responses = respond(metric, classifier, batch)
+    responses = responded(metric, classifier, batch)
     assert sum(sizes) == 5 * metric.cost(classifier)[0] == 5 * 11
     assert len(sizes) == 1 + math.ceil(5 * 10 / 7)
     sizes.clear()
-    metric.evaluate(classifier, batch, torch.randn(5, 3, 12, 12), responses, [])
+    metric.evaluate(classifier, batch, torch.randn(5, 3, 12, 12), Context(responses=responses))
     assert sizes == []
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from xaibench.metrics.properties.max_sensitivity import MaxSensitivity
-from xaibench.rng import sample_generators
+
+from .helpers import evaluated
 
 
 def explained_by(attribute, classifier, batch, metric, seed=0):
@@ -19,8 +20,7 @@ def explained_by(attribute, classifier, batch, metric, seed=0):
         return attribute(inputs, targets)
 
     maps = attribute(batch.inputs, batch.targets)
-    generators = sample_generators(seed, "metric", batch.samples)
-    return metric.evaluate(classifier, batch, maps, {}, generators, explain=explain), asked
+    return evaluated(metric, classifier, batch, maps, seed, explain=explain), asked
 
 
 def squares(inputs, targets):

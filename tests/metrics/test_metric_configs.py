@@ -41,3 +41,22 @@ def test_yaml_names_every_parameter_with_its_default(name):
 def test_mistakes_are_named(name, mistake, message):
     with pytest.raises(UserError, match=message):
         build({**SPECS[name], **mistake}, "metric")
+
+
+def test_what_is_declared_decides_what_a_metric_is_given(convnet):
+    """By what the metrics are known to ask of their context: the engine looks at nothing else."""
+    metrics = {name: build(spec, "metric") for name, spec in SPECS.items()}
+    per_sample = {name: metric for name, metric in metrics.items() if metric.kind == "per_sample"}
+    assert {name: m.kind for name, m in metrics.items() if name not in per_sample} == {
+        **dict.fromkeys(("dim_diff", "masked_pearson"), "pooled"),
+        **dict.fromkeys(("roar", "kar"), "retraining"),
+    }
+    explaining = {"bam_idr", "bam_iir", "grid_pointing_game", "completeness_soundness", "max_sensitivity"}
+    explaining |= {"class_difference", "class_sensitivity", "random_logit"}
+    assert {name for name, metric in per_sample.items() if metric.explanations(convnet()) > 0} == explaining
+    for attribute, names in (
+        ("propagates", {"csc", "singular_ratio"}),
+        ("reads_other_logits", {"bam_mcs", "label_randomization"}),
+        ("fit", {"bottleneck_capacity", "factor_audit"}),
+    ):
+        assert {name for name, metric in metrics.items() if getattr(metric, attribute)} == names

@@ -5,14 +5,10 @@ import torch
 
 from xaibench.metrics.randomisation.parameter_randomization import ParameterRandomization
 from xaibench.models.randomise import Randomisation
-from xaibench.rng import sample_generators
+
+from .helpers import evaluated
 
 BLOCKS = ["0..3", "7"]  # of `convnet`: both convolutions, the linear layer
-
-
-def evaluated(metric, classifier, batch, maps, others):
-    generators = sample_generators(0, "metric", batch.samples)
-    return metric.evaluate(classifier, batch, maps, {}, generators, others=others)
 
 
 @pytest.fixture
@@ -32,7 +28,7 @@ def given(convnet, batch_for):
 def test_steps_average_over_seeds_and_the_score_over_steps(given):
     classifier, batch, maps, others = given
     metric = ParameterRandomization(blocks=2, seeds=2)
-    found = evaluated(metric, classifier, batch, maps, others)
+    found = evaluated(metric, classifier, batch, maps, others=others)
     single = [metric.similarities(maps, other)["ssim"] for other in others.values()]
     first, second = (single[0] + single[1]) / 2, (single[2] + single[3]) / 2
     torch.testing.assert_close(found["ssim_curve"], torch.stack([first, second], dim=1))
@@ -49,8 +45,8 @@ def test_unchanged_asks_for_every_seed_of_the_first_step(given):
     first, again, *_ = others
     same = {**others, first: maps, again: maps.clone()}
     same[again][1, 3, 3] += 10 * maps.abs().max()  # in one of four images, by one seed
-    assert evaluated(metric, classifier, batch, maps, same)["unchanged"].tolist() == [1, 0, 1, 1]
-    assert not evaluated(metric, classifier, batch, maps, others)["unchanged"].any()
+    assert evaluated(metric, classifier, batch, maps, others=same)["unchanged"].tolist() == [1, 0, 1, 1]
+    assert not evaluated(metric, classifier, batch, maps, others=others)["unchanged"].any()
 
 
 @pytest.mark.parametrize(
@@ -73,11 +69,10 @@ def test_states_go_from_the_top_down_or_from_the_bottom_up(given, mode, order):
 def test_a_sample_is_scored_without_its_neighbours(given, take):
     classifier, batch, maps, others = given
     metric = ParameterRandomization(blocks=2, seeds=2)
-    whole = evaluated(metric, classifier, batch, maps, others)
+    whole = evaluated(metric, classifier, batch, maps, others=others)
     places = [2, 0]
-    part = evaluated(
-        metric, classifier, take(batch, places), maps[places], {name: other[places] for name, other in others.items()}
-    )
+    of_part = {name: other[places] for name, other in others.items()}
+    part = evaluated(metric, classifier, take(batch, places), maps[places], others=of_part)
     for name, column in whole.items():
         torch.testing.assert_close(part[name], column[places], rtol=0, atol=1e-12)
 

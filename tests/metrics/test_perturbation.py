@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from xaibench.metrics.ranking import places
-from xaibench.metrics.removal._perturbation import counts_of, curve, replacing
+from xaibench.metrics.removal._perturbation import counts_of, curve
+from xaibench.perturb.perturbed import replacing
 from xaibench.rng import sample_generators
 
 

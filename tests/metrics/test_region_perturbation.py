@@ -6,11 +6,8 @@ import torch
 
 from xaibench.errors import Refusal
 from xaibench.metrics.removal.region_perturbation import RegionPerturbation
-from xaibench.rng import sample_generators
 
-
-def respond(metric, classifier, batch):
-    return metric.respond(classifier, batch, sample_generators(0, "respond", batch.samples))
+from .helpers import evaluated, responded
 
 
 def slow_aopc(classifier, image, target, attribution, tile, regions, noises):
@@ -44,8 +41,8 @@ def test_equals_a_slow_loop(convnet, batch_for, side, tile, regions, draws):
     batch = batch_for(classifier, 3)
     maps = torch.randn(3, side, side, dtype=torch.float64)
     metric = RegionPerturbation(tile, regions, draws)
-    responses = respond(metric, classifier, batch)
-    columns = metric.evaluate(classifier, batch, maps, responses, sample_generators(0, "metric", batch.samples))
+    responses = responded(metric, classifier, batch)
+    columns = evaluated(metric, classifier, batch, maps, responses=responses)
     noises = [
         metric.removal.everything(classifier, batch, {"fill_seed": responses["fill_seed"][:, draw]})
         for draw in range(draws)
@@ -62,7 +59,7 @@ def test_noise_is_uniform_in_pixel_values_and_new_at_every_draw(convnet, batch_f
     classifier = convnet((3, 40, 40))
     batch = batch_for(classifier, 2)
     metric = RegionPerturbation(draws=3)
-    seeds = respond(metric, classifier, batch)["fill_seed"]
+    seeds = responded(metric, classifier, batch)["fill_seed"]
     assert seeds.unique().numel() == 6
     pixels = torch.stack(
         [metric.removal.everything(classifier, batch, {"fill_seed": seeds[:, draw]}) for draw in range(3)]
@@ -119,8 +116,8 @@ def test_more_draws_take_the_noise_out_of_the_score(convnet, batch_for):
         metric = RegionPerturbation(tile=3, regions=3, draws=draws)
         scores = []
         for seed in range(200):
-            responses = metric.respond(classifier, batch, sample_generators(seed, "respond", batch.samples))
-            scores.append(metric.evaluate(classifier, batch, maps, responses, sample_generators(0, "", [0]))["morf"])
+            responses = responded(metric, classifier, batch, seed)
+            scores.append(evaluated(metric, classifier, batch, maps, responses=responses)["morf"])
         return torch.cat(scores).std().item()
 
     assert spread(1) / spread(4) == pytest.approx(2, rel=0.3)

@@ -5,6 +5,7 @@ import torch
 
 from xaibench.datasets.shapes import Shapes
 from xaibench.errors import Refusal
+from xaibench.methods.context import Context
 from xaibench.metrics.ground_truth.region_shares import SEEN_IN, RegionShares
 from xaibench.metrics.ranking import collapse
 
@@ -21,7 +22,7 @@ def data():
 def shares(maps, samples, **options):
     metric = RegionShares(**options)
     batch = samples.load(samples.ids)
-    columns = metric.evaluate(None, batch, collapse(maps[:, None], "sum", metric.sign), {}, [], data=samples)
+    columns = metric.evaluate(None, batch, collapse(maps[:, None], "sum", metric.sign), Context(data=samples))
     return metric, columns
 
 

@@ -10,6 +10,8 @@ from xaibench.metrics.removal.insertion_deletion import InsertionDeletion
 from xaibench.perturb.imputer import impute
 from xaibench.rng import sample_generators
 
+from .helpers import evaluated, responded
+
 FILLS = ["noise", "linear"]
 METRICS = {
     "degradation": lambda fill: Degradation(tile=3, steps=6, fill=fill),
@@ -95,17 +97,17 @@ def test_every_method_meets_the_same_fill(convnet, batch_for, name, fill):
     classifier = convnet()
     batch = batch_for(classifier, 1)
     metric = METRICS[name](fill)
-    responses = metric.respond(classifier, batch, sample_generators(0, "respond", batch.samples))
+    responses = responded(metric, classifier, batch)
     ramp = torch.arange(144.0).view(1, 12, 12)
     images = seen_by(classifier)
     shown = []
     # The order of removal is the same; the scale of the map and the seed are those of another method.
     for maps, seed in ((ramp, 1), (3 * ramp - 7, 2)):
-        metric.evaluate(classifier, batch, maps, responses, sample_generators(seed, "metric", batch.samples))
+        evaluated(metric, classifier, batch, maps, seed, responses=responses)
         shown.append(torch.stack(images))
         images.clear()
     assert torch.equal(*shown)
-    again = metric.respond(classifier, batch, sample_generators(0, "respond", batch.samples))
+    again = responded(metric, classifier, batch)
     assert again.keys() == responses.keys() and all(torch.equal(again[key], responses[key]) for key in again)
 
 
@@ -114,9 +116,9 @@ def test_the_fully_removed_end_is_the_responses_value(convnet, batch_for, name, 
     classifier = convnet()
     batch = batch_for(classifier, 3)
     metric = METRICS[name]("noise")
-    responses = metric.respond(classifier, batch, sample_generators(0, "respond", batch.samples))
+    responses = responded(metric, classifier, batch)
     maps = torch.randn(3, 12, 12)
-    columns = metric.evaluate(classifier, batch, maps, responses, sample_generators(0, "metric", batch.samples))
+    columns = evaluated(metric, classifier, batch, maps, responses=responses)
     pixels = torch.stack(
         [torch.rand(3, 12, 12, generator=torch.Generator().manual_seed(int(s))) for s in responses["fill_seed"]]
     )

@@ -3,10 +3,11 @@ import math
 import pytest
 import torch
 
-from tests.perturb.test_imputer import solved
+from tests.perturb.helpers import solved
 from xaibench.errors import Refusal
 from xaibench.metrics.removal.road import Road
-from xaibench.rng import sample_generators
+
+from .helpers import evaluated, responded
 
 SHARES = [10, 20, 30, 40, 50, 60, 70, 80, 90]
 
@@ -43,8 +44,8 @@ def test_equals_a_slow_loop(convnet, batch_for, size, percentages, output):
     batch = batch_for(classifier, 3)
     maps = torch.randn(3, *size[1:], dtype=torch.float64)
     metric = Road(percentages, output)
-    responses = metric.respond(classifier, batch, sample_generators(0, "respond", batch.samples))
-    columns = metric.evaluate(classifier, batch, maps, responses, sample_generators(0, "metric", batch.samples))
+    responses = responded(metric, classifier, batch)
+    columns = evaluated(metric, classifier, batch, maps, responses=responses)
     for b in range(3):
         generator = torch.Generator().manual_seed(int(responses["fill_seed"][b]))
         noise = 0.01 * torch.randn(size, generator=generator).double() / 0.2
@@ -68,10 +69,10 @@ def test_exactly_the_share_is_removed_where_a_map_is_sparse(convnet, batch_for):
     maps = torch.zeros(2, 16, 16)
     maps[:, 4:8, 4:8] = 1 + torch.rand(2, 4, 4)
     metric = Road()
-    responses = metric.respond(classifier, batch, sample_generators(0, "respond", batch.samples))
+    responses = responded(metric, classifier, batch)
     images: list[torch.Tensor] = []
     classifier.module.register_forward_pre_hook(lambda module, inputs: images.extend(inputs[0].clone()))
-    metric.evaluate(classifier, batch, maps, responses, sample_generators(0, "metric", batch.samples))
+    evaluated(metric, classifier, batch, maps, responses=responses)
     morf, lerf = torch.stack(images).view(2, 2, 9, 3, 16, 16)
     for removed in ((morf != batch.inputs[:, None]), (lerf != batch.inputs[:, None])):
         # A place loses all its channels, on colour images with a map of one channel, too.
@@ -148,9 +149,9 @@ def test_model_calls_and_nominal_cost(convnet, batch_for, calls):
     batch = batch_for(classifier, 5)
     metric = Road()
     sizes = calls(classifier)
-    responses = metric.respond(classifier, batch, sample_generators(0, "respond", batch.samples))
+    responses = responded(metric, classifier, batch)
     assert sizes == []
-    metric.evaluate(classifier, batch, torch.randn(5, 12, 12), responses, sample_generators(0, "metric", batch.samples))
+    evaluated(metric, classifier, batch, torch.randn(5, 12, 12), responses=responses)
     assert len(sizes) == 2 * math.ceil(5 * 9 / 7)
     assert metric.cost(classifier) == (18, 0)
 

@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from xaibench.errors import Refusal
+from xaibench.methods.context import Context
 from xaibench.metrics.removal.sensitivity_n import SensitivityN
-from xaibench.rng import sample_generators
+
+from .helpers import responded
 
 
 @pytest.fixture
@@ -46,8 +48,8 @@ def test_equals_a_slow_loop_over_the_images_shown(convnet, batch_for, shown, sid
     maps = torch.randn(3, side, side, dtype=torch.float64)
     metric = SensitivityN(tile=tile, points=4, sets=6)
     images = shown(classifier)
-    responses = metric.respond(classifier, batch, sample_generators(0, "respond", batch.samples))
-    columns = metric.evaluate(classifier, batch, maps, responses, [])
+    responses = responded(metric, classifier, batch)
+    columns = metric.evaluate(classifier, batch, maps, Context(responses=responses))
     axis = metric.axes(classifier)["correlation_curve"].tolist()
     features = math.ceil(side / tile) ** 2
     versions = iter(images[3:])
@@ -76,9 +78,7 @@ def test_equals_a_slow_loop_over_the_images_shown(convnet, batch_for, shown, sid
 def test_tiles_are_removed_whole(convnet, batch_for, shown):
     classifier = convnet((3, 8, 8))
     images = shown(classifier)
-    SensitivityN(tile=4, points=2, sets=10).respond(
-        classifier, batch_for(classifier, 2), sample_generators(0, "", [0, 1])
-    )
+    responded(SensitivityN(tile=4, points=2, sets=10), classifier, batch_for(classifier, 2))
     removed = (torch.stack(images[2:]) == 0).all(1).view(-1, 2, 4, 2, 4).double().mean((2, 4))
     assert set(removed.unique().tolist()) == {0.0, 1.0}
 
@@ -88,9 +88,7 @@ def test_sets_are_uniform_and_each_image_has_its_own(linear, batch_for, shown):
     classifier = linear((1, 3, 3))
     batch = batch_for(classifier, 200)
     images = shown(classifier)
-    SensitivityN(points=1, sizes="percent", largest=4 / 9, sets=20).respond(
-        classifier, batch, sample_generators(0, "respond", batch.samples)
-    )
+    responded(SensitivityN(points=1, sizes="percent", largest=4 / 9, sets=20), classifier, batch)
     member = (torch.stack(images[200:]) == 0).view(200, 20, 9).double()
     assert (member.sum(2) == 4).all()
     assert len({tuple(rows.flatten().tolist()) for rows in member}) == 200
@@ -196,10 +194,11 @@ def test_linear_model_with_another_fill(linear, batch_for, fill):
     classifier = linear((3, 6, 6))
     batch = batch_for(classifier, 3)
     metric = SensitivityN(points=4, sets=10, fill=fill, sigma=2.0)
-    responses = metric.respond(classifier, batch, sample_generators(0, "respond", batch.samples))
+    responses = responded(metric, classifier, batch)
     fills = metric.removal.everything(classifier, batch, responses)
     weights = classifier.module[1].weight[batch.targets].view_as(batch.inputs)
-    columns = metric.evaluate(classifier, batch, (weights * (batch.inputs - fills)).sum(1), responses, [])
+    maps = (weights * (batch.inputs - fills)).sum(1)
+    columns = metric.evaluate(classifier, batch, maps, Context(responses=responses))
     torch.testing.assert_close(columns["correlation_curve"], torch.ones(3, 4).double())
 
 
@@ -222,11 +221,11 @@ def test_only_the_responses_call_the_model(convnet, batch_for, calls):
     batch = batch_for(classifier, 5)
     metric = SensitivityN(points=3, sets=10)
     sizes = calls(classifier)
-    responses = metric.respond(classifier, batch, sample_generators(0, "respond", batch.samples))
+    responses = responded(metric, classifier, batch)
     assert sum(sizes) == 5 * metric.cost(classifier)[0] == 5 * 31
     assert len(sizes) == 1 + math.ceil(5 * 30 / 7)
     sizes.clear()
-    metric.evaluate(classifier, batch, torch.randn(5, 12, 12), responses, [])
+    metric.evaluate(classifier, batch, torch.randn(5, 12, 12), Context(responses=responses))
     assert sizes == []
 
 

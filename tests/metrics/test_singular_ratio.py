@@ -8,6 +8,7 @@ import torch
 from torch.autograd.functional import jacobian
 
 from xaibench.errors import Refusal
+from xaibench.methods.context import Context
 from xaibench.methods.gradients.gradient import Gradient
 from xaibench.methods.rules.lrp import LRP
 from xaibench.methods.rules.rules import AlphaBeta
@@ -16,8 +17,8 @@ from xaibench.models.classifier import Classifier
 
 
 def columns_of(metric, classifier, batch, method):
-    propagate = functools.partial(method.propagate, classifier)
-    return metric.evaluate(classifier, batch, None, {}, [], propagate=propagate)
+    propagate = functools.partial(method.propagate, classifier, context=Context())
+    return metric.evaluate(classifier, batch, None, Context(propagate=propagate))
 
 
 def test_the_gradients_matrix_is_the_jacobian(convnet, batch_for):

@@ -8,13 +8,14 @@ from torch import nn
 
 from xaibench.datasets.planes import RingOfGaussians, Xor
 from xaibench.errors import Refusal
+from xaibench.methods.context import Context
 from xaibench.methods.gradients.gradient import Gradient, InputXGradient, Saliency
 from xaibench.methods.gradients.integrated_gradients import IntegratedGradients
 from xaibench.methods.removal.occlusion import Occlusion
 from xaibench.metrics.two_features.dim_diff import DimDiff
 from xaibench.metrics.two_features.masked_pearson import MaskedPearson
 from xaibench.models.classifier import Classifier
-from xaibench.models.networks.smallcnn import SmallCNN
+from xaibench.models.smallcnn import SmallCNN
 
 STEPS = 21
 GRID = Xor(f"grid:{STEPS}")
@@ -37,7 +38,7 @@ def explain(method) -> torch.Tensor:
     """The method's maps of the ideal function over the grid [n,1,2]."""
     inputs = GRID.points.double().view(-1, 1, 1, 2)
     classifier = Classifier("ideal", Ideal(), (1, 1, 2))
-    return method.attribute(classifier, inputs, torch.zeros(len(inputs), dtype=torch.int64), [])[:, 0]
+    return method.attribute(classifier, inputs, torch.zeros(len(inputs), dtype=torch.int64), Context())[:, 0]
 
 
 def pearson(maps: torch.Tensor, **options) -> dict[str, float]:

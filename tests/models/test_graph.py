@@ -15,8 +15,9 @@ from xaibench.errors import Refusal
 from xaibench.methods.rules.lrp import LRP
 from xaibench.methods.rules.rules import AlphaBeta, Composite, passed_on
 from xaibench.models.classifier import Classifier
-from xaibench.models.graph import Affine, Convolution, Graph, Other, Rectifier, Scale
-from xaibench.models.networks.resnet_cifar import ResNetCifar
+from xaibench.models.resnet_cifar import ResNetCifar
+from xaibench.models.tracing.graph import Graph
+from xaibench.models.tracing.steps import Affine, Convolution, Other, Rectifier, Scale
 
 
 class Everything(nn.Module):

@@ -17,15 +17,14 @@ from torchvision.transforms.functional import to_pil_image
 from xaibench.datasets.base import Samples
 from xaibench.datasets.imagefolder import ImageFolder
 from xaibench.errors import Refusal, UserError
-from xaibench.models import loading
+from xaibench.models import loading, torchvision_nets
 from xaibench.models.digest import weights_digest
 from xaibench.models.loading import check_input, load_classifier
-from xaibench.models.networks import torchvision_nets
 from xaibench.models.preprocessing import Preprocessing
 from xaibench.models.recipe import accuracy
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
-LENET = {"_target_": "xaibench.models.networks.lenet.LeNet", "input_size": [1, 28, 28]}
+LENET = {"_target_": "xaibench.models.lenet.LeNet", "input_size": [1, 28, 28]}
 
 
 def spec_of(name: str, **changes) -> dict:

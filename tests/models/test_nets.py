@@ -12,13 +12,13 @@ from torchvision import models
 from xaibench.datasets.base import Samples
 from xaibench.datasets.imagefolder import ImageFolder
 from xaibench.errors import UserError
+from xaibench.models.lenet import LeNet
 from xaibench.models.loading import build_module, load_classifier
-from xaibench.models.networks.lenet import LeNet
-from xaibench.models.networks.resnet_cifar import ResNetCifar
-from xaibench.models.networks.torchvision_nets import last_conv, torchvision_net
 from xaibench.models.recipe import accuracy
+from xaibench.models.resnet_cifar import ResNetCifar
+from xaibench.models.torchvision_nets import last_conv, torchvision_net
 
-TARGET = "xaibench.models.networks.torchvision_nets.torchvision_net"
+TARGET = "xaibench.models.torchvision_nets.torchvision_net"
 RELUS = (nn.ReLU, nn.ReLU6)
 
 
@@ -136,7 +136,7 @@ def cifar(shared, tmp_path_factory):
 def test_cifar_resnets_reach_their_accuracy(shared, cifar, depth, expected):
     """On 300 images; on every fifth of the 10 000 it is 80.45 % and 84.15 %, as the data's README says."""
     spec = {
-        "_target_": "xaibench.models.networks.resnet_cifar.ResNetCifar",
+        "_target_": "xaibench.models.resnet_cifar.ResNetCifar",
         "depth": depth,
         "weights": str(shared / "models" / f"cifar10_resnet{depth}.pt"),
         "mean": [0.485, 0.456, 0.406],

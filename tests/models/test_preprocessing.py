@@ -7,7 +7,7 @@ from PIL import Image
 from torchvision import models
 
 from xaibench.errors import UserError
-from xaibench.models.networks import torchvision_nets
+from xaibench.models import torchvision_nets
 from xaibench.models.preprocessing import Preprocessing
 
 # Two resize lengths, two interpolations, a crop other than 224.

@@ -8,9 +8,9 @@ from torch import nn
 
 from xaibench.errors import UserError
 from xaibench.models.classifier import Classifier
-from xaibench.models.networks.lenet import LeNet
-from xaibench.models.networks.resnet_cifar import ResNetCifar
+from xaibench.models.lenet import LeNet
 from xaibench.models.randomise import Randomisation, blocks, layers, randomised
+from xaibench.models.resnet_cifar import ResNetCifar
 
 LENET = ["conv1", "conv2", "linear1", "linear2", "linear3"]
 

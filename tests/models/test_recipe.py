@@ -11,50 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from xaibench.datasets.base import Dataset, Example, Samples
+from tests.models.helpers import EVERYTHING, NORMALISE, Stripes, images_of, make_net, samples_of
+from xaibench.datasets.base import Samples
+from xaibench.datasets.images import Images, crop_flip
 from xaibench.datasets.torchvision_sets import MNIST
 from xaibench.errors import UserError
-from xaibench.models import recipe as recipes
 from xaibench.models.classifier import Classifier
 from xaibench.models.loading import build_module
 from xaibench.models.preprocessing import Preprocessing
-from xaibench.models.recipe import Images, Recipe, accuracy, train
+from xaibench.models.recipe import Recipe, accuracy, accuracy_on, train
 from xaibench.rng import generator
-
-NORMALISE = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
-EVERYTHING = Recipe(epochs=4, batch_size=16, lr=0.01, optimizer="adam", schedule="one_cycle", augment="crop_flip")
-
-
-class Stripes(Dataset):
-    """Noise with a brighter row or column: 50 images [3,12,12] of 2 classes."""
-
-    class_names = ("row", "column")
-    fingerprint = "stripes"
-
-    def __init__(self, sizes: tuple[int, ...] = (12,)) -> None:
-        self.sizes = sizes
-
-    def __len__(self) -> int:
-        return 50
-
-    def __getitem__(self, index: int) -> Example:
-        size = self.sizes[index % len(self.sizes)]
-        image = torch.rand(3, size, size, generator=generator("stripes", index)) / 2
-        image[:, *((slice(None), 5) if index % 2 else (5, slice(None)))] += 0.5
-        return Example(image, index % 2)
-
-
-def samples_of(dataset: Dataset | None = None) -> Samples:
-    dataset = dataset or Stripes()
-    return Samples(dataset, NORMALISE, range(len(dataset)))
-
-
-def make_net() -> nn.Module:
-    """With everything that has a state or draws: batch normalisation and dropout."""
-    torch.manual_seed(3)
-    return nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.3), nn.Flatten(), nn.Linear(400, 2)
-    )
 
 
 def equal(one: nn.Module, other: nn.Module) -> bool:
@@ -64,7 +30,7 @@ def equal(one: nn.Module, other: nn.Module) -> bool:
 
 def test_batch_normalisation_that_is_folded_leaves_the_network_that_its_class_says():
     recipe = Recipe(epochs=2, batch_size=10, lr=0.05, batch_norm="folded")
-    images = Images(samples_of())
+    images = images_of()
 
     def make(*extra: nn.Module) -> nn.Module:
         torch.manual_seed(0)
@@ -79,11 +45,11 @@ def test_batch_normalisation_that_is_folded_leaves_the_network_that_its_class_sa
 
 def test_the_best_epoch_is_the_first_of_the_highest_accuracy_on_validation(tmp_path):
     # The rate is so high that accuracy goes up and down.
-    recipe, images = Recipe(epochs=8, batch_size=10, lr=1.0, select="best"), Images(samples_of())
+    recipe, images = Recipe(epochs=8, batch_size=10, lr=1.0, select="best"), images_of()
     net, state = make_net(), tmp_path / "state.safetensors"
     history = train(net, recipe, images, validation=images, checkpoint=state)
     assert len(set(history["validation"])) > 2 and history["validation"][-1] < max(history["validation"])
-    assert recipes.accuracy_on(net, images) == max(history["validation"])
+    assert accuracy_on(net, images) == max(history["validation"])
     epochs = history["validation"].index(max(history["validation"])) + 1
     shorter = make_net()
     train(shorter, replace(recipe, select="last", epochs=epochs), images)
@@ -101,7 +67,7 @@ def test_equals_an_obvious_loop(outputs):
     ours = nn.Sequential(nn.Flatten(), nn.Linear(432, outputs))
     theirs = nn.Sequential(nn.Flatten(), nn.Linear(432, outputs))
     theirs.load_state_dict(ours.state_dict())
-    history = train(ours, recipe, samples_of(), seed=5)
+    history = train(ours, recipe, images_of(), seed=5)
     data = Stripes()
     inputs = torch.stack([(data[i].image - 0.5) / 0.25 for i in range(50)])
     labels = torch.tensor([i % 2 for i in range(50)])
@@ -154,7 +120,7 @@ def test_one_cycle_of_a_single_step_is_finite():
 
 def test_crop_flip_gives_shifted_and_mirrored_images():
     pixels = torch.randint(1, 256, (40, 3, 9, 7), dtype=torch.uint8)
-    augmented = recipes._crop_flip(pixels, generator(0))
+    augmented = crop_flip(pixels, generator(0))
     padded = F.pad(pixels, (4, 4, 4, 4))
     seen = set()
     for image, before in zip(augmented, padded, strict=True):
@@ -181,14 +147,14 @@ def test_resumed_equals_uninterrupted(tmp_path, recipe):
             raise Interrupted
 
     whole, cut = make_net(), make_net()
-    expected = train(whole, recipe, samples_of())
+    expected = train(whole, recipe, images_of())
     with pytest.raises(Interrupted):
-        train(cut, recipe, samples_of(), checkpoint=tmp_path / "state.safetensors", progress=stop)
+        train(cut, recipe, images_of(), checkpoint=tmp_path / "state.safetensors", progress=stop)
     resumed, epochs = make_net(), []
     history = train(
         resumed,
         recipe,
-        samples_of(),
+        images_of(),
         checkpoint=tmp_path / "state.safetensors",
         progress=lambda epoch, of, loss, right: epochs.append((epoch, of, loss, right)),
     )
@@ -197,7 +163,7 @@ def test_resumed_equals_uninterrupted(tmp_path, recipe):
         expected["loss"][3],
         expected["accuracy"][3],
     )
-    assert train(make_net(), recipe, samples_of(), checkpoint=tmp_path / "state.safetensors") == expected
+    assert train(make_net(), recipe, images_of(), checkpoint=tmp_path / "state.safetensors") == expected
     assert not resumed.training and not any(p.requires_grad for p in resumed.parameters())
 
 
@@ -207,7 +173,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(int(sys.argv[3]))
-from test_recipe import EVERYTHING, make_net, samples_of
+from helpers import EVERYTHING, images_of, make_net
 from xaibench.models.recipe import train
 
 state, calls = Path(sys.argv[2]), 0
@@ -228,7 +194,7 @@ for moment in ("batch", "rename"):
             net.register_forward_pre_hook(kill_in_batch)
         else:
             os.replace = kill  # everything is written, nothing has its name
-        train(net, EVERYTHING, samples_of(), checkpoint=state)
+        train(net, EVERYTHING, images_of(), checkpoint=state)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, moment
     state.with_name(moment).write_bytes(state.read_bytes())
@@ -244,8 +210,8 @@ def test_killed_twice_and_resumed_equals_uninterrupted(tmp_path):
     assert len(list(tmp_path.iterdir())) == 4, "the second kill leaves what was written aside"
     epochs = []
     resumed, whole = make_net(), make_net()
-    train(resumed, EVERYTHING, samples_of(), checkpoint=state, progress=lambda epoch, *_: epochs.append(epoch))
-    train(whole, EVERYTHING, samples_of())
+    train(resumed, EVERYTHING, images_of(), checkpoint=state, progress=lambda epoch, *_: epochs.append(epoch))
+    train(whole, EVERYTHING, images_of())
     assert epochs == [2, 3, 4] and equal(resumed, whole)
     assert len(list(tmp_path.iterdir())) == 3
 
@@ -255,7 +221,7 @@ def test_the_seed_and_nothing_global_decides(tmp_path):
     for net, seed in zip(nets, (0, 0, 1), strict=True):
         torch.rand(7)
         before = torch.get_rng_state()
-        train(net, EVERYTHING, samples_of(), seed=seed)
+        train(net, EVERYTHING, images_of(), seed=seed)
         assert torch.equal(torch.get_rng_state(), before)
     assert equal(nets[0], nets[1]) and not equal(nets[0], nets[2])
 
@@ -264,30 +230,30 @@ def test_the_seed_and_nothing_global_decides(tmp_path):
 def test_a_state_that_is_not_of_this_training_is_replaced(tmp_path, spoil):
     state = tmp_path / "state.safetensors"
     if spoil == "other":
-        train(make_net(), EVERYTHING, samples_of(), seed=9, checkpoint=state)
+        train(make_net(), EVERYTHING, images_of(), seed=9, checkpoint=state)
     else:
-        train(make_net(), EVERYTHING, samples_of(), checkpoint=state)
+        train(make_net(), EVERYTHING, images_of(), checkpoint=state)
         state.write_bytes(state.read_bytes()[: 300 if spoil == "cut" else 0])
     net, whole = make_net(), make_net()
-    assert train(net, EVERYTHING, samples_of(), checkpoint=state) == train(whole, EVERYTHING, samples_of())
+    assert train(net, EVERYTHING, images_of(), checkpoint=state) == train(whole, EVERYTHING, images_of())
     assert equal(net, whole)
 
 
 def test_decoding_for_every_batch_gives_the_same(monkeypatch):
     kept, anew = make_net(), make_net()
-    train(kept, EVERYTHING, samples_of())
-    monkeypatch.setattr(recipes, "MEMORY", 0)
-    train(anew, EVERYTHING, samples_of())
+    train(kept, EVERYTHING, images_of())
+    monkeypatch.setattr("xaibench.datasets.images.MEMORY", 0)
+    train(anew, EVERYTHING, images_of())
     assert equal(kept, anew)
 
 
 def test_what_cannot_be_trained_is_said():
     with pytest.raises(UserError, match=r"diverged in epoch 1.*model\.recipe\.lr"):
-        train(make_net(), Recipe(epochs=2, batch_size=16, lr=1e30), samples_of())
+        train(make_net(), Recipe(epochs=2, batch_size=16, lr=1e30), images_of())
     with pytest.raises(UserError, match=r"differ in size.*model\.resize"):
-        train(make_net(), EVERYTHING, samples_of(Stripes(sizes=(12, 14))))
+        train(make_net(), EVERYTHING, images_of(Stripes(sizes=(12, 14))))
     with pytest.raises(UserError, match="nothing to train on"):
-        train(make_net(), EVERYTHING, Samples(Stripes(), NORMALISE, ()))
+        Images(Samples(Stripes(), NORMALISE, ()))
     with pytest.raises(UserError, match=r"model\.recipe\.epochs=0"):
         Recipe(epochs=0, batch_size=1, lr=0.1)
 
@@ -312,9 +278,9 @@ def test_lenet_learns_mnist(shared):
     """A tenth of an epoch, at a higher rate than the recipe's, which in full reaches 98.4 % of the test images."""
     preprocessing = Preprocessing(mean=(0.1307,), std=(0.3081,))
     root = str(shared / "data" / "mnist")
-    net = build_module({"_target_": "xaibench.models.networks.lenet.LeNet"})
+    net = build_module({"_target_": "xaibench.models.lenet.LeNet"})
     recipe = Recipe(epochs=1, batch_size=64, lr=0.03)
-    history = train(net, recipe, Samples(MNIST(root, "train"), preprocessing, range(6000)))
+    history = train(net, recipe, Images(Samples(MNIST(root, "train"), preprocessing, range(6000))))
     classifier = Classifier("lenet", net, (1, 28, 28), preprocessing)
     assert accuracy(classifier, Samples(MNIST(root, "test"), preprocessing, range(1000))) > 0.8
     assert math.isfinite(history["loss"][0])

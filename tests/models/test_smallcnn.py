@@ -11,8 +11,8 @@ from torch import nn
 
 import xaibench.models
 from xaibench.datasets.shapes import SPLITS, draw
-from xaibench.models.networks.smallcnn import SmallCNN
 from xaibench.models.preprocessing import Preprocessing
+from xaibench.models.smallcnn import SmallCNN
 
 CHECKPOINTS = Path(xaibench.models.__file__).parent / "checkpoints"
 CONFIG = OmegaConf.load(Path(__file__).parents[2] / "conf" / "model" / "smallcnn.yaml")

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from tests.models.test_recipe import EVERYTHING, make_net, samples_of
+from tests.models.helpers import EVERYTHING, images_of, make_net
 from xaibench.errors import Refusal, UserError
-from xaibench.models.recipe import Images, Recipe, accuracy_on, train
+from xaibench.models.recipe import Recipe, accuracy_on, train
 from xaibench.models.stacked import train_stacked
 
 # 50 images in batches of 10: 20 steps.
@@ -40,7 +40,7 @@ def make_nets(count: int) -> list[nn.Module]:
 )
 def test_equals_one_by_one_after_twenty_steps_in_float64(recipe):
     together = make_nets(3)
-    images, seeds = Images(samples_of()), [5, 6, 7]
+    images, seeds = images_of(), [5, 6, 7]
     alone = copy.deepcopy(together)
     train_stacked(together, recipe, [images] * 3, seeds, [images] * 3)
     for net, own, seed in zip(alone, together, seeds):
@@ -55,6 +55,6 @@ def test_equals_one_by_one_after_twenty_steps_in_float64(recipe):
 
 def test_refuses_dropout_and_notices_divergence():
     with pytest.raises(Refusal, match="dropout"):
-        train_stacked([make_net(), make_net()], SGD, [Images(samples_of())] * 2, [0, 1])
+        train_stacked([make_net(), make_net()], SGD, [images_of()] * 2, [0, 1])
     with pytest.raises(UserError, match="diverged"):
-        train_stacked(make_nets(2), replace(SGD, lr=1e30), [Images(samples_of())] * 2, [0, 1])
+        train_stacked(make_nets(2), replace(SGD, lr=1e30), [images_of()] * 2, [0, 1])

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from xaibench.models.networks.vgg_small import VGGSmall
+from xaibench.models.vgg_small import VGGSmall
 
 
 def test_at_width_64_the_parameters_are_the_theses():

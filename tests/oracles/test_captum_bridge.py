@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from tests.methods.nets import SIZE, VGGLike, classifier, seeded
-from tests.methods.test_guided_backprop import Functional
-from tests.methods.test_iba import samples
+from tests.methods.helpers import samples
+from tests.methods.nets import SIZE, Functional, VGGLike, classifier, seeded
 from xaibench.errors import Refusal, XaibenchError
 from xaibench.methods.bridges.captum import Captum
+from xaibench.methods.context import Context
 from xaibench.perturb.fills import filled
 from xaibench.rng import draw_seeds, sample_generators
 
@@ -50,9 +50,9 @@ def generators(ids=range(5)):
     return sample_generators(0, "maps", ids)
 
 
-def attribute(method, network, batch, fitted=None):
+def attribute(method, network, batch, **fitted):
     method.check(network)
-    return method.attribute(network, *batch, generators(), fitted=fitted)
+    return method.attribute(network, *batch, Context(generators(), fitted))
 
 
 def close(one, two):
@@ -111,14 +111,17 @@ STOCHASTIC = [
 def test_a_map_does_not_depend_on_the_batch_and_global_generators_stay(name, arguments, constructor, batch):
     inputs, targets = batch
     module, method = Separate(), Captum(name, arguments, constructor, references=3)
-    fitted = None
+    fitted = {}
     if method.fit is not None:
         fitted = method.fit(classifier(module, layers=LAYERS), samples(), torch.Generator().manual_seed(0))
     states = torch.get_rng_state(), np.random.get_state()[1].tolist()
-    whole = attribute(method, classifier(module, layers=LAYERS, batch_size=64), batch, fitted)
+    whole = attribute(method, classifier(module, layers=LAYERS, batch_size=64), batch, **fitted)
     order = [3, 0, 4]
     part = method.attribute(
-        classifier(module, layers=LAYERS, batch_size=2), inputs[order], targets[order], generators(order), fitted=fitted
+        classifier(module, layers=LAYERS, batch_size=2),
+        inputs[order],
+        targets[order],
+        Context(generators(order), fitted=fitted),
     )
     assert close(part, whole[order])
     assert torch.equal(states[0], torch.get_rng_state()) and states[1] == np.random.get_state()[1].tolist()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.methods.nets import SIZE, VGGLike, classifier, seeded
+from xaibench.methods.context import Context
 from xaibench.methods.removal._coalitions import every_coalition, grid_shape
 from xaibench.methods.removal.exact_shapley import ExactShapley
 from xaibench.methods.removal.kernel_shap import KernelShap
@@ -43,7 +44,7 @@ def settings(network, batch):
 
 def ours(method, network, batch):
     inputs, targets = batch
-    return method.attribute(network, inputs, targets, sample_generators(0, "maps", range(BATCH)))
+    return method.attribute(network, inputs, targets, Context(sample_generators(0, "maps", range(BATCH))))
 
 
 def theirs(oracle, network, batch, **more):

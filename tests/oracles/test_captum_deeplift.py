@@ -13,9 +13,10 @@ import torch
 from torch import fx, nn
 
 from tests.methods import shapes
+from tests.methods.helpers import Noise
 from tests.methods.nets import classifier, seeded
-from tests.methods.test_iba import Noise
 from xaibench.datasets.base import Samples
+from xaibench.methods.context import Context
 from xaibench.methods.rules.deeplift import DeepLIFT
 from xaibench.rng import sample_generators
 
@@ -66,9 +67,9 @@ def test_rescale(network, batch, baseline):
     """From references without ties in pooling windows: of a constant image, rounding says where a maximum is."""
     inputs, targets = batch
     method = DeepLIFT(baseline=baseline)
-    (start,) = method.baselines.of(network, inputs, generators(), None)
+    (start,) = method.baselines.of(network, inputs, Context(generators()))
     expected = captum.DeepLift(network.module).attribute(inputs, start, targets)
-    assert_equal(method.attribute(network, inputs, targets, generators()), expected.detach())
+    assert_equal(method.attribute(network, inputs, targets, Context(generators())), expected.detach())
 
 
 def test_deepshap(network, batch):
@@ -78,7 +79,7 @@ def test_deepshap(network, batch):
     fitted = method.fit(network, images, torch.Generator().manual_seed(0))
     fitted = {name: tensor.double() for name, tensor in fitted.items()}
     expected = captum.DeepLiftShap(network.module).attribute(inputs, fitted["references"], targets)
-    assert_equal(method.attribute(network, inputs, targets, [], fitted=fitted), expected.detach())
+    assert_equal(method.attribute(network, inputs, targets, Context(fitted=fitted)), expected.detach())
 
 
 @pytest.mark.parametrize("name", ["vgg", "resnet", "mobilenet"])
@@ -92,11 +93,11 @@ def test_where_captum_does_not_reach_the_difference_we_do(name, batch):
             traced.add_submodule(node.target, nn.ReLU())
     traced.recompile()
     network, method = classifier(traced, shapes.SIZE), DeepLIFT(baseline="blur")
-    (start,) = method.baselines.of(network, inputs, (), None)
+    (start,) = method.baselines.of(network, inputs, Context())
     difference = network.scores(inputs, targets) - network.scores(start, targets)
 
     def missed(maps):
         return float(((maps.detach().sum((1, 2, 3)) - difference) / difference).abs().max())
 
-    assert missed(method.attribute(network, inputs, targets, [])) < 1e-12
+    assert missed(method.attribute(network, inputs, targets, Context())) < 1e-12
     assert missed(captum.DeepLift(network.module).attribute(inputs, start, targets)) > 1e-2

@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from tests.methods import shapes
+from tests.methods.helpers import Noise
 from tests.methods.nets import classifier, seeded
-from tests.methods.test_iba import Noise
 from xaibench.datasets.base import Samples
 from xaibench.methods.cam.gradcam import GradCAM, GuidedGradCAM
+from xaibench.methods.context import Context
 from xaibench.methods.gradients.expected_gradients import ExpectedGradients
 from xaibench.methods.gradients.integrated_gradients import IntegratedGradients
 from xaibench.methods.gradients.smoothgrad import SmoothGrad
@@ -54,7 +55,7 @@ def test_gradient_shap(network, batch, noise, monkeypatch):
     method = ExpectedGradients(4, references=6, noise=noise, unit="input")
     images = Samples(Noise(6, shapes.SIZE), network.preprocessing, range(6))
     references = method.fit(network, images, torch.Generator().manual_seed(0))
-    maps = method.attribute(network, inputs, targets, generators(), fitted=references)
+    maps = method.attribute(network, inputs, targets, Context(generators(), fitted=references))
 
     places, along, noises = [], [], []
     for generator in generators():
@@ -76,7 +77,7 @@ def test_gradient_shap(network, batch, noise, monkeypatch):
 def test_noise_around_integrated_gradients(network, batch, aggregate, kind, monkeypatch):
     inputs, targets = batch
     method = SmoothGrad(3, 0.75, aggregate, "input", IntegratedGradients(4, "black"))
-    maps = method.attribute(network, inputs, targets, generators())
+    maps = method.attribute(network, inputs, targets, Context(generators()))
     noise = [torch.randn(shapes.SIZE, generator=g).double() for g in generators() for _ in range(3)]
     monkeypatch.setattr(torch, "normal", lambda mean, std: std * torch.stack(noise))
     tunnel = captum.NoiseTunnel(captum.IntegratedGradients(network.module))
@@ -88,7 +89,7 @@ def test_noise_around_integrated_gradients(network, batch, aggregate, kind, monk
 def test_gradcam(network, batch):
     expected = captum.LayerGradCam(network.module, network.layer("last_conv")).attribute(*batch)
     expected = captum.LayerAttribution.interpolate(expected, shapes.SIZE[1:], interpolate_mode="bilinear")
-    assert_equal(GradCAM(relu=False).attribute(network, *batch, []), expected)
+    assert_equal(GradCAM(relu=False).attribute(network, *batch, Context()), expected)
 
 
 def test_guided_gradcam(network, batch):
@@ -102,4 +103,4 @@ def test_guided_gradcam(network, batch):
     oracle = captum.GuidedGradCam(module, network.layer("last_conv"))
     expected = oracle.attribute(*batch, interpolate_mode="bilinear")
     assert expected.abs().max() > 0
-    assert_equal(GuidedGradCAM().attribute(network, *batch, []), expected)
+    assert_equal(GuidedGradCAM().attribute(network, *batch, Context()), expected)

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from tests.metrics.helpers import responded
 from xaibench.datasets.base import Batch
+from xaibench.methods.context import Context
 from xaibench.metrics.removal.infidelity import Infidelity
 from xaibench.models.classifier import Classifier
-from xaibench.rng import sample_generators
 
 captum = pytest.importorskip("captum.metrics")
 
@@ -25,10 +26,10 @@ def test_equals_captum(perturbation, normalize):
     metric = Infidelity(perturbation, draws=30, normalize=normalize)
     shown: list[torch.Tensor] = []
     hook = module.register_forward_pre_hook(lambda _, images: shown.append(images[0].clone()))
-    responses = metric.respond(classifier, batch, sample_generators(0, "respond", batch.samples))
+    responses = responded(metric, classifier, batch)
     hook.remove()
     changed = shown[0]
-    ours = metric.evaluate(classifier, batch, maps, responses, [])["infidelity"]
+    ours = metric.evaluate(classifier, batch, maps, Context(responses=responses))["infidelity"]
 
     # Contributions go with multiply_by_inputs (a share of the input is removed), slopes without.
     @captum.infidelity_perturb_func_decorator(multiply_by_inputs=perturbation == "square")

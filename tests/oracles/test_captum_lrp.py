@@ -5,6 +5,7 @@ import torch
 
 from tests.methods.nets import classifier, seeded
 from tests.methods.shapes import rewritten, shaped
+from xaibench.methods.context import Context
 from xaibench.methods.rules.guided_backprop import DeconvNet, GuidedBackprop
 from xaibench.methods.rules.lrp import LRP
 from xaibench.methods.rules.rules import AlphaBeta, Epsilon, Gamma
@@ -39,13 +40,15 @@ def test_epsilon(vgg):
     inputs, targets = seeded(2, SIZE), torch.tensor([1, 4])
     for epsilon, tolerance in ((0.25, 1e-8), (1e-6, 1e-5)):
         expected = lrp(vgg, inputs, targets, lambda e=epsilon: EpsilonRule(e))
-        assert close(LRP(Epsilon(epsilon)).attribute(classifier(vgg, SIZE), inputs, targets, []), expected, tolerance)
+        assert close(
+            LRP(Epsilon(epsilon)).attribute(classifier(vgg, SIZE), inputs, targets, Context()), expected, tolerance
+        )
 
 
 def test_gamma_with_the_bias_as_it_is(vgg):
     inputs, targets = seeded(2, SIZE).abs(), torch.tensor([1, 4])
     expected = lrp(vgg, inputs, targets, lambda: GammaRule(0.25))
-    assert close(LRP(Gamma(0.25)).attribute(classifier(vgg, SIZE), inputs, targets, []), expected)
+    assert close(LRP(Gamma(0.25)).attribute(classifier(vgg, SIZE), inputs, targets, Context()), expected)
 
 
 def test_z_plus_on_inputs_that_are_not_negative(vgg):
@@ -53,7 +56,7 @@ def test_z_plus_on_inputs_that_are_not_negative(vgg):
     targets = torch.tensor([1, 4])
     for inputs, same in ((seeded(2, SIZE).abs(), True), (seeded(2, SIZE), False)):
         expected = lrp(vgg, inputs, targets, lambda: Alpha1_Beta0_Rule(set_bias_to_zero=True))
-        found = LRP(AlphaBeta()).attribute(classifier(vgg, SIZE), inputs, targets, [])
+        found = LRP(AlphaBeta()).attribute(classifier(vgg, SIZE), inputs, targets, Context())
         assert close(found, expected) == same
 
 
@@ -64,6 +67,6 @@ def test_z_plus_on_inputs_that_are_not_negative(vgg):
 def test_rules_at_the_relu(name, method, peer):
     module = rewritten(shaped(name).double(), "separate").eval()
     inputs, targets = seeded(2, SIZE), torch.tensor([1, 4])
-    found = method.attribute(classifier(module, SIZE), inputs, targets, [])
+    found = method.attribute(classifier(module, SIZE), inputs, targets, Context())
     expected = getattr(captum, peer)(module).attribute(inputs.clone(), target=targets)
     assert close(found, expected.detach())

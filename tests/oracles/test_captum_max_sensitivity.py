@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from tests.methods.nets import classifier as make_classifier
+from tests.metrics.helpers import evaluated
 from xaibench.datasets.base import Batch
+from xaibench.methods.context import Context
 from xaibench.methods.gradients.gradient import Gradient
 from xaibench.metrics.properties.max_sensitivity import MaxSensitivity
-from xaibench.models.networks.smallcnn import SmallCNN
-from xaibench.rng import sample_generators
+from xaibench.models.smallcnn import SmallCNN
 
 metrics = pytest.importorskip("captum.metrics")
 
@@ -28,11 +29,10 @@ def test_equals_captum():
     def explain(images, labels, purpose="", masks=None):
         if purpose:
             shown.append(images)
-        return gradient.attribute(classifier, images, labels, [])
+        return gradient.attribute(classifier, images, labels, Context())
 
-    ours = MaxSensitivity(draws=DRAWS).evaluate(
-        classifier, batch, explain(inputs, targets), {}, sample_generators(0, "metric", range(4)), explain=explain
-    )["max_sensitivity"]
+    metric = MaxSensitivity(draws=DRAWS)
+    ours = evaluated(metric, classifier, batch, explain(inputs, targets), explain=explain)["max_sensitivity"]
 
     from captum.attr import Saliency
 

@@ -9,12 +9,13 @@ from torch import nn
 
 from tests.methods.nets import classifier
 from xaibench.methods.cam.gradcam import GradCAM
+from xaibench.methods.context import Context
 from xaibench.methods.gradients.gradient import Gradient, InputXGradient, Saliency
 from xaibench.methods.gradients.integrated_gradients import IntegratedGradients
 from xaibench.methods.gradients.smoothgrad import SmoothGrad
 from xaibench.methods.removal.occlusion import Occlusion
 from xaibench.methods.rules.guided_backprop import GuidedBackprop
-from xaibench.models.networks.smallcnn import SmallCNN
+from xaibench.models.smallcnn import SmallCNN
 from xaibench.perturb.fills import filled
 from xaibench.rng import sample_generators
 
@@ -69,13 +70,13 @@ def assert_equal(maps, expected):
 
 def test_gradient_and_saliency(network, batch):
     oracle = captum.Saliency(network.module)
-    assert_equal(Gradient().attribute(network, *batch, []), oracle.attribute(*batch, abs=False))
-    assert_equal(Saliency().attribute(network, *batch, []), oracle.attribute(*batch))
+    assert_equal(Gradient().attribute(network, *batch, Context()), oracle.attribute(*batch, abs=False))
+    assert_equal(Saliency().attribute(network, *batch, Context()), oracle.attribute(*batch))
 
 
 def test_input_x_gradient(network, batch):
     expected = captum.InputXGradient(network.module).attribute(*batch)
-    assert_equal(InputXGradient().attribute(network, *batch, []), expected)
+    assert_equal(InputXGradient().attribute(network, *batch, Context()), expected)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_input_x_gradient(network, batch):
 )
 def test_integrated_gradients(network, batch, quadrature, baseline):
     inputs, targets = batch
-    maps = IntegratedGradients(6, baseline, quadrature).attribute(network, inputs, targets, [])
+    maps = IntegratedGradients(6, baseline, quadrature).attribute(network, inputs, targets, Context())
     baselines = filled(inputs, baseline, network.preprocessing)
     oracle = captum.IntegratedGradients(network.module)
     assert_equal(maps, oracle.attribute(inputs, baselines, targets, n_steps=6, method=quadrature))
@@ -97,7 +98,7 @@ def test_integrated_gradients(network, batch, quadrature, baseline):
 
 def test_trapezoid_differs_by_captums_missing_interval(network, batch):
     """Captum's weights sum to (n - 1) / n. Ours sum to 1, which a linear model needs for completeness."""
-    maps = IntegratedGradients(6, quadrature="riemann_trapezoid").attribute(network, *batch, [])
+    maps = IntegratedGradients(6, quadrature="riemann_trapezoid").attribute(network, *batch, Context())
     oracle = captum.IntegratedGradients(network.module)
     expected = oracle.attribute(batch[0], target=batch[1], n_steps=6, method="riemann_trapezoid")
     assert_equal(maps, expected * 6 / 5)
@@ -108,7 +109,9 @@ def test_trapezoid_differs_by_captums_missing_interval(network, batch):
 )
 def test_smoothgrad(network, batch, aggregate, kind, monkeypatch):
     inputs, targets = batch
-    maps = SmoothGrad(8, 0.2, aggregate).attribute(network, inputs, targets, sample_generators(0, "maps", range(BATCH)))
+    maps = SmoothGrad(8, 0.2, aggregate).attribute(
+        network, inputs, targets, Context(sample_generators(0, "maps", range(BATCH)))
+    )
     noise = []
     for image, generator in zip(inputs, sample_generators(0, "maps", range(BATCH))):
         std = 0.2 * (image.max() - image.min())
@@ -128,7 +131,7 @@ def test_guided_backprop(network, batch):
     with_relu = classifier(module, SIZE, torch.float32, batch_size=BATCH)
     method = GuidedBackprop()
     method.check(with_relu)
-    assert_equal(method.attribute(with_relu, *batch, []), captum.GuidedBackprop(module).attribute(*batch))
+    assert_equal(method.attribute(with_relu, *batch, Context()), captum.GuidedBackprop(module).attribute(*batch))
 
 
 @pytest.mark.parametrize("relu", [True, False])
@@ -136,7 +139,7 @@ def test_gradcam(network, batch, relu):
     layer = network.layer("last_conv")
     expected = captum.LayerGradCam(network.module, layer).attribute(*batch, relu_attributions=relu)
     expected = captum.LayerAttribution.interpolate(expected, SIZE[1:], interpolate_mode="bilinear")
-    assert_equal(GradCAM(relu=relu).attribute(network, *batch, []), expected)
+    assert_equal(GradCAM(relu=relu).attribute(network, *batch, Context()), expected)
 
 
 @pytest.mark.parametrize(
@@ -157,4 +160,4 @@ def test_occlusion(network, batch, patch, stride, fill):
         perturbations_per_eval=windows - 1,
     )
     assert torch.equal(expected, expected[:, :1].expand_as(expected))
-    assert_equal(method.attribute(network, inputs, targets, []), expected[:, :1])
+    assert_equal(method.attribute(network, inputs, targets, Context()), expected[:, :1])

@@ -93,7 +93,7 @@ def by_the_book(network: nn.Module, layer: nn.Module, data: torch.Tensor, image:
 def test_iba_by_the_book():
     network, data, image = trained(torch.float64), seeded(40), seeded(1)
     target = network.logits(image).argmax(1)
-    method = IBA(LAYER, beta=BETA)
+    method = IBA(layer=LAYER, beta=BETA)
     found = solution(method, network, image, target, method.fit(network, Images(data), torch.Generator()))
     lam, nats = by_the_book(network.module, network.layer(LAYER), data, image, int(target), steps=10)
     assert lam.min() < 0.1 and lam.max() > 0.3  # the prediction keeps some of it
@@ -136,7 +136,7 @@ def original_run(
 def test_iba_against_the_authors_library(dtype, tolerance, monkeypatch):
     network, data, image = trained(dtype), seeded(40, dtype=dtype), seeded(1, dtype=dtype)
     target = network.logits(image).argmax(1)
-    method = IBA(LAYER, beta=BETA)
+    method = IBA(layer=LAYER, beta=BETA)
     fitted = method.fit(network, Images(data), torch.Generator())
     iba, heat, lam = original_run(network, data, image, target, 10, monkeypatch)
     torch.testing.assert_close(fitted[f"{LAYER}.mean"], iba.estimator.mean().to(dtype), rtol=1e-4, atol=1e-5)
@@ -144,7 +144,7 @@ def test_iba_against_the_authors_library(dtype, tolerance, monkeypatch):
     found = solution(method, network, image, target, fitted)
     torch.testing.assert_close(1 - found.noise[0], lam, rtol=tolerance, atol=0)
     # What it returns is the information before its last step: ours after one step less.
-    before = solution(IBA(LAYER, beta=BETA, steps=9), network, image, target, fitted)
+    before = solution(IBA(layer=LAYER, beta=BETA, steps=9), network, image, target, fitted)
     torch.testing.assert_close(iba.capacity().detach(), before.information[0], rtol=10 * tolerance, atol=10 * tolerance)
     assert (iba.capacity() - found.information[0]).abs().max() > 0.01 * iba.capacity().max()
     # Its resize treats the outermost pixels differently.

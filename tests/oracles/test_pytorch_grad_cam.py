@@ -8,6 +8,7 @@ import torch
 from tests.methods import shapes
 from tests.methods.nets import classifier, seeded
 from xaibench.methods.cam.gradcam import GradCAM, GradCAMPlusPlus
+from xaibench.methods.context import Context
 from xaibench.methods.gradients.fullgrad import FullGrad
 
 with warnings.catch_warnings():
@@ -50,7 +51,7 @@ def test_class_activation_maps(network, kind):
     """Theirs are scaled before they are enlarged and once more behind, which of ours leaves the same."""
     inputs = seeded(3, shapes.SIZE, torch.float32)
     method = {"GradCAM": GradCAM, "GradCAMPlusPlus": GradCAMPlusPlus}[kind]()
-    maps = method.attribute(network, inputs, torch.tensor(TARGETS), [])
+    maps = method.attribute(network, inputs, torch.tensor(TARGETS), Context())
     assert maps.any()
     expected = theirs(kind, network, inputs, [network.layer("last_conv")])
     assert (scaled(maps) - expected).abs().max() <= TOLERANCE
@@ -60,7 +61,7 @@ def test_fullgrad(network):
     """The paper's psi, channel by channel, is theirs. Two things differ: they leave out intercepts of ReLU6, which the
     decomposition needs (so MobileNet differs), and count only biases of 2d convolutions and batch normalisations."""
     inputs = seeded(3, shapes.SIZE, torch.float32)
-    maps = FullGrad().attribute(network, inputs, torch.tensor(TARGETS), [])
+    maps = FullGrad().attribute(network, inputs, torch.tensor(TARGETS), Context())
     difference = (scaled(maps) - theirs("FullGrad", network, inputs, [])).abs().max()
     sixes = any(isinstance(module, torch.nn.ReLU6) for module in network.module.modules())
     assert difference > 1e-3 if sixes else difference <= 1e-3

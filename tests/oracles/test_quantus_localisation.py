@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from tests.metrics.helpers import evaluated
 from xaibench.datasets.base import Batch
 from xaibench.metrics.ground_truth.mass_accuracy import MassAccuracy
 from xaibench.metrics.ground_truth.pointing_game import PointingGame
 from xaibench.metrics.ground_truth.rank_accuracy import RankAccuracy
 from xaibench.metrics.ground_truth.roc_auc import RocAuc
 from xaibench.metrics.ranking import collapse
-from xaibench.rng import sample_generators
 
 quantus = pytest.importorskip("quantus")
 
@@ -22,7 +22,7 @@ def both(metric, oracle, maps, masks):
     inputs, targets = torch.randn_like(maps)[:, None], torch.zeros(len(maps), dtype=torch.int64)
     batch = Batch(tuple(range(len(maps))), inputs, targets, targets, masks, (0,) * len(maps))
     read = collapse(maps[:, None], "sum", metric.sign)
-    (ours,) = metric.evaluate(None, batch, read, {}, sample_generators(0, "metric", batch.samples)).values()
+    (ours,) = evaluated(metric, None, batch, read).values()
     theirs = oracle(abs=False, normalise=False, disable_warnings=True)(
         torch.nn.Flatten(),
         inputs.numpy(),

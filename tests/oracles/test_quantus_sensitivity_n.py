@@ -5,10 +5,11 @@ import pytest
 import torch
 from torch import nn
 
+from tests.metrics.helpers import responded
 from xaibench.datasets.base import Batch
+from xaibench.methods.context import Context
 from xaibench.metrics.removal.sensitivity_n import SensitivityN
 from xaibench.models.classifier import Classifier
-from xaibench.rng import sample_generators
 
 quantus = pytest.importorskip("quantus")
 
@@ -35,6 +36,6 @@ def test_quantus_gives_an_exact_map_less_than_one():
 
     batch = Batch(tuple(range(8)), inputs, targets, targets, None, ())
     ours = SensitivityN(sets=20)
-    responses = ours.respond(classifier, batch, sample_generators(0, "respond", batch.samples))
-    columns = ours.evaluate(classifier, batch, maps[:, 0], responses, [])
+    responses = responded(ours, classifier, batch)
+    columns = ours.evaluate(classifier, batch, maps[:, 0], Context(responses=responses))
     assert columns["sensitivity_n"].min() > 0.9999

@@ -18,6 +18,7 @@ from torchvision.models.mobilenetv2 import InvertedResidual, MobileNetV2
 
 from tests.methods.nets import classifier, photographs, seeded
 from tests.methods.shapes import rewritten, shaped
+from xaibench.methods.context import Context
 from xaibench.methods.rules.guided_backprop import GuidedBackprop
 from xaibench.methods.rules.lrp import LRP, box
 from xaibench.methods.rules.rules import AlphaBeta, Epsilon, Flat, Gamma, Square
@@ -114,7 +115,9 @@ def close(found, expected):
 def test_rules_on_signed_inputs(case, pair):
     name, module, inputs, targets = case
     ours, rule = PAIRS[pair]
-    found = LRP(ours, residual="proportional").attribute(classifier(copy.deepcopy(module), SIZE), inputs, targets, [])
+    found = LRP(ours, residual="proportional").attribute(
+        classifier(copy.deepcopy(module), SIZE), inputs, targets, Context()
+    )
     assert close(found, theirs(name, module, inputs, targets, rule))
 
 
@@ -128,7 +131,7 @@ def test_z_box_and_the_other_rules_at_the_input(case):
         "square": rules.WSquare(exact, zero_params="bias"),
         "flat": rules.Flat(exact),
     }.items():
-        found = LRP(AlphaBeta(), residual="proportional", first=first).attribute(network, inputs, targets, [])
+        found = LRP(AlphaBeta(), residual="proportional", first=first).attribute(network, inputs, targets, Context())
         assert close(found, theirs(name, module, inputs, targets, inner, rule)), first
 
 
@@ -139,10 +142,10 @@ def test_gamma_where_nothing_is_negative():
     targets = network.logits(inputs).argmax(1)
     assert (network.scores(inputs, targets) > 0).all()
     expected = theirs("vgg", module, inputs, targets, rules.Gamma(0.25, exact))
-    assert close(LRP(Gamma(0.25, bias="scaled")).attribute(network, inputs, targets, []), expected)
-    assert not close(LRP(Gamma(0.25)).attribute(network, inputs, targets, []), expected)
+    assert close(LRP(Gamma(0.25, bias="scaled")).attribute(network, inputs, targets, Context()), expected)
+    assert not close(LRP(Gamma(0.25)).attribute(network, inputs, targets, Context()), expected)
     dropped = theirs("vgg", module, inputs, targets, rules.Gamma(0.25, exact, zero_params="bias"))
-    assert close(LRP(Gamma(0.25, bias="dropped")).attribute(network, inputs, targets, []), dropped)
+    assert close(LRP(Gamma(0.25, bias="dropped")).attribute(network, inputs, targets, Context()), dropped)
 
 
 @pytest.mark.parametrize("name", ["vgg", "resnet"])
@@ -152,4 +155,6 @@ def test_guided_backpropagation(name):
     hot = nn.functional.one_hot(targets, 5).double()
     with Gradient(rewritten(module, "separate").eval(), ZennitGuided()) as attributor:
         expected = attributor(inputs.clone(), lambda output: hot)[1]
-    assert close(GuidedBackprop().attribute(classifier(copy.deepcopy(module), SIZE), inputs, targets, []), expected)
+    assert close(
+        GuidedBackprop().attribute(classifier(copy.deepcopy(module), SIZE), inputs, targets, Context()), expected
+    )

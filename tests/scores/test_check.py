@@ -23,7 +23,7 @@ BASE = {"a": 0.5, "b": 0.4}
 def verdict(before: dict, after: dict, **how) -> tuple[dict[str, str], int]:
     """Marks by method, and the exit code, of two leaderboards with these means."""
     boards = [leaderboard.table([cell(m, [v, v], **how) for m, v in means.items()]) for means in (before, after)]
-    rows = check.compare(*boards)
+    rows = check.check(*boards)
     return {row.identity[2]: row.mark for row in rows}, check.exit_code(rows)
 
 
@@ -55,13 +55,13 @@ def test_the_gate_follows_the_direction():
 )
 def test_other_metrics_and_other_samples_are_not_compared(change, why):
     before, after = leaderboard.table([cell("a", [1, 1])]), leaderboard.table([cell("a", [1, 1], **change)])
-    rows = check.compare(before, after)
+    rows = check.check(before, after)
     assert [(row.mark, row.why) for row in rows] == [("x", why)]
     assert check.exit_code(rows) == 3
 
 
 def test_an_empty_baseline_compares_nothing():
-    assert check.exit_code(check.compare(leaderboard.table([]), leaderboard.table([cell("a", [1])]))) == 3
+    assert check.exit_code(check.check(leaderboard.table([]), leaderboard.table([cell("a", [1])]))) == 3
 
 
 WIDE = [0.0, 1.0] * 20  # an interval over samples of about 0.35 to 0.65
@@ -78,23 +78,23 @@ def test_the_tolerance_is_what_a_rerun_exceeds_rarely_never_the_interval_over_sa
     tolerance = scipy_stats.t.ppf(1 - check.FALSE_ALARMS, 2) * np.sqrt(2) * np.std([0.51, 0.49, 0.52], ddof=1)
     for drop, mark in ((0.99 * tolerance, "="), (1.01 * tolerance, "-")):
         # The reruns are not run again, and nobody misses them.
-        (row,) = check.compare(before, leaderboard.table(shifted(-drop)))
+        (row,) = check.check(before, leaderboard.table(shifted(-drop)))
         assert row.tolerance == pytest.approx(tolerance, rel=1e-4)
         assert row.mark == mark
     # Without reruns, or under the very keys of the baseline (the same draws), nothing but the floor is allowed.
-    alone = check.compare(leaderboard.table([cell("a", WIDE)]), leaderboard.table(shifted(-0.01)))
-    same = check.compare(before, leaderboard.table(shifted(-0.01, map_key="")))
+    alone = check.check(leaderboard.table([cell("a", WIDE)]), leaderboard.table(shifted(-0.01)))
+    same = check.check(before, leaderboard.table(shifted(-0.01, map_key="")))
     assert [(row.mark, row.tolerance) for row in (*alone, *same)] == [("-", 0.005)] * 2
 
 
 def test_reruns_that_are_run_again_are_compared_and_ranked_nowhere():
     board = leaderboard.table([cell("a", WIDE), *shifted(0.01, -0.01, variant="seed={}")])
     assert board.set_index("method_variant")["rank"].fillna(0).to_dict() == {"": 1, "seed=1": 0, "seed=2": 0}
-    assert [row.mark for row in check.compare(board, board)] == ["="] * 3
+    assert [row.mark for row in check.check(board, board)] == ["="] * 3
     # Under seeds alone there is nothing that they rerun.
     board = leaderboard.table(shifted(0.01, -0.01, variant="seed={}"))
     assert board["rank"].tolist() == [1, 2]
-    assert [row.mark for row in check.compare(board, leaderboard.table([]))] == ["!", "!"]
+    assert [row.mark for row in check.check(board, leaderboard.table([]))] == ["!", "!"]
 
 
 @pytest.mark.parametrize("rows", [1, 12])
@@ -126,7 +126,7 @@ def test_tolerances_of_a_statistic_of_one_metric_and_of_a_file(here):
 def outcome():
     before = [cell(m, [v, v]) for m, v in {"a": 0.5, "b": 0.4, "c": 0.3, "d|e": 0.2}.items()]
     after = [cell(m, [v, v]) for m, v in {"a": 0.4, "b": 0.4, "c": 0.35, "f": 0.2}.items()]
-    return check.compare(leaderboard.table(before), leaderboard.table(after))
+    return check.check(leaderboard.table(before), leaderboard.table(after))
 
 
 def test_json_has_every_row_and_the_verdict():
@@ -137,7 +137,7 @@ def test_json_has_every_row_and_the_verdict():
         "a": "regressed", "b": "same", "c": "better", "d|e": "missing", "f": "new",
     }  # fmt: skip
     assert (found["rows"][0]["before"], found["rows"][0]["after"]) == (0.5, 0.4)
-    undefined = check.compare(leaderboard.table([cell("a", [1.0])]), leaderboard.table([cell("a", [np.nan])]))
+    undefined = check.check(leaderboard.table([cell("a", [1.0])]), leaderboard.table([cell("a", [np.nan])]))
     assert json.loads(check_report.to_json(undefined))["rows"][0]["after"] is None
     assert "| undefined |" in check_report.to_markdown(undefined, "b.csv")
 
@@ -151,20 +151,23 @@ def test_markdown_tells_the_worst_first():
     assert [row.split("|")[1].strip(" *") for row in rows] == ["", "regressed", "missing", "better", "new"]
     assert rows[1] == "| **regressed** | a on net, data | score mean ↑ | 0.5000 | 0.4000 | -0.1000 | 0.005 |  |"
     assert len({row.count("|") for row in rows}) == 1
-    many = check.compare(leaderboard.table([cell(f"m{i}", [1.0]) for i in range(60)]), leaderboard.table([]))
+    many = check.check(leaderboard.table([cell(f"m{i}", [1.0]) for i in range(60)]), leaderboard.table([]))
     assert "... and 10 more rows" in check_report.to_markdown(many, "base.csv")
 
 
 def test_losing_samples_is_a_regression():
     before, after = (leaderboard.table([cell("a", values)]) for values in ([1.0, 1.0], [1.0, np.nan]))
-    row = check.compare(before, after)[0]
+    row = check.check(before, after)[0]
     assert (row.mark, row.why) == ("-", "excludes 1 samples, was 0")
 
 
 def test_changed_samples_are_counted_where_both_sides_have_them():
     old, new = cell("a", [1.0, 2.0, 3.0]), cell("a", [2.0, 1.0, 3.0])
-    (row,) = check.compare(
-        leaderboard.table([old]), leaderboard.table([new]), None, check.per_sample([old]), check.per_sample([new])
+    (row,) = check.check(
+        leaderboard.table([old]),
+        leaderboard.table([new]),
+        samples_before=check.per_sample([old]),
+        samples_after=check.per_sample([new]),
     )
     assert (row.mark, row.changed) == ("=", 2)
 

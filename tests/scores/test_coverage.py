@@ -10,6 +10,7 @@ import torch
 from tests.cells import cell
 from xaibench import rng
 from xaibench.datasets.shapes import Shapes
+from xaibench.methods.context import Context
 from xaibench.methods.controls.controls import Random
 from xaibench.metrics.ground_truth.roc_auc import RocAuc
 from xaibench.scores import rank, statistics
@@ -55,9 +56,9 @@ def test_the_same_method_under_two_seeds_differs_in_no_more_than_1_run_of_20():
     inputs, metric, scores = torch.zeros(12, 3, 64, 64), RocAuc(), []
     for seed in range(240):
         generators = rng.sample_generators(seed, "method", samples)
-        maps = Random().attribute(None, inputs, torch.zeros(12, dtype=torch.int64), generators).sum(1)
+        maps = Random().attribute(None, inputs, torch.zeros(12, dtype=torch.int64), Context(generators)).sum(1)
         scores.append(metric.score(maps.flatten(1), masks.flatten(1), generators).numpy())
     # Under names of their own, or the second were a rerun of the first and no method.
     pairs = ([cell("one", a), cell("other", b)] for a, b in zip(scores[::2], scores[1::2]))
-    told_apart = [rank.compare(pair)[0].differ[0, 1] for pair in pairs]
+    told_apart = [rank.comparisons(pair)[0].differ[0, 1] for pair in pairs]
     assert 0.01 <= np.mean(told_apart) <= 0.09

@@ -9,7 +9,7 @@ from scipy.stats import ttest_rel
 
 from tests.cells import cell
 from xaibench.scores import rank
-from xaibench.scores.rank import Method
+from xaibench.scores.rank import Contestant
 
 NOISE = np.random.default_rng(3).normal(size=(40, 8))
 
@@ -20,13 +20,13 @@ def world(means, **how):
 
 
 def one(cells):
-    (found,) = rank.compare(cells)
+    (found,) = rank.comparisons(cells)
     return found
 
 
 def test_what_is_far_apart_differs_and_what_is_near_does_not():
     found = one(world({"a": 3.0, "b": 0.0, "c": 0.02}))
-    at = {method.name: place for place, method in enumerate(found.methods)}
+    at = {method.name: place for place, method in enumerate(found.contestants)}
     assert found.differ[at["a"], [at["b"], at["c"]]].all() and not found.differ[at["b"], at["c"]]
     assert dict(zip(at, found.letters)) == {"a": "a", "b": "b", "c": "b"}
     assert found.ranks[at["a"]] == 1 and found.best[at["a"]] == 1
@@ -46,7 +46,7 @@ def test_what_is_far_apart_differs_and_what_is_near_does_not():
 )
 def test_the_direction_decides_who_is_best(direction, target, best):
     found = one(world({"a": 3.0, "b": 0.0, "c": -4.0}, direction=direction, target=target))
-    assert found.methods[found.order[0]].name == best
+    assert found.contestants[found.order[0]].name == best
     assert found.best.max() == 1
     assert found.differ[np.triu_indices(3, 1)].all()
 
@@ -82,32 +82,32 @@ def test_all_are_compared_on_the_samples_that_all_have():
     a, b, c = (NOISE[:, at] + mean for at, mean in enumerate((2.0, 0.0, 1.0)))
     b[:4], c[2:] = np.nan, np.nan
     found = one([cell("a", a), cell("b", b), cell("c", c)])
-    assert (found.n, found.left_out) == (36, (Method("c"),))
+    assert (found.n, found.left_out) == (36, (Contestant("c"),))
     np.testing.assert_allclose(found.values, [a[4:].mean(), b[4:].mean()])
 
 
 def test_reruns_under_other_seeds_are_no_further_methods():
     reruns = [cell("a", NOISE[:, 5], variant=f"seed={seed}") for seed in (1, 2)]
-    assert [str(m) for m in one([*world({"a": 0.0, "b": 1.0}), *reruns]).methods] == ["a", "b"]
-    assert [str(m) for m in one(reruns).methods] == ["a (seed=1)", "a (seed=2)"]
+    assert [str(m) for m in one([*world({"a": 0.0, "b": 1.0}), *reruns]).contestants] == ["a", "b"]
+    assert [str(m) for m in one(reruns).contestants] == ["a (seed=1)", "a (seed=2)"]
 
 
 def test_nothing_to_compare():
-    assert rank.compare([]) == []
-    assert rank.compare(world({"a": 0.0})) == []
-    assert rank.compare([cell("a", [np.nan] * 3), cell("b", [1.0] * 3)]) == []
+    assert rank.comparisons([]) == []
+    assert rank.comparisons(world({"a": 0.0})) == []
+    assert rank.comparisons([cell("a", [np.nan] * 3), cell("b", [1.0] * 3)]) == []
 
 
 def test_overall_shows_agreement_and_disagreement():
     means = {"a": 9.0, "b": 6.0, "c": 3.0, "random": 0.0, "oracle": 20.0}
     reverse = {"a": 3.0, "b": 6.0, "c": 9.0, "random": 0.0}
-    alike = rank.compare([*world(means, metric="m1"), *world(means, metric="m2")])
+    alike = rank.comparisons([*world(means, metric="m1"), *world(means, metric="m2")])
     (view,) = rank.overall(alike)
-    assert [m.name for m in view.methods] == ["a", "b", "c", "random"]
+    assert [m.name for m in view.contestants] == ["a", "b", "c", "random"]
     assert view.mean_ranks.tolist() == [1, 2, 3, 4]
     assert (view.agreement, view.agreement_methods) == (1, 1)
     np.testing.assert_allclose(view.correlations, 1)
-    (view,) = rank.overall(rank.compare([*world(means, metric="m1"), *world(reverse, metric="m3")]))
+    (view,) = rank.overall(rank.comparisons([*world(means, metric="m1"), *world(reverse, metric="m3")]))
     # W of two judges is (1 + Spearman's correlation) / 2.
     assert view.correlations[0, 1] == pytest.approx(0.2)
     assert (view.agreement, view.agreement_methods) == (pytest.approx(0.6), pytest.approx(0.0))
@@ -118,14 +118,14 @@ def test_overall_leaves_out_and_names_what_it_cannot_rank_everywhere():
     means = {"a": 9.0, "b": 6.0, "c": 3.0, "d": 1.0, "e": 0.0}
     narrow = [*world({"a": 1.0, "b": 2.0}, metric="m3")]
     without_e = world({"a": 9.0, "b": 6.0, "c": 3.0, "d": 1.0}, metric="m2")
-    (view,) = rank.overall(rank.compare([*world(means, metric="m1"), *without_e, *narrow]))
-    assert [m.name for m in view.methods] == ["a", "b", "c", "d"]
+    (view,) = rank.overall(rank.comparisons([*world(means, metric="m1"), *without_e, *narrow]))
+    assert [m.name for m in view.contestants] == ["a", "b", "c", "d"]
     assert [m.name for m in view.left_out] == ["e"]
     assert [c.metric for c in view.thin] == ["m3"]
 
 
 def test_rows_for_files():
-    found = rank.compare(world({"gradcam": 3.0, "gradient": 0.0, "sobel": 5.0}))
+    found = rank.comparisons(world({"gradcam": 3.0, "gradient": 0.0, "sobel": 5.0}))
     methods, pairs = rank.method_rows(found), rank.pair_rows(found)
     assert methods["method"].tolist() == ["sobel", "gradcam", "gradient"]
     assert methods["control"].tolist() == [True, False, False]
@@ -137,9 +137,9 @@ def test_rows_for_files():
 
 
 def test_marks_say_what_no_method_beats():
-    found = rank.compare(world({"gradcam": 0.0, "gradient": 0.0, "sobel": 5.0}))
+    found = rank.comparisons(world({"gradcam": 0.0, "gradient": 0.0, "sobel": 5.0}))
     assert rank.marks(found) == "! mean: no method beats sobel; mean: no two methods differ"
-    assert rank.marks(rank.compare(world({"gradcam": 3.0, "gradient": 0.0}))) == ""
+    assert rank.marks(rank.comparisons(world({"gradcam": 3.0, "gradient": 0.0}))) == ""
 
 
 def test_the_command_line_shows_ranks_and_writes_them(xaibench):

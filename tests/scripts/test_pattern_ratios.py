@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from xaibench.models.graph import Convolution, Dense
+from xaibench.models.tracing.steps import Convolution, Dense
 
 
 @pytest.fixture

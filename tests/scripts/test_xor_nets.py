@@ -1,7 +1,6 @@
 """scripts/xor_nets.py: networks trained side by side, and what holds for all of those that learned the task."""
 
 import importlib.util
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +9,11 @@ import pytest
 import torch
 
 from xaibench.datasets.base import Samples
+from xaibench.datasets.images import Images
 from xaibench.datasets.planes import Xor
-from xaibench.models.networks.plane_net import PlaneNet
+from xaibench.models.plane_net import PlaneNet
 from xaibench.models.preprocessing import Preprocessing
-from xaibench.models.recipe import Images, Recipe, train
+from xaibench.models.recipe import Recipe, train
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "xor_nets.py"
 
@@ -43,9 +43,8 @@ def test_side_by_side_equals_the_recipe_one_by_one(script, sigmoid):
             torch.testing.assert_close(ours.state_dict()[name], tensor, rtol=0, atol=1e-12)
 
 
-def test_what_held_for_every_sigmoid_network_holds_for_these(script, here, monkeypatch):
+def test_what_held_for_every_sigmoid_network_holds_for_these(script, here):
     """Fast rates and a coarse grid here; 40 of 40 networks at the thesis's are in results/reference."""
-    monkeypatch.setattr(script.terminal.stderr, "file", sys.stderr)  # rich keeps the stream of an earlier test
     recipe = replace(script.RECIPES["sigmoid"], epochs=12, batch_size=64, lr=0.2)
     rows = [
         {"output": "sigmoid", "seed": seed, **row}

@@ -201,7 +201,7 @@ def test_work_goes_on_where_locks_do_not_work(artefact, monkeypatch, caplog):
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr(cache.FileLock, "acquire", broken)
-    cache._warned.clear()
+    cache._warn_once.cache_clear()
     for _ in range(2):
         with artefact.claim((1,)) as mine:
             assert mine

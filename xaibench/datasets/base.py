@@ -68,6 +68,20 @@ class Batch:
     masks: torch.Tensor | None
     crc: tuple[int, ...]
 
+    def __getitem__(self, part: slice) -> "Batch":
+        """Some neighbouring samples, as views."""
+        masks = None if self.masks is None else self.masks[part]
+        rows = (self.inputs[part], self.labels[part], self.targets[part], masks)
+        return Batch(self.samples[part], *rows, self.crc[part])
+
+    @classmethod
+    def joined(cls, batches: "Sequence[Batch]") -> "Batch":
+        """One batch of the samples of several."""
+        inputs, labels, targets = (torch.cat([getattr(b, n) for b in batches]) for n in ("inputs", "labels", "targets"))
+        masks = None if batches[0].masks is None else torch.cat([b.masks for b in batches])
+        samples, crc = (tuple(value for b in batches for value in getattr(b, n)) for n in ("samples", "crc"))
+        return cls(samples, inputs, labels, targets, masks, crc)
+
 
 class Samples:
     """Chosen samples of a data set as preprocessed batches, decoded in threads. Iterating gives batches of 64.

@@ -125,19 +125,24 @@ def _split_folder(root: Path, split: str) -> Path:
     return root
 
 
-def _read_classes(table: Path, folders: list[str]) -> tuple[dict[int, int], tuple[str, ...]]:
-    """The class index of each folder by its position, and the name of every index of the table."""
+def _read_table(table: Path) -> list[dict[str, str]]:
+    """The rows of a CSV, at least one, each with an `index`."""
     with open(table, newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
-    columns = [column for column in (rows[0] if rows else {}) if column]
-    if "index" not in columns or not all((row["index"] or "").isdecimal() for row in rows):
+    if not rows or not all((row.get("index") or "").isdecimal() for row in rows):
         raise UserError(f"dataset.classes={table}: expected a CSV with a column 'index' of whole numbers")
+    return rows
+
+
+def _read_classes(table: Path, folders: list[str]) -> tuple[dict[int, int], tuple[str, ...]]:
+    """The class index of each folder by its position, and the name of every index of the table."""
+    rows = _read_table(table)
+    columns = [column for column in rows[0] if column]
     column = max(columns, key=lambda c: len({row[c] for row in rows} & set(folders)))
     by_folder: dict[str, set[int]] = {}
     for row in rows:
         by_folder.setdefault(row[column], set()).add(int(row["index"]))
-    indices = {}
-    for position, folder in enumerate(folders):
+    for folder in folders:
         found = by_folder.get(folder, set())
         if not found:
             raise UserError(
@@ -145,7 +150,7 @@ def _read_classes(table: Path, folders: list[str]) -> tuple[dict[int, int], tupl
             )
         if len(found) > 1:
             raise UserError(f"dataset.classes={table}: names '{folder}' twice, for the classes {sorted(found)}")
-        indices[position] = found.pop()
+    indices = {position: min(by_folder[folder]) for position, folder in enumerate(folders)}
     label = "name" if "name" in columns else column
     names = {int(row["index"]): row[label] for row in rows}
     return indices, tuple(names.get(i, "") for i in range(max(names) + 1))

@@ -222,6 +222,16 @@ def parse(spec: Any, name: str, where: str) -> Distribution:
     spec = {_SPELLINGS.get(key, key): value for key, value in spec.items()}
     if spec.keys() & set(CLASSES):
         return _by_class(spec, name, where)
+    kind = _kind(spec, name, where)
+    within = _pair(spec.get("within", [factor.low, factor.high]), f"{where}.within")
+    _check_range(within, factor, f"{where}.within")
+    if within[0] == within[1]:
+        raise UserError(f"{where}.within={within}: expected a range; a single value is written as {within[0]:g}")
+    return _KINDS[kind](spec[kind], within, name, f"{where}.{kind}")
+
+
+def _kind(spec: Mapping[str, Any], name: str, where: str) -> str:
+    """The one distribution that a configuration names."""
     kinds = [key for key in spec if key != "within"]
     unknown = [key for key in kinds if key not in _KINDS]
     if unknown:
@@ -233,11 +243,7 @@ def parse(spec: Any, name: str, where: str) -> Distribution:
         raise UserError(f"{where}.within: only truncnorm and beta are cut off, not {kind}")
     if name == "legs" and kind in ("fading", "by_legs"):
         raise UserError(f"{where}.{kind}: the legs' position cannot depend on itself")
-    within = _pair(spec.get("within", [factor.low, factor.high]), f"{where}.within")
-    _check_range(within, factor, f"{where}.within")
-    if within[0] == within[1]:
-        raise UserError(f"{where}.within={within}: expected a range; a single value is written as {within[0]:g}")
-    return _KINDS[kind](spec[kind], within, name, f"{where}.{kind}")
+    return kind
 
 
 def _uniform(value: Any, within: list[float], name: str, where: str) -> Distribution:

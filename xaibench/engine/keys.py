@@ -49,15 +49,15 @@ def method(attribution: Method, spec: Mapping[str, Any]) -> Spec:
     return described | ({"fingerprint": fingerprint()} if fingerprint else {})
 
 
-def fit(worker: Method | Metric, spec: Mapping[str, Any], job: Job, fit_data: Spec, samples: list[int]) -> Spec:
+def fit(estimator: Method | Metric, spec: Mapping[str, Any], job: Job, fit_data: Spec, samples: list[int]) -> Spec:
     """What a method or metric estimates, and the samples it does so from.
 
     One whose fit depends on some of its parameters only says so with `fit_parameters`.
     """
-    described = {**_versioned(describe(spec, "fit")), "version": worker.version}
-    chosen = getattr(worker, "fit_parameters", None)
-    if chosen is not None:
-        described = {name: value for name, value in described.items() if name in (TARGET, "version", *chosen)}
+    described = {**_versioned(describe(spec, "fit")), "version": estimator.version}
+    if estimator.fit_parameters is not None:
+        kept = (TARGET, "version", *estimator.fit_parameters)
+        described = {name: value for name, value in described.items() if name in kept}
     return {"worker": described, "data": fit_data, "samples": samples, "seed": job.fit.seed}
 
 
@@ -67,8 +67,8 @@ def metric(scoring: Metric, spec: Mapping[str, Any]) -> Spec:
     return {**describe(spec, "metric"), "version": scoring.version}
 
 
-def replies(scoring: Metric, spec: Mapping[str, Any]) -> Spec:
-    """What the answers of the model depend on, of a metric."""
+def responses(scoring: Metric, spec: Mapping[str, Any]) -> Spec:
+    """What the responses of the network depend on, of a metric."""
     return {TARGET: frozen_name(spec[TARGET]), "version": scoring.version, **scoring.responses_spec()}
 
 

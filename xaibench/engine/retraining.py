@@ -1,10 +1,11 @@
-"""Networks retrained from scratch on images that lose what a ranking says, each an artefact of the cache."""
+"""Scoring by retraining: networks trained from scratch on images that lose what a ranking says, each an artefact."""
 
 import dataclasses
 import functools
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any
 
@@ -12,20 +13,27 @@ import numpy as np
 import torch
 
 from .. import rng
-from ..build import build
+from ..build import build, with_defaults
 from ..datasets.base import Samples
+from ..datasets.images import MEMORY, Images
 from ..errors import UserError, XaibenchError
-from ..job import Job, Selection
+from ..job import Selection
+from ..methods.base import Method
 from ..metrics.ranking import places
 from ..metrics.retraining.roar import Masking, Roar
 from ..models.loading import build_module
 from ..models.preprocessing import scaled
-from ..models.recipe import MEMORY, Images, Recipe, accuracy_on, loss_of, train
+from ..models.recipe import Recipe, accuracy_on, loss_of, train
 from ..models.stacked import train_stacked
 from ..perturb.fills import filled
-from ..scores.score_files import OK
-from ..store.cache import Artefact
-from .explanations import Explanations
+from ..scores.score_files import OK, Record
+from ..store.cache import Artefact, digest
+from . import keys
+from .checks import check
+from .maps import Maps
+from .record import collapse_of, planned, record, seconds_of, title
+from .setting import Setting
+from .stage import Arrays, Fit, Report, Stage, silent
 
 log = logging.getLogger(__name__)
 
@@ -34,46 +42,144 @@ TRAIN, VALIDATION, TEST = "train", "validation", "test"
 SMALL = 5_000_000
 
 
-class Retraining:
-    """What a retraining metric asks for: the accuracy of a network trained on masked images, for each masking.
+class Retrained:
+    """The stages of a Job whose metric retrains networks: maps of several splits, trainings, a row of scores per
+    repeat. Raises UserError for a model without a recipe."""
 
-    metric: with its target, train_limit, stack and maskings. A training's key covers the network's definition, the
-    recipe, the samples, what they lose (with the key of the maps that say so) and the kind of trainer. It keeps the
-    accuracy on the equally masked test images; while it runs, the state after each epoch, from which it is resumed.
-    Raises UserError for a model without a recipe.
-    """
-
-    def __init__(self, cell: Explanations, metric: Roar) -> None:
-        self.cell, self.metric, self.job = cell, metric, cell.job
-        if not self.job.model_spec.get("recipe"):
+    def __init__(self, setting: Setting, metric: Roar) -> None:
+        job = setting.job
+        self.setting, self.metric = setting, metric
+        method = with_defaults(build(job.method_spec, "method"), Method)
+        check(setting, method, metric)
+        if not job.model_spec.get("recipe"):
             raise UserError(
-                f"metric={self.job.metric} retrains, and model={self.job.model} has no recipe: set model.recipe "
+                f"metric={job.metric} retrains, and model={job.model} has no recipe: set model.recipe "
                 "(lenet, resnet8, resnet20 and smallcnn have one)"
             )
-        self.recipe: Recipe = build(self.job.model_spec["recipe"], "model.recipe")
-        test = str(self.job.dataset_spec.get("split", TEST))
+        recipe: Recipe = build(job.model_spec["recipe"], "model.recipe")
+        test = str(job.dataset_spec.get("split", TEST))
         if test == TRAIN:
-            raise UserError(f"metric={self.job.metric} trains on the train split and tests on dataset.split: not train")
-        limited = Selection(limit=metric.train_limit, seed=self.job.selection.seed)
-        self.explained = {
-            TRAIN: self._explained(TRAIN, limited),
-            TEST: self._explained(test, self.job.selection),
-        }
-        if self.recipe.select == "best":
-            held_out = dataclasses.replace(limited, limit=metric.validation_limit)
-            self.explained[VALIDATION] = self._explained(VALIDATION, held_out)
+            raise UserError(f"metric={job.metric} trains on the train split and tests on dataset.split: not train")
+        limited = Selection(limit=metric.train_limit, seed=job.selection.seed)
+        selections = {TRAIN: (TRAIN, limited), TEST: (test, job.selection)}
+        if recipe.select == "best":
+            selections[VALIDATION] = (VALIDATION, dataclasses.replace(limited, limit=metric.validation_limit))
+        self.maps = {part: Maps(self._split(*chosen), method) for part, chosen in selections.items()}
+        self.trainings = Trainings(setting, self.maps, metric, recipe, lambda: self.scores.timed())
+        scored = {"metric": keys.metric(metric, job.metric_spec), "trainings": self.trainings.keys}
+        names, repeats = (*setting.names, job.metric, job.method), list(range(metric.repeats))
+        self.scores: Stage = setting.stage(
+            "scores", names, scored, repeats, self._score, reads=[self.trainings], size=1
+        )
+
+    @property
+    def title(self) -> str:
+        """The Job for people."""
+        return title(self.setting)
+
+    @property
+    def stages(self) -> "list[Stage | Fit | Trainings]":
+        """From top to bottom; the scores last."""
+        above = [stage for maps in self.maps.values() for stage in (*maps.stage.reads, maps.stage)]
+        return list(dict.fromkeys([*above, self.trainings, self.scores]))
+
+    def _split(self, split: str, selection: Selection) -> Setting:
+        """The setting of a split, with the targets that the metric says."""
+        job = self.setting.job
+        spec, target = {**job.dataset_spec, "split": split}, self.metric.target or job.target
+        changed = dataclasses.replace(job, dataset_spec=spec, selection=selection, target=target)
+        return Setting(changed, self.setting.root, self.setting.kept)
+
+    def _score(self, repeats: Sequence[int]) -> Arrays:
+        rows = [self.metric.evaluate(self.trainings.accuracies(repeat)) for repeat in repeats]
+        columns = {name: torch.stack([row[name] for row in rows]).numpy() for name in rows[0]}
+        return {"status": np.full(len(repeats), OK), **columns}
+
+    # ---- for people ----------------------------------------------------------------------------------------------
+
+    def work(self) -> dict[str, int]:
+        """How much there is to do of each kind, for progress."""
+        return {"maps": self._missing_maps, "trainings": len(self.trainings.missing)}
+
+    @property
+    def _missing_maps(self) -> int:
+        return sum(len(maps.stage.artefact.missing(maps.stage.order)) for maps in self.maps.values())
+
+    def forecast(self) -> str:
+        """How long the missing trainings will take; nothing if there are none."""
+        if not self.trainings.missing:
+            return ""
+        return f"{self.setting.job.metric}: {self.trainings.forecast()}, after {self._missing_maps} maps"
+
+    def plan(self) -> list[tuple[str, str, int, int, int]]:
+        """The rows of a Plan; a step of training counts as three passes of an image."""
+        cost = sum(self.maps[TEST].method.cost(self.setting.classifier))
+        total, missing = len(self.trainings.keys), len(self.trainings.missing)
+        trainings = ("trainings", self.scores.artefact.key, total - missing, missing, missing * self.trainings.passes)
+        return [*(planned(maps.stage, cost) for maps in self.maps.values()), trainings]
+
+    def forget(self) -> None:
+        """Remove the maps, trainings and scores, for `runner.reuse=force`."""
+        self.trainings.forget()
+        for maps in self.maps.values():
+            maps.stage.artefact.remove()
+        self.scores.artefact.remove()
+
+    def record(self) -> Record:
+        """Everything but the numbers that the result files say: a row per repeat instead of per sample."""
+        each = self.trainings.passes // 3 * len(self.trainings.keys)  # forward and backward passes of all trainings
+        test = self.maps[TEST]
+        own = [*(maps.stage for maps in self.maps.values()), self.scores]
+        return record(
+            test.setting,
+            test,
+            self.metric,
+            self.scores,
+            stages=own,
+            metric_cost=(each, each),
+            seconds=seconds_of(own),
+            repeats=True,
+            sample_key=digest({"samples": list(test.setting.samples), "repeats": self.metric.repeats}),
+        )
+
+
+class Trainings:
+    """What a retraining metric asks for: the accuracy of a network trained on masked images, for each masking.
+
+    A stage with a row per repeat. A training's key covers the network's definition, the recipe, the samples, what they
+    lose (with the key of the maps that say so) and the kind of trainer. It keeps the accuracy on the equally masked
+    test images; while it runs, the state after each epoch, from which it is resumed.
+
+    maps: those of each split. metric: with its target, stack and maskings. timed: counts the time of a training.
+    """
+
+    kind, reads_all = "trainings", True
+
+    def __init__(
+        self,
+        setting: Setting,
+        maps: dict[str, Maps],
+        metric: Roar,
+        recipe: Recipe,
+        timed: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self.setting, self.maps, self.metric, self.recipe, self.timed = setting, maps, metric, recipe, timed
+        self.job = setting.job
+        self.reads = [part.stage for part in maps.values()]
+        self.order = list(range(metric.repeats))
         self.stack = metric.stack or self._default_stack()
 
     # ---- what is there, and what is to be done ---------------------------------------------------------------------
 
     def artefact(self, masking: Masking | None, repeat: int) -> Artefact:
         """Where the accuracy of one training is kept."""
+        network, settings = self.setting.classifier, {name: part.setting for name, part in self.maps.items()}
         spec: dict[str, Any] = {
-            "definition": dict(self.cell.classifier.definition),
-            "preprocessing": asdict(self.cell.classifier.preprocessing),
+            "definition": dict(network.definition),
+            "preprocessing": asdict(network.preprocessing),
             "recipe": asdict(self.recipe),
-            "data": {name: part.base["data"] for name, part in self.explained.items()},
-            "samples": {name: list(part.samples) for name, part in self.explained.items()},
+            "data": {name: part.base["data"] for name, part in settings.items()},
+            "samples": {name: list(part.samples) for name, part in settings.items()},
             "masking": masking and asdict(masking),
             "repeat": repeat,
             "trainer": "stacked" if self.stack > 1 else "one by one",
@@ -83,14 +189,14 @@ class Retraining:
             spec["seed"] = self.job.seed
             names[2] = masking.by if masking.by == "random" else self.job.method
         if masking is not None and masking.by == "method":
-            spec["maps"] = {split: part.maps.artefact.key for split, part in self.explained.items()}
+            spec["maps"] = {name: part.key for name, part in self.maps.items()}
             spec["ranking"] = {"collapse": self._how, "sign": self.metric.sign}
-        return Artefact(self.cell.root, "trainings", names, spec)
+        return Artefact(self.setting.root, "trainings", names, spec)
 
     @property
     def passes(self) -> int:
         """Of one training: a step takes a forward and a backward pass, which costs two, of every image."""
-        return 3 * self.recipe.epochs * len(self.explained[TRAIN].samples)
+        return 3 * self.recipe.epochs * len(self.maps[TRAIN].setting.samples)
 
     @property
     def keys(self) -> list[str]:
@@ -100,20 +206,20 @@ class Retraining:
     @property
     def missing(self) -> list[tuple[Masking | None, int]]:
         """The trainings that the cache lacks: (masking, repeat)."""
-        return [training for training in self._all if self.artefact(*training).load_whole("accuracy") is None]
+        return [training for training in self._all if self._read(*training) is None]
 
-    def work(self) -> dict[str, int]:
-        """How much there is to do of each kind, for progress."""
-        maps = sum(len(part.maps.artefact.missing(part.samples)) for part in self.explained.values())
-        return {"maps": maps, "trainings": len(self.missing)}
+    def misses(self, repeats: Sequence[int]) -> bool:
+        """Whether a training of these repeats is absent."""
+        return any(repeat in repeats for _, repeat in self.missing)
 
-    def announce(self) -> None:
-        """Say how long the missing trainings will take, from a few steps of one."""
-        count, recipe = len(self.missing), self.recipe
-        if not count:
-            return
-        images = self._images[TRAIN]
-        module = build_module(self.job.model_spec, seed=0).to(self.cell.device).train().requires_grad_(True)
+    def accuracies(self, repeat: int) -> dict[Masking | None, float]:
+        """The accuracy of every masking's network of one repeat."""
+        return {masking: self._read(masking, repeat) for masking in self.metric.maskings()}
+
+    def forecast(self) -> str:
+        """How long the missing trainings will take, from a few steps of one."""
+        count, recipe, images = len(self.missing), self.recipe, self._images[TRAIN]
+        module = build_module(self.job.model_spec, seed=0).to(self.setting.device).train().requires_grad_(True)
         steps, started = 3, 0.0
         with torch.enable_grad():
             for step in range(steps + 1):
@@ -124,81 +230,84 @@ class Retraining:
                 loss_of(module(inputs), labels).backward()
         per_epoch = (time.perf_counter() - started) / steps * len(images) / recipe.batch_size
         minutes = count * recipe.epochs * per_epoch / 60
-        said = "%s: %d trainings of %d images x %d epochs, about %.1f min, after %d maps"
-        log.info(said, self.job.metric, count, len(images), recipe.epochs, minutes, self.work()["maps"])
+        return f"{count} trainings of {len(images)} images x {recipe.epochs} epochs, about {minutes:.1f} min"
 
     def forget(self) -> None:
-        """Remove the maps and the trainings."""
+        """Remove the trainings."""
         for training in self._all:
             self.artefact(*training).remove()
-        for part in self.explained.values():
-            part.maps.artefact.remove()
 
     # ---- doing it --------------------------------------------------------------------------------------------------
 
-    def accuracies(self, repeat: int) -> dict[Masking | None, float]:
-        """The accuracy of every masking's network of one repeat: read, or trained now."""
-        maskings = self.metric.maskings()
-        absent = [masking for masking in maskings if self.artefact(masking, repeat).load_whole("accuracy") is None]
-        for start in range(0, len(absent), self.stack):
-            self._train(absent[start : start + self.stack], repeat)
-        found = {masking: self.artefact(masking, repeat).load_whole("accuracy") for masking in maskings}
-        return {masking: float(arrays["accuracy"][0]) for masking, arrays in found.items()}
+    def fill(self, repeats: Sequence[int], wait: bool = True, report: Report = silent) -> bool:
+        """Train what is missing of these repeats, each network by whoever claims it first."""
+        for repeat in repeats:
+            absent = [masking for masking in self.metric.maskings() if self._read(masking, repeat) is None]
+            for start in range(0, len(absent), self.stack):
+                self._train(absent[start : start + self.stack], repeat, report)
+        return True
 
-    def _train(self, maskings: Sequence[Masking | None], repeat: int) -> None:
+    def finish(self) -> None:
+        """Nothing is left to write."""
+
+    def _read(self, masking: Masking | None, repeat: int) -> float | None:
+        arrays = self.artefact(masking, repeat).load_whole("accuracy")
+        return None if arrays is None else float(arrays["accuracy"][0])
+
+    def _train(self, maskings: Sequence[Masking | None], repeat: int, report: Report) -> None:
         """Train the networks of some maskings, side by side if there are several, and keep their accuracies."""
-        if self.job.runner.reuse == "only-cache":
-            folder = self.artefact(maskings[0], repeat).folder
-            raise UserError(f"runner.reuse=only-cache: {folder} is missing; use runner.reuse=missing")
         artefacts = [self.artefact(masking, repeat) for masking in maskings]
+        if self.setting.only_cache:
+            raise UserError(f"runner.reuse=only-cache: {artefacts[0].folder} is missing; use runner.reuse=missing")
         for artefact in artefacts:
-            artefact.create(self.cell.made_by())
+            artefact.create(self.setting.made_by())
         with artefacts[0].claim("training"):
             if artefacts[0].load_whole("accuracy") is not None:
                 return  # by another process, meanwhile
             seed = rng.seed_of(self.recipe.seed, "repeat", repeat)
-            modules = [build_module(self.job.model_spec, seed=seed).to(self.cell.device) for _ in maskings]
-            images = [self._masked(TRAIN, masking) for masking in maskings]
-            held_out = [self._masked(VALIDATION, masking) for masking in maskings if VALIDATION in self.explained]
+            modules = [build_module(self.job.model_spec, seed=seed).to(self.setting.device) for _ in maskings]
+            images, held_out, tests = (
+                [self._masked(part, masking) for masking in maskings] if part in self.maps else []
+                for part in (TRAIN, VALIDATION, TEST)
+            )
             state = artefacts[0].folder / "state.safetensors"
-            tests = [
-                self._masked(TEST, masking) for masking in maskings
-            ]  # their maps are not part of the training's time
-            with self.cell.timed("scores"):
+            with self.timed():
                 if self.stack > 1:
                     train_stacked(modules, self.recipe, images, [seed] * len(modules), held_out)
                 else:
-                    held_out = held_out[0] if held_out else None
-                    train(modules[0], self.recipe, images[0], seed=seed, validation=held_out, checkpoint=state)
+                    validation = held_out[0] if held_out else None
+                    train(modules[0], self.recipe, images[0], seed=seed, validation=validation, checkpoint=state)
             for test, artefact, module in zip(tests, artefacts, modules):
-                right = accuracy_on(module, test, self.cell.classifier.batch_size)
+                right = accuracy_on(module, test, self.setting.classifier.batch_size)
                 artefact.save_whole("accuracy", {"accuracy": np.array([right])})
-                self.cell.report("trainings", 1)
+                report(self.kind, 1)
             state.unlink(missing_ok=True)
         for artefact in artefacts:
             artefact.tidy()
 
-    def _masked(self, split: str, masking: Masking | None) -> Images:
+    def _masked(self, part: str, masking: Masking | None) -> Images:
         if masking is None:
-            return self._images[split]
-        return Masked(self._images[split], self._places(split, masking.by), masking)
+            return self._images[part]
+        return Masked(self._images[part], self._places(part, masking.by), masking)
 
     @functools.cached_property
     def _images(self) -> dict[str, Images]:
-        """The decoded pixels of both splits, shared by all trainings."""
+        """The decoded pixels of each split, shared by all trainings."""
+        settings = {name: part.setting for name, part in self.maps.items()}
         return {
-            split: Images(Samples(part.dataset, part.loader.preprocessing, part.samples, self.cell.device))
-            for split, part in self.explained.items()
+            name: Images(Samples(part.dataset, part.preprocessing, part.samples, part.device))
+            for name, part in settings.items()
         }
 
-    @functools.cache  # noqa: B019 (it lives as long as the cell)
-    def _places(self, split: str, by: str) -> "Callable[[torch.Tensor], torch.Tensor]":
+    @functools.cache  # noqa: B019 (it lives as long as the run)
+    def _places(self, name: str, by: str) -> "Callable[[torch.Tensor], torch.Tensor]":
         """The pixels' places in each image's ranking: positions [B] -> [B,H,W], the first to go first.
 
         They are kept in memory up to 2 GiB, else made anew for every batch from the cached maps.
         """
-        part = self.explained[split]
-        height, width = self.cell.classifier.input_size[1:]
+        part = self.maps[name]
+        samples = part.setting.samples
+        height, width = self.setting.classifier.input_size[1:]
 
         def rank(ids: Sequence[int]) -> torch.Tensor:
             if by == "random":
@@ -209,35 +318,25 @@ class Retraining:
                     raise XaibenchError(
                         f"method={self.job.method}: {(status != OK).sum()} of {len(ids)} maps are not finite"
                     )
-            order = places(maps.cpu(), rng.sample_generators(self.job.seed, f"{by} {split}", ids))
+            order = places(maps.cpu(), rng.sample_generators(self.job.seed, f"{by} {name}", ids))
             return order.to(torch.int16 if height * width < 2**15 else torch.int32)
 
-        if by == "method":
-            part.maps.fill_all()  # leaving to other processes what they are at
-        if len(part.samples) * height * width * 2 > MEMORY:
-            return lambda positions: rank([part.samples[int(position)] for position in positions])
-        kept = torch.cat([rank(block) for block in part.maps.blocks()])
+        if len(samples) * height * width * 2 > MEMORY:
+            return lambda positions: rank([samples[int(position)] for position in positions])
+        kept = torch.cat([rank(block) for block in part.stage.blocks()])
         return lambda positions: kept[positions]
-
-    # ---- setting up ------------------------------------------------------------------------------------------------
 
     @property
     def _all(self) -> list[tuple[Masking | None, int]]:
-        return [(masking, repeat) for repeat in range(self.metric.repeats) for masking in self.metric.maskings()]
+        return [(masking, repeat) for repeat in self.order for masking in self.metric.maskings()]
 
     @property
     def _how(self) -> str:
-        return self.metric.collapse or self.cell.method.collapse
-
-    def _explained(self, split: str, selection: Selection) -> Explanations:
-        spec = {**self.job.dataset_spec, "split": split}
-        job: Job = dataclasses.replace(
-            self.job, dataset_spec=spec, selection=selection, target=self.metric.target or self.job.target
-        )
-        return Explanations(job, self.cell.root)
+        return collapse_of(self.metric, self.maps[TEST])
 
     def _default_stack(self) -> int:
-        if self.cell.device.type != "cuda" or sum(p.numel() for p in self.cell.classifier.module.parameters()) > SMALL:
+        network = self.setting.classifier.module
+        if self.setting.device.type != "cuda" or sum(p.numel() for p in network.parameters()) > SMALL:
             return 1
         return len(self.metric.maskings())
 

@@ -1,8 +1,11 @@
-"""One artefact being filled: read what is there, compute what is missing, block by block."""
+"""One artefact being filled: what is there, compute what is missing, block by block."""
 
+import contextlib
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,9 +15,15 @@ from ..store.cache import Artefact
 
 log = logging.getLogger(__name__)
 Arrays = dict[str, np.ndarray]
+# Called with a kind of artefact and how many more of its samples are done.
+Report = Callable[[str, int], None]
 
 
-@dataclass
+def silent(kind: str, done: int) -> None:
+    """The Report that says nothing."""
+
+
+@dataclass(eq=False)
 class Stage:
     """An artefact with a row per sample, and the function that computes the rows of some samples.
 
@@ -22,11 +31,13 @@ class Stage:
     samples share a batch (and with it the last bits of their numbers).
 
     order: all samples that it may hold. size: samples per block, asked only when something is missing.
-    compute: samples -> columns. provenance: what spec.json records beside the spec.
-    checksums: samples -> the CRC32 of their inputs as they are now. It is kept in every shard and compared when rows
-        are read: where an input has changed under its name, its rows are made anew. None for scores, which are read
+    compute: samples -> columns. It reads rows of the stages in `reads`, which are filled before it.
+    reads_all: the stage needs all rows of what it reads, not those of its own samples alone.
+    provenance: what spec.json records beside the spec.
+    checksums: samples -> the CRC32 of their inputs as they are now. It is kept in every shard and compared with what
+        is there: where an input has changed under its name, its rows count as missing. None for scores, which are read
         without their inputs.
-    only_cache: refuse to compute. report: called with (kind, samples done) after each block.
+    only_cache: refuse to compute.
     """
 
     artefact: Artefact
@@ -34,46 +45,74 @@ class Stage:
     size: Callable[[], int]
     compute: Callable[[Sequence[int]], Arrays]
     provenance: Mapping[str, Any]
+    reads: "Sequence[Stage | Fit]" = ()
+    reads_all: bool = False
     checksums: Callable[[Sequence[int]], np.ndarray] | None = None
     only_cache: bool = False
-    report: Callable[[str, int], None] = lambda kind, done: None
+    seconds: float = 0.0
+    _last: tuple[tuple[int, ...], Arrays] | None = None
+
+    @property
+    def kind(self) -> str:
+        """The kind of its artefact: responses, maps, scores."""
+        return self.artefact.kind
 
     def rows(self, samples: Sequence[int]) -> Arrays:
-        """The columns of these samples, after filling every block that misses one of them."""
-        arrays = self._filled_rows(samples)
-        if self.checksums is not None:
-            same = arrays["input_crc32"] == self.checksums(samples)
-            changed = [sample for sample, is_same in zip(samples, same) if not is_same]
-            if changed:
-                log.warning(
-                    "%d inputs have changed since their %s were made (sample %d first); made again",
-                    len(changed),
-                    self.artefact.kind,
-                    changed[0],
-                )
-                self.artefact.discard(changed)
-                arrays = self._filled_rows(samples)
-        return arrays
+        """The columns of these samples, which must be there."""
+        if self._last is None or self._last[0] != tuple(samples):
+            found = self.artefact.read(samples)
+            if len(found.samples) < len(samples):
+                raise CacheError(f"{self.artefact.folder}: what was just written cannot be read back; check the disk")
+            self._last = tuple(samples), found.arrays
+        return self._last[1]
 
-    def _filled_rows(self, samples: Sequence[int]) -> Arrays:
+    def misses(self, samples: Sequence[int]) -> bool:
+        """Whether a row of these samples is absent, corrupt, or made from another input than there is now."""
         found = self.artefact.read(samples)
         if len(found.samples) < len(samples):
-            absent = set(samples).difference(found.samples)
-            for block in self.blocks():
-                if absent.intersection(block):
-                    self.fill(block)
-            found = self.artefact.read(samples)
-        if len(found.samples) < len(samples):
-            raise CacheError(f"{self.artefact.folder}: what was just written cannot be read back; check the disk")
-        return found.arrays
+            return True
+        changed = self._changed(samples, found.arrays)
+        if changed:
+            log.warning(
+                "%d inputs have changed since their %s were made (sample %d first); made again",
+                len(changed),
+                self.kind,
+                changed[0],
+            )
+            self.artefact.discard(changed)
+            return True
+        self._last = tuple(samples), found.arrays
+        return False
 
-    def fill(self, block: Sequence[int], wait: bool = True) -> bool:
-        """Have a row for each sample of a block. False if another process is computing it and `wait` is false."""
-        if len(self.artefact.read(block).samples) < len(block):
+    def fill(self, samples: Sequence[int], wait: bool = True, report: Report = silent) -> bool:
+        """Fill the blocks of these samples. False if another process is at one of them and `wait` is false."""
+        wanted = dict.fromkeys(self._position[sample] // self._size for sample in samples)
+        filled = [self._fill_block(self._block(number), wait, report) for number in wanted]
+        return all(filled)
+
+    def blocks(self) -> Iterator[Sequence[int]]:
+        """The samples in blocks, in order."""
+        return map(self._block, range(-(-len(self.order) // self._size)))
+
+    def finish(self) -> None:
+        """Write the manifest, with the seconds that this run spent, if the artefact exists."""
+        if self.artefact.folder.exists():
+            self.artefact.finish(self.seconds)
+
+    @contextlib.contextmanager
+    def timed(self) -> Iterator[None]:
+        """Counts the seconds of what it encloses as this stage's."""
+        started = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - started
+
+    def _fill_block(self, block: Sequence[int], wait: bool, report: Report) -> bool:
+        missing = self.artefact.missing(block)
+        if missing:
             if self.only_cache:
                 raise UserError(
-                    f"runner.reuse=only-cache: {self.artefact.folder} misses "
-                    f"{len(self.artefact.missing(block))} of {len(block)} samples; use runner.reuse=missing"
+                    f"runner.reuse=only-cache: {self.artefact.folder} misses {len(missing)} of {len(block)} samples; "
+                    "use runner.reuse=missing"
                 )
             self.artefact.create(self.provenance)
             with self.artefact.claim(tuple(block), wait) as mine:
@@ -85,22 +124,75 @@ class Stage:
                     if self.checksums is not None:
                         columns = {**columns, "input_crc32": self.checksums(missing)}
                     self.artefact.write(missing, columns)
-        self.report(self.artefact.kind, len(block))
+        report(self.kind, len(block))
         return True
 
-    def fill_all(self) -> None:
-        """Fill every block; those that other processes are at are left to them first, and waited for at the end."""
-        waiting = list(self.blocks())
-        for wait in (False, True):
-            waiting = [block for block in waiting if not self.fill(block, wait)]
+    def _changed(self, samples: Sequence[int], arrays: Arrays) -> list[int]:
+        if self.checksums is None:
+            return []
+        same = arrays["input_crc32"] == self.checksums(samples)
+        return [sample for sample, is_same in zip(samples, same) if not is_same]
 
-    def blocks(self) -> Iterator[Sequence[int]]:
-        """The samples in blocks, in order."""
-        size = self.size()
-        for start in range(0, len(self.order), size):
-            yield self.order[start : start + size]
+    def _block(self, number: int) -> Sequence[int]:
+        return self.order[number * self._size : (number + 1) * self._size]
 
-    def finish(self, seconds: float) -> None:
-        """Write the manifest, if the artefact exists."""
-        if self.artefact.folder.exists():
-            self.artefact.finish(seconds)
+    @cached_property
+    def _size(self) -> int:
+        return self.size()
+
+    @cached_property
+    def _position(self) -> dict[int, int]:
+        return {sample: place for place, sample in enumerate(self.order)}
+
+
+@dataclass(eq=False)
+class Fit:
+    """What a method or metric estimates once: an artefact of one file, read or made as a whole.
+
+    make: -> named tensors as arrays. arrays: those that are there, or None; provenance, only_cache: see `Stage`.
+    """
+
+    artefact: Artefact
+    make: Callable[[], Arrays]
+    provenance: Mapping[str, Any]
+    only_cache: bool
+
+    kind, reads, reads_all, order = "fits", (), False, ()
+
+    def arrays(self) -> Arrays | None:
+        """What was fitted, or None if it is absent or corrupt."""
+        return self.artefact.load_whole("fit")
+
+    def misses(self, samples: Sequence[int]) -> bool:
+        """Whether it has to be made, whatever the samples."""
+        return self.arrays() is None
+
+    def fill(self, samples: Sequence[int], wait: bool = True, report: Report = silent) -> bool:
+        """Make it, unless another process does and `wait` is false: then the answer is False."""
+        if self.only_cache:
+            raise UserError(f"runner.reuse=only-cache: {self.artefact.folder} is missing; use runner.reuse=missing")
+        self.artefact.create(self.provenance)
+        with self.artefact.claim("fit", wait) as mine:
+            if not mine:
+                return False
+            if self.arrays() is None:
+                self.artefact.save_whole("fit", self.make())
+        self.artefact.tidy()
+        return True
+
+    def finish(self) -> None:
+        """Nothing is left to write."""
+
+
+def needed(stages: "Sequence[Stage | Fit]", block: Sequence[int]) -> "list[tuple[Stage | Fit, Sequence[int]]]":
+    """What has to be filled, from top to bottom, so that the last of the stages gets its rows of a block: the stages
+    that miss rows which a stage below them has to read, and the samples of those rows."""
+    wanted: dict[Any, Sequence[int]] = {stages[-1]: block}
+    missing = []
+    for stage in reversed(stages):
+        samples = wanted.get(stage)
+        if samples is not None and stage.misses(samples):
+            missing.insert(0, (stage, samples))
+            for above in stage.reads:
+                wanted.setdefault(above, above.order if stage.reads_all else samples)
+    return missing

@@ -1,6 +1,7 @@
 """Training by recipe: the checkpoint that `model.weights=recipe` asks for, an artefact of the cache like any other."""
 
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -11,14 +12,14 @@ import torch
 from .. import rng
 from ..build import build
 from ..datasets.base import Samples
+from ..datasets.images import Images
 from ..errors import UserError
 from ..job import Job
 from ..models import checkpoint
 from ..models.loading import build_module, check_input, load_classifier
 from ..models.preprocessing import Preprocessing
 from ..models.randomise import PERMUTED_LABELS
-from ..models.recipe import Images, Recipe, accuracy, train
-from ..report import terminal
+from ..models.recipe import Progress, Recipe, accuracy, train
 from ..store import provenance
 from ..store.cache import Artefact
 from . import keys
@@ -78,10 +79,22 @@ def trained_weights(job: Job, root: Path, device: torch.device) -> Path:
         images = PermutedLabels(Images(samples), job.weights_state) if permuted else Images(samples)
         module = build_module(job.model_spec, seed=recipe.seed).to(device)
         state = artefact.folder / "state.safetensors"
-        train(module, recipe, images, checkpoint=state, progress=terminal.epochs(f"training {job.model}"))
+        train(module, recipe, images, checkpoint=state, progress=epochs(f"training {job.model}"))
         checkpoint.write(path, module.state_dict())
         state.unlink(missing_ok=True)
     return path
+
+
+def epochs(title: str) -> Progress:
+    """Progress of a training, as a message after each epoch."""
+    started = time.monotonic()
+
+    def report(epoch: int, total: int, loss: float, accuracy: float) -> None:
+        left = (time.monotonic() - started) / max(epoch, 1) * (total - epoch)
+        said = "%s: epoch %d of %d, loss %.4f, accuracy %.4f, about %.0f s left"
+        log.info(said, title, epoch, total, loss, accuracy, left)
+
+    return report
 
 
 class PermutedLabels(Images):

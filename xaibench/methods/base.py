@@ -1,25 +1,36 @@
 """What an attribution method is to xaibench."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Callable
 
 import torch
 
+from ..datasets.base import Samples
 from ..models.classifier import Classifier
+from .context import Context
 
 
 class Method(ABC):
-    """Base class with the defaults; any class with these attributes will do. Constructor arguments are the parameters.
+    """Base class with the defaults. Constructor arguments are the parameters.
 
     version: bumped when the numbers change; part of every key.
     collapse: how a ranking metric turns channels into one value per pixel unless it is told otherwise:
         `sum` (signed), `sum_abs`, `max_abs`, `mean`.
     needs_mask: whether the data set must have ground-truth masks.
+    own_samples_only: whether it has maps of the data set's own samples only and of no other inputs.
+    fit: None where nothing is to be estimated from data; otherwise as in `Fitted`.
+    fit_parameters: the constructor's parameters that `fit` depends on (None: all), so that methods which differ in
+        others share what was fitted.
+
+    A method with rules for signals at any layer has `propagate` as well: see `rules._modified_backprop`.
     """
 
     version: int = 1
     collapse: str = "sum"
     needs_mask: bool = False
+    own_samples_only: bool = False
+    fit: Callable[[Classifier, Samples, torch.Generator], dict[str, torch.Tensor]] | None = None
+    fit_parameters: tuple[str, ...] | None = None
 
     def check(self, classifier: Classifier) -> None:
         """Raise `Refusal`, before any work, if this network cannot be served; the message says why."""
@@ -30,35 +41,24 @@ class Method(ABC):
 
     @abstractmethod
     def attribute(
-        self,
-        classifier: Classifier,
-        inputs: torch.Tensor,
-        targets: torch.Tensor,
-        generators: list[torch.Generator],
-        **context: Any,
+        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
     ) -> torch.Tensor:
         """Maps [B,C,H,W] or [B,1,H,W], signed, at input resolution.
 
-        inputs [B,C,H,W] are preprocessed and on the classifier's device, targets [B] int64, generators one per
-        sample (CPU). The network is called on at most `classifier.batch_size` inputs at a time. A method that
-        names further parameters receives them: `labels` [B], `masks` [B,H,W] (ground truth), `samples` (ids),
-        `fitted` (what its `fit` returned).
+        inputs [B,C,H,W] are preprocessed and on the classifier's device, targets [B] int64. context: generators to
+        draw from, what `fit` returned, and what is known of the samples. The network is called on at most
+        `classifier.batch_size` inputs at a time.
         """
 
 
 class Fitted(Method):
     """A method with something to estimate once per model and data set: statistics, patterns, a readout network.
 
-    `fit(classifier, samples)` gets `datasets.base.Samples` of the fit split and returns named tensors (CPU). The
-    runner caches them as an artefact of its own and hands them to `attribute` as `fitted`. A method of which only some
-    parameters need that need not be one of these: it has a `fit`, which is None where there is nothing to estimate.
-
-    fit_parameters: the constructor's parameters that `fit` depends on (None: all), so that methods which differ in
-        others share what was fitted.
+    The runner caches what `fit` returns as an artefact of its own and hands it to `attribute` as `context.fitted`. A
+    method of which only some parameters need that need not be one of these: its `fit` is None where there is nothing
+    to estimate.
     """
 
-    fit_parameters: tuple[str, ...] | None = None
-
     @abstractmethod
-    def fit(self, classifier: Classifier, samples: Any, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """Named tensors, deterministic given the samples and the generator."""
+    def fit(self, classifier: Classifier, samples: Samples, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """Named tensors (CPU), deterministic given the samples of the fit split and the generator."""

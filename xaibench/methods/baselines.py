@@ -1,13 +1,14 @@
 """What a method measures from: baselines given by words, or images of the data set."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 
+from ..datasets.base import Samples
 from ..errors import Refusal, one_of
 from ..models.classifier import Classifier
 from ..perturb import fills
+from .context import Context
 
 BASELINES: tuple[str, ...] = (*fills.FILLS, "zero_normalised", "noise", "dataset")
 
@@ -43,7 +44,7 @@ class Baselines:
         """Whether there is something to fit."""
         return "dataset" in self.words
 
-    def fit(self, classifier: Classifier, samples: Any, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    def fit(self, classifier: Classifier, samples: Samples, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """`references` [n,C,H,W]: images chosen at random among the samples; what a method's `fit` returns."""
         if len(samples.ids) < self.references:
             raise Refusal(
@@ -53,22 +54,16 @@ class Baselines:
         chosen = torch.randperm(len(samples.ids), generator=generator)[: self.references]
         return {"references": samples.load([samples.ids[place] for place in chosen.tolist()]).inputs.cpu()}
 
-    def of(
-        self,
-        classifier: Classifier,
-        inputs: torch.Tensor,
-        generators: Sequence[torch.Generator],
-        fitted: Mapping[str, torch.Tensor] | None,
-    ) -> list[torch.Tensor]:
-        """The baselines of inputs [B,C,H,W], each [B,C,H,W]. fitted: what `fit` returned, for `dataset`."""
+    def of(self, classifier: Classifier, inputs: torch.Tensor, context: Context) -> list[torch.Tensor]:
+        """The baselines of inputs [B,C,H,W], each [B,C,H,W]. `dataset` needs what `fit` returned in the context."""
         found = []
         for word in self.words:
             if word == "dataset":
-                if fitted is None:
+                if "references" not in context.fitted:
                     raise Refusal("baseline=dataset needs the references that its fit draws")
-                found += [reference.expand_as(inputs) for reference in fitted["references"].to(inputs)]
+                found += [reference.expand_as(inputs) for reference in context.fitted["references"].to(inputs)]
             elif word == "noise":
-                found.append(fills.noise(inputs, classifier.preprocessing, generators))
+                found.append(fills.noise(inputs, classifier.preprocessing, context.generators))
             else:
                 word = "zero" if word == "zero_normalised" else word
                 found.append(fills.filled(inputs, word, classifier.preprocessing, self.sigma, self.value))

@@ -27,9 +27,7 @@ def over_copies(
     same to the last bit whatever the batch size and the neighbours, as long as the network's answers are.
     """
     for pieces in rows_of_copies(classifier, len(targets), copies):
-        values = evaluate(
-            torch.cat([make(copy, part) for copy, part in pieces]), torch.cat([targets[part] for _, part in pieces])
-        )
+        values = evaluate(torch.cat([make(copy, part) for copy, part in pieces]), repeated(targets, pieces))
         yield from pieces_of(values, pieces)
 
 
@@ -41,6 +39,11 @@ def rows_of_copies(classifier: Classifier, batch: int, copies: int) -> Iterator[
             (copy, slice(max(rows.start - copy * batch, 0), min(rows.stop - copy * batch, batch)))
             for copy in range(rows.start // batch, (rows.stop - 1) // batch + 1)
         ]
+
+
+def repeated(rows: torch.Tensor, pieces: list[Piece]) -> torch.Tensor:
+    """What the samples of each piece have in common with all their copies, such as targets: of rows [B,...]."""
+    return torch.cat([rows[part] for _, part in pieces])
 
 
 def pieces_of(values: torch.Tensor, pieces: list[Piece]) -> Iterator[tuple[int, slice, torch.Tensor]]:

@@ -1,14 +1,18 @@
 """What a metric is to xaibench: per-sample columns, and how they become the numbers of a leaderboard."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from ..datasets.base import Batch, Dataset
+from ..job import Job
+from ..methods.context import Context
 from ..models.classifier import Classifier
+
+# What `evaluate` returns: name -> [B], a value per sample, or [B,X], a curve.
+Columns = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -39,20 +43,32 @@ class Statistic:
 class Measure:
     """What every metric declares, with defaults. Constructor arguments are the parameters.
 
+    kind: what it is given: one sample after the other (`Metric`), all maps of a split at once (`PooledMetric`), or the
+        accuracies of networks that were retrained (`Roar`).
     version: bumped when the numbers change; part of every key.
-    statistics: what the leaderboard shows. The first one is the headline.
+    statistics: what the leaderboard shows, see `statistics_on`. The first one is the headline.
     needs_mask: whether the data set must have ground-truth masks, of regions.
     reads_maps: False for a metric that looks at no map: `maps` is None, and its scores belong to the model and no
-        method, unless `evaluate` names `propagate`.
+        method, unless it `propagates`.
+    propagates: whether `evaluate` calls `context.propagate`; a method without rules for layers is refused.
+    reads_other_logits: whether `evaluate` reads `context.other_logits`.
+    fit: None, or a function `fit(classifier, samples, generator)` as `methods.base.Fitted` has it: what it returns is
+        kept once per model and data set, and handed to `evaluate` as `context.fitted`.
+    fit_parameters: the constructor's parameters that `fit` depends on (None: all).
     collapse: None takes the method's own; otherwise one of `metrics.ranking.COLLAPSES`.
     sign: how the collapsed map is read: `signed`, `absolute` or `positive`.
     x_label: what the axis of its curves counts, for figures.
     """
 
+    kind: Literal["per_sample", "pooled", "retraining"]
     version: int = 1
     statistics: tuple[Statistic, ...] = ()
     needs_mask: bool = False
     reads_maps: bool = True
+    propagates: bool = False
+    reads_other_logits: bool = False
+    fit = None
+    fit_parameters: tuple[str, ...] | None = None
     collapse: str | None = None
     sign: str = "signed"
     x_label: str = ""
@@ -62,6 +78,10 @@ class Measure:
 
     def check_data(self, dataset: Dataset) -> None:
         """Raise `Refusal`, before any work, if this data set lacks what the definition needs (`needs_mask` apart)."""
+
+    def statistics_on(self, dataset: Dataset, classifier: Classifier) -> tuple[Statistic, ...]:
+        """The statistics of this data set and network, where they depend on them."""
+        return self.statistics
 
     def cost(self, classifier: Classifier) -> tuple[int, int]:
         """Nominal (forward, backward) passes per sample, from the definition."""
@@ -75,23 +95,23 @@ class Measure:
 class Metric(Measure, ABC):
     """A metric that scores one sample after the other; any class with these attributes will do."""
 
+    kind = "per_sample"
+
     def explanations(self, classifier: Classifier) -> int:
-        """How many further maps per sample `evaluate` asks `explain` for."""
+        """How many further maps per sample `evaluate` asks `context.explain` for; with 0 it has none to ask."""
         return 0
 
-    def needs(self, job: Any) -> dict[str, Any]:
+    def needs(self, job: Job, classifier: Classifier) -> dict[str, Job]:
         """Further maps of the same samples that `evaluate` reads, by a name of the metric's own: variants of the
         cell's Job (`dataclasses.replace(job, ...)`), such as other weights (`Job.weights_state`, and the target
-        `original` for that of the cell). They are cached like any other maps. A `needs` that names `classifier`
-        receives the network."""
+        `original` for that of the cell). They are cached like any other maps. Raises `Refusal` for a Job that cannot
+        be scored."""
         return {}
 
-    def respond(
-        self, classifier: Classifier, batch: Batch, generators: list[torch.Generator]
-    ) -> dict[str, torch.Tensor]:
+    def respond(self, classifier: Classifier, batch: Batch, context: Context) -> dict[str, torch.Tensor]:
         """What the model answers whatever the method: named [B,...] tensors, cached once per model and data set.
 
-        A metric whose `respond` names `data` receives the `datasets.base.Samples`, as in `evaluate`.
+        Of the context there are `generators` and `data`.
         """
         return {}
 
@@ -100,26 +120,12 @@ class Metric(Measure, ABC):
         return {}
 
     @abstractmethod
-    def evaluate(
-        self,
-        classifier: Classifier,
-        batch: Batch,
-        maps: torch.Tensor,
-        responses: Mapping[str, torch.Tensor],
-        generators: list[torch.Generator],
-    ) -> dict[str, torch.Tensor]:
+    def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor, context: Context) -> Columns:
         """Columns: name -> [B] (a raw value per sample) or [B,X] (a curve, with its axis in `axes`).
 
-        maps [B,H,W] are collapsed, signed as `sign` says, and finite. One sample is scored without looking at the
-        others. NaN marks a value that is undefined for this sample: it is excluded, counted and named.
-
-        A metric that names further parameters receives them. `fitted`: what its `fit` returned (see
-        `methods.base.Fitted`). `others`: name -> [B,H,W], the maps that `needs` named, and `other_logits`: name ->
-        [B,K], what their networks answer to their inputs. `explain(inputs, targets, purpose, masks)` -> [B,H,W]: the
-        method's maps of other inputs or targets, one per sample of the batch; another `purpose` means other random
-        draws, '' those of `maps`; masks [B,H,W] default to the batch's. `propagate(inputs, signals, start, keep)`:
-        what the method's rules make of signals at a layer (see `ModifiedBackprop.propagate`); a method without is
-        refused. `data`: the `datasets.base.Samples` from which other samples can be loaded.
+        maps [B,H,W] are collapsed, signed as `sign` says, and finite; None where the metric reads none. One sample is
+        scored without looking at the others. NaN marks a value that is undefined for this sample: it is excluded,
+        counted and named.
         """
 
 
@@ -130,8 +136,10 @@ class PooledMetric(Measure, ABC):
     It is refused where a limit or filter leaves samples out.
     """
 
+    kind = "pooled"
+
     @abstractmethod
-    def pool(self, maps: torch.Tensor, outputs: torch.Tensor) -> dict[str, torch.Tensor]:
+    def pool(self, maps: torch.Tensor, outputs: torch.Tensor) -> Columns:
         """Columns: name -> scalar tensor; NaN marks one that is undefined.
 
         maps [n,H,W] in the order of the data set, collapsed and signed as `sign` says. outputs [n]: the network's

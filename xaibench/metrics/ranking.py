@@ -1,5 +1,6 @@
 """The one place that turns maps into orders of features: collapse, sign, tiles, ties."""
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -36,7 +37,7 @@ def collapse(maps: torch.Tensor, how: str, sign: str = "signed") -> torch.Tensor
     return maps.clamp(min=0) if sign == "positive" else maps
 
 
-def descending_order(values: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
+def descending_order(values: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
     """Feature indices [B,N] from most to least relevant; equal values in the sample's own random order.
 
     values [B,N]; generators: one per sample, CPU. The least-relevant-first order is the same one reversed, so a
@@ -53,7 +54,7 @@ def ranks(order: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(order).scatter_(1, order, places)
 
 
-def most_relevant(values: torch.Tensor, counts: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
+def most_relevant(values: torch.Tensor, counts: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
     """The counts[b] most relevant features of each sample, ties as above: values [B,N], counts [B] -> bool [B,N]."""
     return ranks(descending_order(values, generators)) < counts[:, None]
 
@@ -79,7 +80,7 @@ def tile_means(maps: torch.Tensor, tile: int) -> torch.Tensor:
     return functional.avg_pool2d(maps[:, None].double(), tile, ceil_mode=True)[:, 0].to(maps.dtype)
 
 
-def places(maps: torch.Tensor, generators: list[torch.Generator], tile: int = 1) -> torch.Tensor:
+def places(maps: torch.Tensor, generators: Sequence[torch.Generator], tile: int = 1) -> torch.Tensor:
     """The place of each pixel's tile in its sample's order, most relevant first: maps [B,H,W] -> int32 [B,H,W].
 
     Place 0 is the most relevant tile; all pixels of a tile share one place; equal tiles come in the sample's own

@@ -1,7 +1,8 @@
 """How alike two maps of one image are: what the metrics share that change the network or the class, not the image."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from ..datasets.base import Batch
 from ..errors import Refusal
+from ..methods.context import Context
 from ..methods.controls.controls import Sobel
 from ..models.classifier import Classifier
 from .base import Metric, Statistic
@@ -19,10 +21,10 @@ from .ranking import Collapse, Sign, collapse, mid_ranks
 Scaling = Literal["min_max", "max_abs"]
 MEASURES = ("ssim", "spearman", "spearman_abs", "hog")
 FLOORS = ("floor_shuffled", "floor_noise", "floor_edges", "floor_input")
-FLOORS = ("floor_shuffled", "floor_noise", "floor_edges", "floor_input")
 CELLS = 3  # cells along a side of a block of HOG, scikit-image's default
 
 
+@dataclass(kw_only=True, eq=False)
 class SimilarityMetric(Metric):
     """Base class: the similarity of two maps by four measures, and what maps that have nothing in common score.
 
@@ -38,6 +40,7 @@ class SimilarityMetric(Metric):
     shuffled, with normal noise, with the edges of the image (the control `sobel`), and with |x|, the sum over the
     channels of the normalised input's absolute values (|x - x'| for the baseline `zero`).
 
+    The parameters are keyword-only, so that a subclass (`@dataclass(eq=False)`) has its own before them:
     window: side of SSIM's windows in pixels, odd. data_range: its L, 1 for maps in [0, 1], 2 for maps in [-1, 1].
     clip: percentiles beyond which a map is cut off; [0, 100] leaves it whole. Where they coincide, in a map that is
         mostly one value, it is left whole too.
@@ -46,28 +49,24 @@ class SimilarityMetric(Metric):
         sign of the logit). hog_cell: side of a cell of HOG in pixels. collapse, sign: see `Metric`.
     """
 
-    def __init__(
-        self,
-        window: int,
-        data_range: float,
-        clip: list[float],
-        scaling: Scaling,
-        flip_max: bool,
-        hog_cell: int,
-        collapse: Collapse | None,
-        sign: Sign,
-    ) -> None:
-        if window < 3 or window % 2 == 0:
-            raise ValueError(f"window={window}: expected an odd number of pixels, at least 3")
-        if not data_range > 0:
-            raise ValueError(f"data_range={data_range}: expected a positive number, 1 for maps in [0, 1]")
-        if len(clip) != 2 or not 0 <= clip[0] < clip[1] <= 100:
-            raise ValueError(f"clip={list(clip)}: expected two rising percentiles, such as [1,99]")
-        if hog_cell < 1:
-            raise ValueError(f"hog_cell={hog_cell}: expected a positive number of pixels")
-        self.window, self.data_range, self.clip, self.scaling = window, data_range, tuple(clip), scaling
-        self.flip_max, self.hog_cell = flip_max, hog_cell
-        self.collapse, self.sign = collapse, sign
+    window: int = 5
+    data_range: float = 1.0
+    clip: list[float] = (1.0, 99.0)
+    scaling: Scaling = "min_max"
+    flip_max: bool = False
+    hog_cell: int = 8
+    collapse: Collapse | None = None
+    sign: Sign = "signed"
+
+    def __post_init__(self) -> None:
+        if self.window < 3 or self.window % 2 == 0:
+            raise ValueError(f"window={self.window}: expected an odd number of pixels, at least 3")
+        if not self.data_range > 0:
+            raise ValueError(f"data_range={self.data_range}: expected a positive number, 1 for maps in [0, 1]")
+        if len(self.clip) != 2 or not 0 <= self.clip[0] < self.clip[1] <= 100:
+            raise ValueError(f"clip={list(self.clip)}: expected two rising percentiles, such as [1,99]")
+        if self.hog_cell < 1:
+            raise ValueError(f"hog_cell={self.hog_cell}: expected a positive number of pixels")
 
     def check(self, classifier: Classifier) -> None:
         side = min(classifier.input_size[1:])
@@ -88,7 +87,7 @@ class SimilarityMetric(Metric):
         return {name: value.where(finite, torch.nan) for name, value in found.items()}
 
     def floors(
-        self, classifier: Classifier, batch: Batch, maps: torch.Tensor, generators: list[torch.Generator]
+        self, classifier: Classifier, batch: Batch, maps: torch.Tensor, generators: Sequence[torch.Generator]
     ) -> dict[str, torch.Tensor]:
         """FLOORS: the SSIM of maps [B,H,W] with maps that know nothing of the network -> float64 [B] each."""
         size = maps[0].numel()
@@ -97,7 +96,7 @@ class SimilarityMetric(Metric):
         unrelated = (
             maps.flatten(1).gather(1, shuffles).view_as(maps),
             collapse(noise[:, None], "sum", self.sign),
-            Sobel().attribute(classifier, batch.inputs, batch.targets, generators)[:, 0].to(maps),
+            Sobel().attribute(classifier, batch.inputs, batch.targets, Context())[:, 0].to(maps),
             batch.inputs.abs().sum(1).to(maps),
         )
         return {name: self.ssim_of(maps, other) for name, other in zip(FLOORS, unrelated)}

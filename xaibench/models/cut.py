@@ -190,6 +190,12 @@ def _parts(network: nn.Module, path: str) -> tuple[fx.GraphModule, fx.GraphModul
     placeholders = [node for node in nodes if node.op == "placeholder"]
     if len(layer) != 1 or len(placeholders) != 1 or path not in dict(network.named_modules()):
         return None
+    return _split(network, nodes, layer, placeholders)
+
+
+def _split(
+    network: nn.Module, nodes: list[fx.Node], layer: list[fx.Node], placeholders: list[fx.Node]
+) -> tuple[fx.GraphModule, fx.GraphModule]:
     downstream = _dependents(nodes, layer) - {*layer}
     # What depends on no input (a position embedding) is not a row per sample: both parts compute it for themselves.
     constant = set(nodes) - _dependents(nodes, placeholders)

@@ -9,10 +9,9 @@ from torch import nn
 
 from ..build import TARGET, build, coerce, describe
 from ..errors import Refusal, UserError, first_line, nearest
-from . import checkpoint
+from . import checkpoint, torchvision_nets
 from .classifier import Classifier
 from .digest import weights_digest
-from .networks import torchvision_nets
 from .preprocessing import Preprocessing
 
 RESERVED = ("weights", "mean", "std", "resize", "crop", "interpolation", "input_size", "layers", "recipe")
@@ -123,10 +122,11 @@ def check_input(classifier: Classifier, image: torch.Tensor, classes: int = 0) -
 
 
 def _is_enum_name(weights: Any) -> bool:
-    return isinstance(weights, str) and weights not in ("random", "recipe") and not _names_file(weights)
+    return isinstance(weights, str) and weights not in ("random", "recipe") and not names_file(weights)
 
 
-def _names_file(weights: str) -> bool:
+def names_file(weights: str) -> bool:
+    """Whether weights are given as a file, ours or the user's."""
     return weights.startswith("bundled:") or "/" in weights or Path(weights).suffix in checkpoint.SUFFIXES
 
 

@@ -2,29 +2,55 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..datasets.base import Samples
 from ..errors import UserError
 from ..rng import generator, seed_of
 from ..store.files import remove_leftovers
 from . import checkpoint as files
 from .classifier import Classifier, predicted
-from .preprocessing import scaled
 
-MEMORY = 2 << 30  # bytes of pixels that are decoded once and kept
-SHIFT = 4  # pixels, as He et al. 2016 for CIFAR
-
+Augment = Literal["none", "crop_flip"]
 Progress = Callable[[int, int, float, float], None]
+
+
+class ImageSource(Protocol):
+    """What is trained on, as `xaibench.datasets.images.Images` has it: labelled images, asked for by position.
+
+    identity: of the images and what is made of them, for the checkpoint of a training.
+    """
+
+    identity: str
+
+    def __len__(self) -> int:
+        """The number of images."""
+
+    def batch(
+        self,
+        positions: torch.Tensor,
+        like: torch.Tensor,
+        augment: Augment = "none",
+        random: torch.Generator | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Network inputs [B,C,H,W] of the type and on the device of `like`, augmented by draws of `random`; labels."""
+
+
+class LabelledBatch(Protocol):
+    """Network inputs [B,C,H,W] and their labels [B]."""
+
+    @property
+    def inputs(self) -> torch.Tensor: ...
+
+    @property
+    def labels(self) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -50,7 +76,7 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 0.0
     schedule: Literal["constant", "step", "one_cycle"] = "constant"
-    augment: Literal["none", "crop_flip"] = "none"
+    augment: Augment = "none"
     batch_norm: Literal["as_is", "folded"] = "as_is"
     select: Literal["last", "best"] = "last"
     seed: int = 0
@@ -86,33 +112,28 @@ class Recipe:
 def train(
     module: nn.Module,
     recipe: Recipe,
-    samples: "Samples | Images",
+    images: ImageSource,
     *,
     seed: int | None = None,
-    validation: "Images | None" = None,
+    validation: ImageSource | None = None,
     checkpoint: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, list[float]]:
     """Train the network in place -> {"loss": one per epoch, "accuracy": one per epoch}, over the epoch's own batches.
 
-    samples: what to train on; `Images` where several trainings share what is decoded, or change it.
     seed: instead of the recipe's. validation: for `select: best`, which adds "validation" to what is returned.
-    checkpoint: a file for the state (weights, optimiser, history), replaced after every
-    epoch. If it holds the state of this very training, that is taken up, and the weights end up bit for bit what they
-    are without the interruption (on one machine, with one thread count); any other content is ignored and replaced.
+    checkpoint: a file for the state (weights, optimiser, history), replaced after every epoch. If it holds the state
+    of this very training, that is taken up, and the weights end up bit for bit what they are without the interruption
+    (on one machine, with one thread count); any other content is ignored and replaced.
     progress: called after every epoch with (epochs done, epochs, loss, accuracy).
-    The network ends up in evaluation mode without gradients. The pixels are decoded once and kept in memory as long
-    as they take at most 2 GiB, otherwise decoded anew for every batch.
+    The network ends up in evaluation mode without gradients.
     Raises UserError if the loss stops being finite, and ValueError if there is nothing to select the best epoch by.
     """
     if recipe.select == "best" and validation is None:
         raise ValueError("select=best needs validation images")
     seed = recipe.seed if seed is None else seed
     device = next(module.parameters()).device
-    if recipe.folds:
-        add_batch_norm(module)
-    module.requires_grad_(True)
-    images = samples if isinstance(samples, Images) else Images(samples)
+    prepare(module, recipe)
     optimizer = recipe.make_optimizer(module)
     identity = {
         "recipe": json.dumps(asdict(recipe) | {"seed": seed}, sort_keys=True),
@@ -143,12 +164,24 @@ def train(
                 files.write(checkpoint, _state(module, optimizer, history, best), identity)
             if progress is not None:
                 progress(epoch + 1, recipe.epochs, loss, accuracy)
+    finish(module, recipe, best)
+    return history
+
+
+def prepare(module: nn.Module, recipe: Recipe) -> None:
+    """Make a network ready to be trained, in place."""
+    if recipe.folds:
+        add_batch_norm(module)
+    module.train().requires_grad_(True)
+
+
+def finish(module: nn.Module, recipe: Recipe, best: Mapping[str, torch.Tensor]) -> None:
+    """Make a trained network ready to be used, in place, with the weights `best` if there are any."""
     if best:
         module.load_state_dict(best)
     module.eval().requires_grad_(False)
     if recipe.folds:
         fold_batch_norm(module)
-    return history
 
 
 def add_batch_norm(module: nn.Module) -> None:
@@ -179,14 +212,14 @@ def loss_of(logits: torch.Tensor, labels: torch.Tensor, reduction: str = "mean")
     return F.cross_entropy(logits, labels, reduction=reduction)
 
 
-def accuracy(classifier: Classifier, samples: Samples) -> float:
+def accuracy(classifier: Classifier, batches: Iterable[LabelledBatch]) -> float:
     """The share of samples whose predicted class is their label's."""
-    right = sum((predicted(classifier.logits(batch.inputs)) == batch.labels).sum().item() for batch in samples)
-    return right / len(samples)
+    right = torch.cat([predicted(classifier.logits(batch.inputs)) == batch.labels for batch in batches])
+    return right.sum().item() / len(right)
 
 
 @torch.no_grad()
-def accuracy_on(module: nn.Module, images: "Images", batch_size: int = 64) -> float:
+def accuracy_on(module: nn.Module, images: ImageSource, batch_size: int = 64) -> float:
     """The share of images whose predicted class, by a network in evaluation mode, is their label's."""
     like, right = next(module.parameters()), 0
     for positions in torch.arange(len(images)).split(batch_size):
@@ -198,7 +231,7 @@ def accuracy_on(module: nn.Module, images: "Images", batch_size: int = 64) -> fl
 def _train_epoch(
     module: nn.Module,
     recipe: Recipe,
-    images: "Images",
+    images: ImageSource,
     optimizer: torch.optim.Optimizer,
     epoch: int,
     random: torch.Generator,
@@ -209,7 +242,7 @@ def _train_epoch(
     total, right = torch.zeros((), dtype=torch.float64, device=like.device), torch.zeros((), device=like.device)
     for number, positions in enumerate(batches):
         optimizer.param_groups[0]["lr"] = recipe.rate(epoch * len(batches) + number, recipe.epochs * len(batches))
-        inputs, labels = images.batch(positions, like, recipe, random)
+        inputs, labels = images.batch(positions, like, recipe.augment, random)
         logits = module(inputs)
         loss = loss_of(logits, labels)
         optimizer.zero_grad()
@@ -218,80 +251,6 @@ def _train_epoch(
         total += loss.detach().double() * len(positions)
         right += (predicted(logits.detach()) == labels).sum()
     return total.item() / len(images), right.item() / len(images)
-
-
-class Images:
-    """The samples' pixels [C,H,W] after resizing and cropping, and their labels, decoded once.
-
-    identity: of the samples and what is made of them, for the checkpoint of a training. Pixels are kept in memory as
-    long as they take at most 2 GiB, otherwise decoded anew for every batch. Raises UserError if there are no samples.
-    """
-
-    def __init__(self, samples: Samples) -> None:
-        if not len(samples):
-            raise UserError("there is nothing to train on: the data set's split is empty")
-        self.samples = samples
-        self.identity = str(seed_of(samples.dataset.fingerprint, samples.preprocessing, samples.ids))
-        first, _ = self._decode(0)
-        self.shape, self._dtype = first.shape, first.dtype
-        fits = first.nbytes * len(samples) <= MEMORY
-        self._kept = self._decode_all(range(len(samples))) if fits else None
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def load(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pixels [B,C,H,W], uint8 or float in [0, 1], and labels [B] of the samples at these positions."""
-        if self._kept is None:
-            return self._decode_all(positions.tolist())
-        return self._kept[0][positions], self._kept[1][positions]
-
-    def batch(
-        self,
-        positions: torch.Tensor,
-        like: torch.Tensor,
-        recipe: Recipe | None = None,
-        random: torch.Generator | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Network inputs [B,C,H,W] of the type and on the device of `like`, augmented if a recipe says so; labels."""
-        pixels, labels = self.load(positions)
-        if recipe is not None and recipe.augment == "crop_flip":
-            pixels = _crop_flip(pixels, random)
-        return self.samples.preprocessing.normalise(scaled(pixels.to(like.device))).to(like), labels.to(like.device)
-
-    def _decode_all(self, positions: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        pixels = torch.empty(len(positions), *self.shape, dtype=self._dtype)
-        labels = torch.empty(len(positions), dtype=torch.int64)
-
-        def decode(part: slice) -> None:
-            for place, position in enumerate(positions[part], part.start):
-                image, labels[place] = self._decode(position)
-                if image.shape != self.shape:
-                    raise UserError(
-                        f"the images differ in size ({list(self.shape)} and {list(image.shape)}): "
-                        "set model.resize and model.crop"
-                    )
-                pixels[place] = image
-
-        with ThreadPoolExecutor(max_workers=4) as pool:
-            # A few images per task: one task per image of MNIST would cost more than the image.
-            list(pool.map(decode, (slice(start, start + 16) for start in range(0, len(positions), 16))))
-        return pixels, labels
-
-    def _decode(self, position: int) -> tuple[torch.Tensor, int]:
-        example = self.samples.dataset[self.samples.ids[position]]
-        return self.samples.preprocessing.pixels(example.image), int(example.label)
-
-
-def _crop_flip(pixels: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-    count, _, height, width = pixels.shape
-    padded = F.pad(pixels, (SHIFT,) * 4)
-    top, left = torch.randint(0, 2 * SHIFT + 1, (2, count, 1), generator=random)
-    rows, columns = top + torch.arange(height), left + torch.arange(width)
-    mirrored = torch.rand(count, generator=random) < 0.5
-    columns = torch.where(mirrored[:, None], columns.flip(1), columns)
-    batch = torch.arange(count)[:, None, None]
-    return padded[batch, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
 def _cosine(start: float, end: float, share: float) -> float:

@@ -10,15 +10,15 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from ..errors import Refusal, UserError
 from ..rng import generator
-from .recipe import Images, Recipe, accuracy_on, add_batch_norm, fold_batch_norm, loss_of
+from .recipe import ImageSource, Recipe, accuracy_on, finish, loss_of, prepare
 
 
 def train_stacked(
     modules: Sequence[nn.Module],
     recipe: Recipe,
-    images: Sequence[Images],
+    images: Sequence[ImageSource],
     seeds: Sequence[int],
-    validation: Sequence[Images] = (),
+    validation: Sequence[ImageSource] = (),
 ) -> None:
     """Train networks of one architecture in place, side by side, each on its own images [N] with its own seed.
 
@@ -30,14 +30,9 @@ def train_stacked(
     The networks end up in evaluation mode without gradients. Raises Refusal for networks with dropout, whose draws
     would differ, ValueError for images that differ in number, and UserError if a loss stops being finite.
     """
-    if any(isinstance(part, nn.modules.dropout._DropoutNd) for part in modules[0].modules()):
-        raise Refusal("networks with dropout cannot be trained side by side: set metric.stack=1")
-    if len({len(part) for part in images}) != 1:
-        raise ValueError("networks that are trained side by side need the same number of images")
+    _check(modules, images)
     for module in modules:
-        if recipe.folds:
-            add_batch_norm(module)
-        module.train().requires_grad_(True)
+        prepare(module, recipe)
     parameters, buffers = stack_module_state(list(modules))
     like = next(iter(parameters.values()))
     skeleton = copy.deepcopy(modules[0]).to("meta")
@@ -62,11 +57,11 @@ def train_stacked(
             draws = [generator(seed, "recipe", epoch) for seed in seeds]
             orders = [torch.randperm(count, generator=draw).split(recipe.batch_size) for draw in draws]
             steps = len(orders[0])
-            for number in range(steps):
+            for number, positions in enumerate(zip(*orders)):
                 rate = recipe.rate(epoch * steps + number, recipe.epochs * steps)
                 optimizer.param_groups[0]["lr"] = rate
                 batches = [
-                    part.batch(order[number], like, recipe, draw) for part, order, draw in zip(images, orders, draws)
+                    part.batch(at, like, recipe.augment, draw) for part, at, draw in zip(images, positions, draws)
                 ]
                 inputs, labels = (torch.stack(column) for column in zip(*batches))
                 logits = vmap(forward)(dict(zip(parameters, holder)), buffers, inputs)
@@ -79,14 +74,22 @@ def train_stacked(
                 raise UserError(f"a training diverged in epoch {epoch + 1}: try a smaller model.recipe.lr={recipe.lr}")
             if recipe.select == "best":
                 restore()
-                for index, (module, part) in enumerate(zip(modules, validation, strict=True)):
-                    share = accuracy_on(module.eval(), part)
-                    if share > best[index][0]:
-                        best[index] = share, copy.deepcopy(module.state_dict())
+                best = [_better(*one) for one in zip(modules, validation, best, strict=True)]
     restore()
     for module, (_, state) in zip(modules, best):
-        if state:
-            module.load_state_dict(state)
-        module.eval().requires_grad_(False)
-        if recipe.folds:
-            fold_batch_norm(module)
+        finish(module, recipe, state)
+
+
+def _check(modules: Sequence[nn.Module], images: Sequence[ImageSource]) -> None:
+    if any(isinstance(part, nn.modules.dropout._DropoutNd) for part in modules[0].modules()):
+        raise Refusal("networks with dropout cannot be trained side by side: set metric.stack=1")
+    if len({len(part) for part in images}) != 1:
+        raise ValueError("networks that are trained side by side need the same number of images")
+
+
+def _better(
+    module: nn.Module, images: ImageSource, best: tuple[float, dict[str, torch.Tensor]]
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """The accuracy and the weights of the best epoch so far."""
+    share = accuracy_on(module.eval(), images)
+    return (share, copy.deepcopy(module.state_dict())) if share > best[0] else best

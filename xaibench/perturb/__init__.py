@@ -1,1 +1,1 @@
-"""What is done to inputs: fills, the imputer, many changed versions of an image."""
+"""What is done to inputs: fills, the imputer, images perturbed in many ways."""

@@ -14,7 +14,7 @@ from matplotlib.ticker import NullFormatter
 
 from ..scores import paired, statistics
 from ..scores.leaderboard import Cell, Curve
-from ..scores.rank import Comparison, Method, Overall
+from ..scores.rank import Comparison, Contestant, Overall
 from .colours import ACCENT, INK, LINE, MUTED, OTHER, SERIES
 
 STYLE = {
@@ -98,9 +98,9 @@ def _room(names: Sequence[Any]) -> float:
     return 0.07 * max(len(short(name)) for name in names)
 
 
-def _marker(method: Method) -> dict[str, str]:
+def _marker(contestant: Contestant) -> dict[str, str]:
     """Filled for a method; hollow and grey for a control or the truth."""
-    return {"color": ACCENT} if method.is_rival else {"color": MUTED, "markerfacecolor": "none"}
+    return {"color": ACCENT} if contestant.is_rival else {"color": MUTED, "markerfacecolor": "none"}
 
 
 # ---- curves ----------------------------------------------------------------------------------------------------------
@@ -114,45 +114,58 @@ def curves(cells: Sequence[Cell]) -> Figure:
     cells = [cell for cell in cells if cell.curves]
     if not cells:
         raise ValueError("no curves")
-    chance = next((cell for cell in cells if cell.card["method"] == "random" and not cell.card["method_variant"]), None)
-    if any("random_curve" in cell.curves for cell in cells):
-        chance = None  # each cell brings its own
-    columns = min(PANELS_PER_ROW, len(cells))
-    rows = -(-len(cells) // columns)
-    width, height = max(2.1 * columns + 0.4, 3.6), 1.5 * rows + 0.75
+    chance = _chance(cells)
     with style():
-        figure = Figure(figsize=(width, height))
-        # Measured out by hand: matplotlib's own layout takes longer than the drawing.
-        room = {"left": 0.4 / width, "right": 1 - 0.1 / width, "bottom": 0.45 / height, "top": 1 - 0.55 / height}
-        panels = figure.subplots(
-            rows, columns, sharex=True, sharey=True, squeeze=False, gridspec_kw={**room, "wspace": 0.12, "hspace": 0.32}
-        )
+        figure, panels = _panels(len(cells))
         for axes, cell in zip(panels.flat, cells):
-            for (name, curve), colour in zip(sorted(cell.curves.items()), SERIES):
-                if chance is not None and name in chance.curves and cell is not chance:
-                    other = chance.curves[name]
-                    axes.plot(other.x, other.mean, **CHANCE)
-                band(axes, curve, colour, name.removesuffix("_curve").replace("_", " "))
-            if cell.card["method"] != "none":
-                axes.set_title(short(Method(cell.card["method"], cell.card["method_variant"]), 30), loc="left", pad=3)
-            x = np.concatenate([curve.x for curve in cell.curves.values()])
-            if x.min() > 0 and x.max() > 50 * x.min():
-                axes.set_xscale("log")
-                axes.xaxis.set_major_formatter("{x:g}")
-                axes.xaxis.set_minor_formatter(NullFormatter())
-            else:
-                axes.locator_params(axis="x", nbins=4)
-            axes.tick_params(length=2)
+            _curve_panel(axes, cell, {} if cell is chance or chance is None else chance.curves)
         panels[0, 0].locator_params(axis="y", nbins=4)
         for axes in panels.flat[len(cells) :]:
             axes.axis("off")
         x_label = cells[0].card.get("x_label") or "x"
-        figure.text(0.5, 0.08 / height, x_label, ha="center", va="bottom", color=MUTED)
+        figure.text(0.5, 0.08 / figure.get_figheight(), x_label, ha="center", va="bottom", color=MUTED)
         handles, names = panels[0, 0].get_legend_handles_labels()
         if chance is not None and len(cells) > 1:
             handles, names = [*handles, Line2D([], [], **CHANCE)], [*names, "random"]
         figure.legend(handles, names, loc="upper left", ncols=len(names), borderaxespad=0.2)
     return figure
+
+
+def _chance(cells: Sequence[Cell]) -> Cell | None:
+    """The cell of the control `random`, unless each cell brings a random curve of its own."""
+    if any("random_curve" in cell.curves for cell in cells):
+        return None
+    return next((cell for cell in cells if Contestant.of(cell.card) == Contestant("random")), None)
+
+
+def _panels(count: int) -> tuple[Figure, np.ndarray]:
+    """A figure with room for so many panels [rows,columns] that share their axes."""
+    columns = min(PANELS_PER_ROW, count)
+    rows = -(-count // columns)
+    width, height = max(2.1 * columns + 0.4, 3.6), 1.5 * rows + 0.75
+    figure = Figure(figsize=(width, height))
+    # Measured out by hand: matplotlib's own layout takes longer than the drawing.
+    room = {"left": 0.4 / width, "right": 1 - 0.1 / width, "bottom": 0.45 / height, "top": 1 - 0.55 / height}
+    room |= {"wspace": 0.12, "hspace": 0.32}
+    return figure, figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False, gridspec_kw=room)
+
+
+def _curve_panel(axes: Axes, cell: Cell, chance: Mapping[str, Curve]) -> None:
+    """The curves of a cell, each with the one of its name in `chance`."""
+    for (name, curve), colour in zip(sorted(cell.curves.items()), SERIES):
+        if name in chance:
+            axes.plot(chance[name].x, chance[name].mean, **CHANCE)
+        band(axes, curve, colour, name.removesuffix("_curve").replace("_", " "))
+    if cell.card["method"] != "none":
+        axes.set_title(short(Contestant.of(cell.card), 30), loc="left", pad=3)
+    x = np.concatenate([curve.x for curve in cell.curves.values()])
+    if x.min() > 0 and x.max() > 50 * x.min():
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.locator_params(axis="x", nbins=4)
+    axes.tick_params(length=2)
 
 
 # ---- ranks -----------------------------------------------------------------------------------------------------------
@@ -164,8 +177,8 @@ def stability(comparison: Comparison) -> Figure:
     groups = [group for group in comparison.groups if len(group) > 1]
     low, high = comparison.rank_intervals
     with style():
-        figure, axes = _rows(comparison.methods, comparison.order, 2.2, f"rank under {comparison.name}")
-        _ranks(axes, comparison.methods, comparison.order, comparison.ranks, low, high)
+        figure, axes = _rows(comparison.contestants, comparison.order, 2.2, f"rank under {comparison.name}")
+        _ranks(axes, comparison.contestants, comparison.order, comparison.ranks, low, high)
         last = len(comparison.order)
         places = np.argsort(comparison.order)
         for number, group in enumerate(groups):
@@ -179,22 +192,22 @@ def mean_ranks(view: Overall) -> Figure:
     """The mean rank over the metrics, with its interval when metrics are resampled; small, the rank under each."""
     order = np.argsort(view.mean_ranks, kind="stable")
     with style():
-        figure, axes = _rows(view.methods, order, 3.6, "rank, 1 is best")
+        figure, axes = _rows(view.contestants, order, 3.6, "rank, 1 is best")
         strokes = np.broadcast_to(np.arange(len(order)), (len(view.ranks), len(order)))
         axes.plot(view.ranks[:, order].ravel(), strokes.ravel(), "|", color=MUTED, markersize=7, alpha=0.6)
-        _ranks(axes, view.methods, order, view.mean_ranks, view.low, view.high)
+        _ranks(axes, view.contestants, order, view.mean_ranks, view.low, view.high)
         axes.set_xlim(0.5, len(order) + 0.5)
     return figure
 
 
-def _rows(methods: Sequence[Method], order: np.ndarray, width: float, x_label: str) -> tuple[Figure, Axes]:
+def _rows(contestants: Sequence[Contestant], order: np.ndarray, width: float, x_label: str) -> tuple[Figure, Axes]:
     """A figure with a row per method and an axis of ranks, `width` inches wide."""
-    room, height = _room(methods) + 0.1, 0.2 * len(order) + 0.6
+    room, height = _room(contestants) + 0.1, 0.2 * len(order) + 0.6
     figure = Figure(figsize=(room + width, height))
     axes = figure.add_axes((room / (room + width), 0.5 / height, 0.98 - room / (room + width), 1 - 0.55 / height))
-    axes.set_yticks(range(len(order)), [short(methods[at]) for at in order])
+    axes.set_yticks(range(len(order)), [short(contestants[at]) for at in order])
     for tick, at in zip(axes.get_yticklabels(), order):
-        tick.set_color(INK if methods[at].is_rival else MUTED)
+        tick.set_color(INK if contestants[at].is_rival else MUTED)
     axes.set(ylim=(len(order) - 0.4, -0.6), xlabel=short(x_label))
     axes.set_xticks(sorted({1, *range(5, len(order) + 1, 5), len(order)}))
     axes.tick_params(length=0)
@@ -204,10 +217,17 @@ def _rows(methods: Sequence[Method], order: np.ndarray, width: float, x_label: s
     return figure, axes
 
 
-def _ranks(axes: Axes, methods: Sequence[Method], order: np.ndarray, ranks: np.ndarray, low: Any, high: Any) -> None:
+def _ranks(
+    axes: Axes,
+    contestants: Sequence[Contestant],
+    order: np.ndarray,
+    ranks: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+) -> None:
     """Dots with bars; filled for methods, hollow and grey for controls and the truth."""
     for rivals, colour, inside in ((True, ACCENT, ACCENT), (False, MUTED, "none")):
-        places = [place for place, at in enumerate(order) if methods[at].is_rival == rivals]
+        places = [place for place, at in enumerate(order) if contestants[at].is_rival == rivals]
         at = order[places]
         axes.hlines(places, low[at], high[at], color=colour, linewidth=3, alpha=0.35)
         axes.plot(ranks[at], places, "o", markersize=5, color=colour, markerfacecolor=inside)
@@ -223,7 +243,7 @@ def critical_difference(view: Overall) -> Figure:
     groups = [group for group in paired.runs(order, far) if len(group) > 1]
     half = -(-len(order) // 2)
     with style():
-        room = _room(view.methods) + 0.35
+        room = _room(view.contestants) + 0.35
         figure = Figure(figsize=(2.9 + 2 * room, 0.2 * half + 0.16 * len(groups) + 0.9))
         axes = figure.add_axes((0, 0, 1, 1))
         count, bottom = len(order), -0.9 - 0.5 * len(groups)
@@ -241,11 +261,11 @@ def critical_difference(view: Overall) -> Figure:
             left = place < half
             y = bottom - 0.62 * (place if left else count - 1 - place)
             edge = 0.2 if left else count + 0.8
-            colour = ACCENT if view.methods[at].is_rival else MUTED
+            colour = ACCENT if view.contestants[at].is_rival else MUTED
             axes.plot([means[at], means[at], edge], [0, y, y], color=colour, linewidth=0.8)
-            name = short(view.methods[at])
+            name = short(view.contestants[at])
             said = f"{name}  {means[at]:.1f}" if left else f"{means[at]:.1f}  {name}"
-            ink = INK if view.methods[at].is_rival else MUTED
+            ink = INK if view.contestants[at].is_rival else MUTED
             axes.text(edge + (-0.1 if left else 0.1), y, said, ha="right" if left else "left", va="center", color=ink)
         margin = (count + 0.6) * room / 2.9
         axes.set(xlim=(0.2 - margin, count + 0.8 + margin), ylim=(bottom - 0.62 * half, 2.2))
@@ -285,37 +305,41 @@ def agreement(names: Sequence[str], correlations: np.ndarray) -> Figure:
 # ---- cost ------------------------------------------------------------------------------------------------------------
 
 
-def cost(costs: Mapping[str, Mapping[Method, float]], ranks: Mapping[Method, float], y_label: str) -> Figure:
+def cost(costs: Mapping[str, Mapping[Contestant, float]], ranks: Mapping[Contestant, float], y_label: str) -> Figure:
     """What methods cost against how they rank: a panel per kind of cost (its label -> cost per map of each method)."""
     with style():
         figure = Figure(figsize=(4.6 * len(costs), 4.2), layout="constrained")
         panels = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
-        for axes, (x_label, by_method) in zip(panels, costs.items()):
-            methods = [method for method in by_method if method in ranks]
-            positive = [by_method[method] for method in methods if by_method[method] > 0]
-            # Free maps stand left of the cheapest one, at a place of their own.
-            free = min(positive, default=1.0) / 4
-            x = np.array([by_method[method] or free for method in methods])
-            y = np.array([ranks[method] for method in methods])
-            for at, method in enumerate(methods):
-                axes.plot(x[at], y[at], "o", markersize=5, **_marker(method))
-            axes.set_xscale("log")
-            axes.set(xlim=(free / 2, max(x) * 12), xlabel=x_label)
-            _name_points(axes, x, y, methods)
-            if any(by_method[method] == 0 for method in methods):
-                ticks = [free, *(10.0**power for power in range(-6, 7) if free * 2 <= 10.0**power <= max(x) * 2)]
-                axes.set_xticks(ticks, ["0", *(f"{tick:g}" for tick in ticks[1:])])
-                axes.minorticks_off()
-            axes.grid(color=LINE, linewidth=0.5)
-            axes.set_axisbelow(True)
-            axes.tick_params(length=0)
-            axes.spines[:].set_visible(False)
+        for axes, (x_label, of_panel) in zip(panels, costs.items()):
+            _cost_panel(axes, {one: (cost, ranks[one]) for one, cost in of_panel.items() if one in ranks})
+            axes.set_xlabel(x_label)
         panels[0].set_ylabel(y_label)
         panels[0].invert_yaxis()
     return figure
 
 
-def _name_points(axes: Axes, x: np.ndarray, y: np.ndarray, methods: Sequence[Method]) -> None:
+def _cost_panel(axes: Axes, points: Mapping[Contestant, tuple[float, float]]) -> None:
+    """One point per contestant, at its (cost, rank)."""
+    contestants, costs, y = list(points), *(np.array(column) for column in zip(*points.values()))
+    # Free maps stand left of the cheapest one, at a place of their own.
+    free = min(costs[costs > 0], default=1.0) / 4
+    x = np.where(costs > 0, costs, free)
+    for at, contestant in enumerate(contestants):
+        axes.plot(x[at], y[at], "o", markersize=5, **_marker(contestant))
+    axes.set_xscale("log")
+    axes.set_xlim(free / 2, max(x) * 12)
+    _name_points(axes, x, y, contestants)
+    if (costs == 0).any():
+        ticks = [free, *(10.0**power for power in range(-6, 7) if free * 2 <= 10.0**power <= max(x) * 2)]
+        axes.set_xticks(ticks, ["0", *(f"{tick:g}" for tick in ticks[1:])])
+        axes.minorticks_off()
+    axes.grid(color=LINE, linewidth=0.5)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def _name_points(axes: Axes, x: np.ndarray, y: np.ndarray, contestants: Sequence[Contestant]) -> None:
     """Names right of their points, moved apart where they would overlap."""
     step = 0.045 * (np.ptp(y) or 1.0)
     places = y.astype(float).copy()
@@ -325,9 +349,11 @@ def _name_points(axes: Axes, x: np.ndarray, y: np.ndarray, methods: Sequence[Met
         above = [places[other] for other in order[:rank] if near[at, other]]
         if above:
             places[at] = max(places[at], max(above) + step)
-    for at, method in enumerate(methods):
-        ink = INK if method.is_rival else MUTED
-        axes.annotate(short(method), (x[at], y[at]), (x[at] * 1.25, places[at]), fontsize=7.5, color=ink, va="center")
+    for at, contestant in enumerate(contestants):
+        ink = INK if contestant.is_rival else MUTED
+        axes.annotate(
+            short(contestant), (x[at], y[at]), (x[at] * 1.25, places[at]), fontsize=7.5, color=ink, va="center"
+        )
 
 
 # ---- for the page ----------------------------------------------------------------------------------------------------

@@ -78,20 +78,9 @@ def collect(cells: Sequence[Cell], cache: Path, limit: int = 16) -> Gallery:
 
     A column per method, in the order of the cells. Nothing is computed: what the cache lacks is said in `missing`.
     """
-    of_method: dict[tuple[str, str], list[Cell]] = {}
-    for cell in cells:
-        # A metric that retrains networks has maps of its own, of the predicted class.
-        if cell.card["keys"]["map_key"] and cell.columns.index.name == "sample":
-            of_method.setdefault((cell.card["method"], cell.card["method_variant"]), []).append(cell)
-    found: list[tuple[Cell, str, Artefact]] = []
-    missing = []
-    for sharing in of_method.values():
-        try:
-            found.append((sharing[0], _collapse_of(sharing), _maps(sharing[0], cache)))
-        except Absent as error:
-            missing.append(str(error))
+    found, missing = _found(cells, cache)
     if not found:
-        return Gallery((), (), tuple(missing) or ("No method's maps were scored here.",))
+        return Gallery((), (), missing or ("No method's maps were scored here.",))
     shared = set.intersection(*(set(artefact.samples()) for *_, artefact in found))
     samples = [sample for sample in found[0][2].samples() if sample in shared][:limit]
     if not samples:
@@ -111,7 +100,23 @@ def collect(cells: Sequence[Cell], cache: Path, limit: int = 16) -> Gallery:
         )
         for (cell, how, _), row in zip(found, rows)
     ]
-    return Gallery(tuple(pictures), tuple(columns), tuple(missing))
+    return Gallery(tuple(pictures), tuple(columns), missing)
+
+
+def _found(cells: Sequence[Cell], cache: Path) -> tuple[list[tuple[Cell, str, Artefact]], tuple[str, ...]]:
+    """Of each method a cell, how its maps are collapsed, and the maps; and what the cache lacks."""
+    of_method: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        # A metric that retrains networks has maps of its own, of the predicted class.
+        if cell.card["keys"]["map_key"] and cell.columns.index.name == "sample":
+            of_method.setdefault((cell.card["method"], cell.card["method_variant"]), []).append(cell)
+    found, missing = [], []
+    for sharing in of_method.values():
+        try:
+            found.append((sharing[0], _collapse_of(sharing), _maps(sharing[0], cache)))
+        except Absent as error:
+            missing.append(str(error))
+    return found, tuple(missing)
 
 
 def draw(gallery: Gallery, columns: int | None = None, side: int = 96) -> Figure:

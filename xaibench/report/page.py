@@ -19,11 +19,11 @@ from PIL import Image
 
 from .. import __version__
 from ..scores import leaderboard, statistics
-from ..scores.leaderboard import FEW, Cell
-from ..scores.rank import Method
+from ..scores.leaderboard import Cell
+from ..scores.rank import Contestant
 from ..store.cache import safe_name
 from ..store.files import write_atomically
-from . import colours, figures, gallery, sections, tables
+from . import colours, figures, findings, gallery, sections, tables
 from .sections import SECTIONS, Drawing
 from .tables import Board, Glance
 
@@ -46,28 +46,18 @@ COLUMNS = (
     ("excluded", "number", "samples for which the value is undefined"),
     ("", "more", ""),
 )
+# What the leaderboard is narrowed down by -> what says it in a row.
+CHOICES = {"model": "model", "dataset": "dataset", "metric": "metric_name", "method": "method"}
 
 
-def render(boards: Sequence[Board], out: Path, source: str, cache: Path | None, images: int) -> str:
+def render(boards: Sequence[Board], out: Path, *, source: str, cache: Path | None, images: int) -> str:
     """The HTML of the page; writes figures, images and CSV files into `out`. cache: None shows no gallery."""
-    views, rows = [], []
-    for board in boards:
-        slug = safe_name(f"{board.model}-{board.dataset}")
-        glance = tables.glance(board)
-        drawn: dict[str, list[dict[str, Any]]] = {section: [] for section in SECTIONS}
-        for drawing in sections.drawings(board, glance):
-            drawn[drawing.section].append(_drawn(drawing, slug, out))
-        shown = None if cache is None else _gallery(board, glance, slug, out, cache, images)
-        views.append(
-            {"name": board.name, "glance": glance, "findings": _findings(board, glance), "figures": drawn,
-             "gallery": shown}
-        )  # fmt: skip
-        rows += tables.leaderboard_rows(board)
+    views = [_view(board, out, cache, images) for board in boards]
+    rows = [row for board in boards for row in tables.leaderboard_rows(board)]
     cells = [cell for board in boards for cell in board.cells]
     present = {section for view in views for section in SECTIONS if view["figures"][section]}
     present |= {"gallery"} if any(view["gallery"] for view in views) else set()
     has_groups, several = any(row["group"] for row in rows), len(boards) > 1
-    kept = {"board": several, "group": has_groups}
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: resources.files(__package__).joinpath(name).read_text("utf-8")),
         autoescape=True,
@@ -75,8 +65,8 @@ def render(boards: Sequence[Board], out: Path, source: str, cache: Path | None, 
         trim_blocks=True,
     )
     return environment.get_template("page.html").render(
-        title=boards[0].name if not several else _counted(boards),
-        lede=_lede(boards),
+        title=findings.counted(boards) if several else boards[0].name,
+        lede=findings.lede(boards),
         sections=[
             ("summary", "At a glance"),
             ("leaderboard", "Leaderboard"),
@@ -87,20 +77,8 @@ def render(boards: Sequence[Board], out: Path, source: str, cache: Path | None, 
         texts=sections.NOTES,
         boards=views,
         several_boards=several,
-        choices={
-            name: list(dict.fromkeys(row[key] for row in rows))
-            for name, key in (
-                ("model", "model"),
-                ("dataset", "dataset"),
-                ("metric", "metric_name"),
-                ("method", "method"),
-            )
-        },
-        columns=[
-            {"name": name, "kind": kind, "title": title, "sorts": bool(name)}
-            for name, kind, title in COLUMNS
-            if kept.get(name, True)
-        ],
+        choices={name: list(dict.fromkeys(row[key] for row in rows)) for name, key in CHOICES.items()},
+        columns=_columns(without={"board": not several, "group": not has_groups}),
         rows=rows,
         has_groups=has_groups,
         any_few=any(row["few"] and row["interval"] for row in rows),
@@ -117,80 +95,29 @@ def render(boards: Sequence[Board], out: Path, source: str, cache: Path | None, 
     )
 
 
-# ---- what is said ----------------------------------------------------------------------------------------------------
+def _view(board: Board, out: Path, cache: Path | None, images: int) -> dict[str, Any]:
+    """A board for the template, after writing its figures and images."""
+    slug = safe_name(f"{board.model}-{board.dataset}")
+    glance = tables.glance(board)
+    drawn: dict[str, list[dict[str, Any]]] = {section: [] for section in SECTIONS}
+    for drawing in sections.drawings(board, glance):
+        drawn[drawing.section].append(_drawn(drawing, slug, out))
+    return {
+        "name": board.name,
+        "glance": glance,
+        "findings": findings.findings(board, glance),
+        "figures": drawn,
+        "gallery": None if cache is None else _gallery(board, glance, slug, out, cache, images),
+    }
 
 
-def _counted(boards: Sequence[Board]) -> str:
-    models, data = {board.model for board in boards}, {board.dataset for board in boards}
-    return f"{_number(len(models), 'model')} on {_number(len(data), 'data set')}"
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def _lede(boards: Sequence[Board]) -> str:
-    """Methods, metrics and samples of all boards in a sentence."""
-    methods = {Method(*names) for board in boards for names in _methods(board)}
-    rivals = sum(method.is_rival for method in methods)
-    metrics = {(m, v) for board in boards for m, v in zip(board.frame["metric"], board.frame["metric_variant"])}
-    said = f"{_number(rivals, 'attribution method')}"
-    if len(methods) > rivals:
-        said += f" and {_number(len(methods) - rivals, 'control')}"
-    counts = sorted({int(n) for board in boards for rows in board.headlines() for n in rows["n"] + rows["excluded"]})
-    samples = "" if not counts else f" on {'up to ' * (len(counts) > 1)}{counts[-1]} samples"
-    return f"{said} under {_number(len(metrics), 'metric')}{samples}."
-
-
-def _methods(board: Board) -> set[tuple[str, str]]:
-    return {pair for pair in zip(board.frame["method"], board.frame["method_variant"]) if pair[0] != "none"}
-
-
-def _findings(board: Board, glance: Glance) -> list[tuple[str, str]]:
-    """What the comparisons say, and what weakens them, each as (about what, a sentence)."""
-    found = []
-    headlines = [comparison for comparison in board.comparisons if comparison.headline]
-    first = Counter(
-        str(next(c.methods[at] for at in c.order if c.methods[at].is_rival))
-        for c in headlines
-        if sum(method.is_rival for method in c.methods) > 1
-    )
-    if first:
-        named = ", ".join(f"{method} ({count})" for method, count in first.most_common(3))
-        more = f", and {_number(len(first) - 3, 'other')}" if len(first) > 3 else ""
-        found.append(("First among methods", f"by number of metrics, of {first.total()}: {named}{more}."))
-    if board.overall is not None and np.isfinite(board.overall.agreement_methods):
-        said = (
-            f"Kendall's W of {len(board.overall.comparisons)} metrics is {board.overall.agreement_methods:.2f} over the"
-        )
-        said += " methods (0: their ranks have nothing in common, 1: they are the same)."
-        found.append(("Agreement", said))
-    if headlines:
-        won = [f"{c['name']} ({', '.join(c['controls'])})" for c in glance.columns if c["controls"]]
-        said = f"not beaten under {'; '.join(won)}." if won else "beaten under every metric that has one."
-        if any(method.is_control for comparison in headlines for method in comparison.methods):
-            found.append(("Controls", said))
-        else:
-            found.append(("Controls", "none were run: whether a metric can be fooled is not known here."))
-        blind = [column["name"] for column in glance.columns if column["cannot_tell"]]
-        if blind:
-            found.append(("Nothing told apart", f"no two methods differ under {', '.join(blind)}."))
-    else:
-        found.append(("Tests", "none: one method alone, or no score files to resample."))
-    few = board.frame[board.frame[FEW] & (board.frame["n"] > 0)]
-    if len(few):
-        names = sorted(set(few["metric"]))
-        under = ", ".join(names) if len(names) <= 4 else _number(len(names), "metric")
-        found.append(("Few samples", f"{few['n'].min()} at the least: ranks and intervals under {under} are hints."))
-    excluded = board.frame[board.frame["excluded"] > leaderboard.MANY_EXCLUDED * board.frame.eval("n + excluded")]
-    if len(excluded):
-        pairs = dict.fromkeys(f"{row.method} under {row.metric}" for row in excluded.itertuples())
-        found.append(("Many excluded", f"undefined for more than 5 % of the samples: {', '.join(pairs)}."))
-    tuned = board.frame[board.frame[leaderboard.TUNED]]
-    if len(tuned):
-        pairs = dict.fromkeys(f"{row.method} on {row.metric}" for row in tuned.itertuples())
-        found.append(("Tuned (*)", f"parameters were chosen by the metric: {', '.join(pairs)}."))
-    return found
+def _columns(without: Mapping[str, bool]) -> list[dict[str, Any]]:
+    """The leaderboard's columns for the template."""
+    return [
+        {"name": name, "kind": kind, "title": title, "sorts": bool(name)}
+        for name, kind, title in COLUMNS
+        if not without.get(name)
+    ]
 
 
 # ---- figures and images ----------------------------------------------------------------------------------------------
@@ -217,7 +144,7 @@ def _gallery(board: Board, glance: Glance, slug: str, out: Path, cache: Path, im
     places = {row["method"]: place for place, row in enumerate(glance.rows)}
 
     def place(cell: Cell) -> int:
-        return places.get(Method(cell.card["method"], cell.card["method_variant"]), len(places))
+        return places.get(Contestant.of(cell.card), len(places))
 
     found = gallery.collect(sorted(board.cells, key=place), cache, images)
     rows = []
@@ -242,7 +169,7 @@ def _gallery(board: Board, glance: Glance, slug: str, out: Path, cache: Path, im
         write_atomically(out / "figures" / f"{name}.png", figures.png(drawn))
         write_atomically(out / "figures" / f"{name}.svg", figures.svg(drawn))
         files = [f"figures/{quote(name)}.{kind}" for kind in ("svg", "png")]
-    columns = [{"label": Method(column.method, column.variant)} for column in found.columns]
+    columns = [{"label": Contestant(column.method, column.variant)} for column in found.columns]
     return {"rows": rows, "columns": columns, "missing": found.missing, "files": files}
 
 

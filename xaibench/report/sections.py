@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from ..scores import paired
 from ..scores.leaderboard import Cell, comparable
-from ..scores.rank import TRUTH, Method
+from ..scores.rank import TRUTH, Contestant
 from . import figures
 from .tables import Board, Glance, named
 
@@ -79,7 +79,7 @@ def _overall(board: Board) -> Iterator[Drawing]:
         missing = [*map(str, view.left_out), *(found.name for found in view.thin)]
         caption += f" Left out, since not all of these are ranked by all: {', '.join(missing)}."
     yield Drawing("ranks", "mean-ranks", "Mean rank of each method over the metrics", caption, figures.mean_ranks(view))
-    if len(view.methods) > 2:
+    if len(view.contestants) > 2:
         caption = (
             "Critical-difference diagram over the metrics (Demšar 2006): bars join methods whose mean ranks are closer "
             "than Nemenyi's critical difference."
@@ -106,7 +106,7 @@ def _best_first(board: Board, cells: list[Cell]) -> list[Cell]:
 def _agreement(board: Board, glance: Glance) -> Iterator[Drawing]:
     if board.overall is not None:
         names, correlations = [found.name for found in board.overall.comparisons], board.overall.correlations
-        count = len(board.overall.methods)
+        count = len(board.overall.contestants)
     else:
         names = [glance.columns[n]["name"] for n in glance.wide]
         ranked = [
@@ -127,13 +127,9 @@ def _cost(board: Board, glance: Glance) -> Iterator[Drawing]:
     if len(glance.means) < 2:
         return
     rows = board.frame.to_dict("records")
-    costs = {
-        "passes per map": {
-            Method(row["method"], row["method_variant"]): float(row["forwards"] + row["backwards"]) for row in rows
-        }
-    }
+    costs = {"passes per map": {Contestant.of(row): float(row["forwards"] + row["backwards"]) for row in rows}}
     seconds = {
-        Method(cell.card["method"], cell.card["method_variant"]): cell.card["seconds"]["maps"] / cell.card["n"]
+        Contestant.of(cell.card): cell.card["seconds"]["maps"] / cell.card["n"]
         for cell in board.cells
         if cell.columns.index.name == "sample" and cell.card["n"] and "maps" in cell.card["seconds"]
     }

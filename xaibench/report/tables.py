@@ -1,6 +1,7 @@
 """What the page's tables say: rows of the leaderboard, and methods x metrics at a glance."""
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from ..errors import XaibenchError
 from ..listing import CONF
 from ..scores import leaderboard
 from ..scores.leaderboard import ARROWS, COMMON, FEW, MANY_EXCLUDED, TUNED, Cell
-from ..scores.rank import Comparison, Method, Overall
+from ..scores.rank import Comparison, Contestant, Overall
 
 Row = Mapping[str, Any]
 
@@ -114,65 +115,76 @@ class Glance:
 
     columns: list[dict[str, Any]]
     rows: list[dict[str, Any]]
-    means: Mapping[Method, float]
+    means: Mapping[Contestant, float]
     wide: list[int]
 
 
 def glance(board: Board) -> Glance:
     """The best methods at the top, by their mean rank over the metrics that rank all methods."""
-    columns, by_method = [], {}
+    columns: list[dict[str, Any]] = []
+    cells_of: dict[Contestant, dict[int, dict[str, Any]]] = defaultdict(dict)
     for number, rows in enumerate(board.headlines()):
-        first = rows.iloc[0]
-        comparison = board.comparison(first)
-        columns.append(
-            {
-                "name": named(first["metric"], first["metric_variant"]),
-                "statistic": first["statistic"],
-                "arrow": ARROWS[first["direction"]],
-                "n": int(rows["n"].max()),
-                "controls": [str(method) for method in comparison.winning_controls] if comparison else [],
-                "cannot_tell": bool(comparison and comparison.cannot_tell),
-            }
-        )
-        best = _as_good_as_the_best(comparison)
-        worst = rows["rank"].max()
-        for row, shown in zip(rows.to_dict("records"), _numbers(rows, "value")):
-            method = Method(row["method"], row["method_variant"])
-            by_method.setdefault(method, {})[number] = {
-                "value": shown,
-                "rank": None if pd.isna(row["rank"]) else int(row["rank"]),
-                # From 1 for the best to 0 for the last.
-                "share": 0.0 if pd.isna(row["rank"]) else 1 - (row["rank"] - 1) / max(worst - 1, 1),
-                "best": method in best,
-            }
+        comparison = board.comparison(rows.iloc[0])
+        columns.append(_column(rows, comparison))
+        for contestant, cell in _cells(rows, comparison).items():
+            cells_of[contestant][number] = cell
     ranks = {
-        method: {n: cell["rank"] for n, cell in cells.items() if cell["rank"]} for method, cells in by_method.items()
+        contestant: {n: cell["rank"] for n, cell in cells.items() if cell["rank"]}
+        for contestant, cells in cells_of.items()
     }
     wide = [n for n in range(len(columns)) if sum(n in found for found in ranks.values()) >= len(ranks) / 2]
     if board.overall is not None:
-        means = dict(zip(board.overall.methods, board.overall.mean_ranks.tolist()))
+        means = dict(zip(board.overall.contestants, board.overall.mean_ranks.tolist()))
     else:
         means = _mean_ranks(ranks, wide)
-    ordered = sorted(by_method, key=lambda method: (means.get(method, np.inf), str(method)))
     rows = [
-        {"method": method, "mean": means.get(method), "cells": [by_method[method].get(n) for n in range(len(columns))]}
-        for method in ordered
+        {"method": one, "mean": means.get(one), "cells": [cells_of[one].get(n) for n in range(len(columns))]}
+        for one in sorted(cells_of, key=lambda one: (means.get(one, np.inf), str(one)))
     ]
     return Glance(columns, rows, means, wide)
 
 
-def _as_good_as_the_best(comparison: Comparison | None) -> set[Method]:
+def _column(rows: pd.DataFrame, comparison: Comparison | None) -> dict[str, Any]:
+    """The head of a metric's column."""
+    first = rows.iloc[0]
+    return {
+        "name": named(first["metric"], first["metric_variant"]),
+        "statistic": first["statistic"],
+        "arrow": ARROWS[first["direction"]],
+        "n": int(rows["n"].max()),
+        "controls": list(map(str, comparison.winning_controls)) if comparison else [],
+        "cannot_tell": bool(comparison and comparison.cannot_tell),
+    }
+
+
+def _cells(rows: pd.DataFrame, comparison: Comparison | None) -> dict[Contestant, dict[str, Any]]:
+    """The cells of a metric's column."""
+    best, worst = _as_good_as_the_best(comparison), rows["rank"].max()
+    cells = {}
+    for row, shown in zip(rows.to_dict("records"), _numbers(rows, "value")):
+        contestant, ranked = Contestant.of(row), not pd.isna(row["rank"])
+        cells[contestant] = {
+            "value": shown,
+            "rank": int(row["rank"]) if ranked else None,
+            # From 1 for the best to 0 for the last.
+            "share": 1 - (row["rank"] - 1) / max(worst - 1, 1) if ranked else 0.0,
+            "best": contestant in best,
+        }
+    return cells
+
+
+def _as_good_as_the_best(comparison: Comparison | None) -> set[Contestant]:
     """The methods proper that are not told apart from the best one."""
     if comparison is None:
         return set()
-    rivals = [at for at in comparison.order if comparison.methods[at].is_rival]
-    return {comparison.methods[at] for at in rivals if not comparison.differ[at, rivals[0]]}
+    rivals = [at for at in comparison.order if comparison.contestants[at].is_rival]
+    return {comparison.contestants[at] for at in rivals if not comparison.differ[at, rivals[0]]}
 
 
-def _mean_ranks(ranks: Mapping[Method, Mapping[int, int]], wide: Sequence[int]) -> dict[Method, float]:
+def _mean_ranks(ranks: Mapping[Contestant, Mapping[int, int]], wide: Sequence[int]) -> dict[Contestant, float]:
     """Of the methods that all of these metrics rank."""
-    complete = {method: [found[n] for n in wide] for method, found in ranks.items() if all(n in found for n in wide)}
-    return {method: float(np.mean(found)) for method, found in complete.items()} if wide else {}
+    complete = {one: [found[n] for n in wide] for one, found in ranks.items() if all(n in found for n in wide)}
+    return {one: float(np.mean(found)) for one, found in complete.items()} if wide else {}
 
 
 # ---- the leaderboard -------------------------------------------------------------------------------------------------
@@ -188,14 +200,14 @@ def leaderboard_rows(board: Board) -> list[dict[str, Any]]:
         shown = zip(*(_numbers(rows, name) for name in ("value", "ci_low", "ci_high")))
         low, high = _extent(rows)
         comparison = board.comparison(rows.iloc[0])
-        letters = dict(zip(comparison.methods, comparison.letters)) if comparison else {}
+        letters = dict(zip(comparison.contestants, comparison.letters)) if comparison else {}
         for row, (value, ci_low, ci_high) in zip(rows.to_dict("records"), shown):
-            method = Method(row["method"], row["method_variant"])
+            contestant = Contestant.of(row)
             share = row["excluded"] / max(row["n"] + row["excluded"], 1)
             found.append(
                 {
                     **row,
-                    "label": method,
+                    "label": contestant,
                     "metric_name": named(row["metric"], row["metric_variant"]),
                     "statistic": statistic.removesuffix(COMMON),
                     "common": statistic.endswith(COMMON),
@@ -205,7 +217,7 @@ def leaderboard_rows(board: Board) -> list[dict[str, Any]]:
                     "interval": f"{ci_low} to {ci_high}" if ci_low else "",
                     "bar": _bar(row, low, high),
                     "flagged": share > MANY_EXCLUDED,
-                    "group": letters.get(method, ""),
+                    "group": letters.get(contestant, ""),
                     "card": cards.get(_identity(row, row)),
                 }
             )

@@ -6,7 +6,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -95,11 +94,20 @@ def epochs(title: str) -> Callable[[int, int, float, float], None]:
     return report
 
 
+def _table(title: str, columns: Sequence[str], words: Sequence[str] = (), legend: Sequence[str] = ()) -> Table:
+    """An empty table: its title above, below it the lines of the legend that say something; columns of `words` stand
+    left, those of numbers right."""
+    caption = escape("\n".join(filter(None, legend))) or None
+    table = Table(title=escape(title), title_justify="left", caption=caption, caption_justify="left")
+    for name in columns:
+        table.add_column(escape(name), justify="left" if name in words else "right")
+    return table
+
+
 def plan(title: str, rows: Sequence[tuple[str, str, int, int, int]]) -> None:
     """What a run would do."""
-    table = Table(title=title, title_justify="left")
-    for name in ("artefact", "key", "samples there", "missing", "passes to do (nominal)"):
-        table.add_column(name, justify="left" if name in ("artefact", "key") else "right")
+    columns = ("artefact", "key", "samples there", "missing", "passes to do (nominal)")
+    table = _table(title, columns, words=("artefact", "key"))
     for kind, key, there, missing, passes in rows:
         table.add_row(kind, key, str(there), str(missing), f"{passes:,}")
     stdout.print(table)
@@ -124,33 +132,36 @@ def leaderboard_table(frame: pd.DataFrame, comparisons: Sequence[Comparison] = (
             f"~ fewer than {FEW} samples: the interval is too narrow" if rows[leaderboard.FEW].any() else "",
             rank.marks([c for c in of_table if c.statistic in set(rows["statistic"])]),
         ]
-        caption = escape("\n".join(line for line in legend if line)) or None
-        table = Table(title=escape(title), title_justify="left", caption=caption, caption_justify="left")
-        for name in ("statistic", "rank", "method", "value", "95 % interval", "n", "excluded"):
-            table.add_column(name, justify="left" if name in ("statistic", "method") else "right")
-        for number, (statistic, part) in enumerate(rows.groupby("statistic", sort=False)):
+        columns = ("statistic", "rank", "method", "value", "95 % interval", "n", "excluded")
+        table = _table(title, columns, words=("statistic", "method"), legend=legend)
+        for number, (_, part) in enumerate(rows.groupby("statistic", sort=False)):
             if number:
                 table.add_section()
             for _, row in part.sort_values("rank", kind="stable").iterrows():
-                method = row["method"] + (" *" if row[leaderboard.TUNED] else "")
-                method += f" ({row['method_variant']})" if row["method_variant"] else ""
-                place = "" if pd.isna(row["rank"]) else str(int(row["rank"]))
-                interval = "" if pd.isna(row["ci_low"]) else f"{row['ci_low']:.3f} to {row['ci_high']:.3f}"
-                interval += " ~" if row[leaderboard.FEW] else ""
-                value = "undefined" if pd.isna(row["value"]) else f"{row['value']:.4f}"
-                flagged = row["excluded"] > leaderboard.MANY_EXCLUDED * (row["n"] + row["excluded"])
-                excluded = f"{row['excluded']}{' !' if flagged else ''}" if row["excluded"] else ""
-                arrow = leaderboard.ARROWS[row["direction"]]
-                cells = (f"{statistic} {arrow}", place, escape(method), value, interval, str(row["n"]), excluded)
-                table.add_row(*cells)
+                table.add_row(*_leaderboard_row(row))
         stdout.print(table)
+
+
+def _leaderboard_row(row: pd.Series) -> tuple[str, ...]:
+    """A row of the leaderboard as the cells of `leaderboard_table`."""
+    method = row["method"] + (" *" if row[leaderboard.TUNED] else "")
+    method += f" ({row['method_variant']})" if row["method_variant"] else ""
+    place = "" if pd.isna(row["rank"]) else str(int(row["rank"]))
+    interval = "" if pd.isna(row["ci_low"]) else f"{row['ci_low']:.3f} to {row['ci_high']:.3f}"
+    interval += " ~" if row[leaderboard.FEW] else ""
+    value = "undefined" if pd.isna(row["value"]) else f"{row['value']:.4f}"
+    flagged = row["excluded"] > leaderboard.MANY_EXCLUDED * (row["n"] + row["excluded"])
+    excluded = f"{row['excluded']}{' !' if flagged else ''}" if row["excluded"] else ""
+    arrow = leaderboard.ARROWS[row["direction"]]
+    return f"{row['statistic']} {arrow}", place, escape(method), value, interval, str(row["n"]), excluded
 
 
 def ranks(comparisons: Sequence[Comparison]) -> None:
     """A table per comparison: where each method stands, how firmly, and from which others it is told apart."""
     for c in comparisons:
         title = f"{c.model} · {c.dataset} · {c.name} {leaderboard.ARROWS[c.direction]} · {c.n} {_unit(c)}"
-        methods, pairs = len(c.methods), len(c.methods) * (len(c.methods) - 1) // 2
+        methods = len(c.contestants)
+        pairs = methods * (methods - 1) // 2
         friedman = f"Friedman p {_p(c.friedman_p)}, mean ranks differ from {c.critical_difference:.1f} on (Nemenyi)"
         legend = [
             f"same letter: not told apart (p < 0.05, Holm over {pairs} pairs); {methods} methods: {friedman}",
@@ -158,14 +169,12 @@ def ranks(comparisons: Sequence[Comparison]) -> None:
             f"undefined on too many samples: {', '.join(map(str, c.left_out))}" if c.left_out else "",
             rank.marks([c]),
         ]
-        caption = escape("\n".join(line for line in legend if line))
-        table = Table(title=escape(title), title_justify="left", caption=caption, caption_justify="left")
-        for name in ("rank", "resampled", "best in", "method", "value", "told apart", "mean rank in a sample"):
-            table.add_column(name, justify="left" if name in ("method", "told apart") else "right")
+        columns = ("rank", "resampled", "best in", "method", "value", "told apart", "mean rank in a sample")
+        table = _table(title, columns, words=("method", "told apart"), legend=legend)
         low, high = c.rank_intervals
         for at in c.order:
             interval = f"{low[at]:g} to {high[at]:g}" + (" ~" if c.few else "")
-            cells = (f"{c.ranks[at]:g}", interval, f"{100 * c.best[at]:.0f} %", escape(str(c.methods[at])))
+            cells = (f"{c.ranks[at]:g}", interval, f"{100 * c.best[at]:.0f} %", escape(str(c.contestants[at])))
             table.add_row(*cells, f"{c.values[at]:.4f}", c.letters[at], f"{c.sample_ranks[at]:.1f}")
         stdout.print(table)
 
@@ -182,23 +191,22 @@ def overall(views: Sequence[Overall]) -> None:
             f"not ranked by every metric: {', '.join(map(str, view.left_out))}" if view.left_out else "",
             f"too few methods: {', '.join(c.name for c in view.thin)}" if view.thin else "",
         ]
-        caption = escape("\n".join(line for line in legend if line))
+        words = ("method", "best under", "worst under")
         title = f"{view.model} · {view.dataset} · all {k} metrics"
-        table = Table(title=escape(title), title_justify="left", caption=caption, caption_justify="left")
-        for name in ("mean rank", "other metrics", "method", "best under", "worst under"):
-            table.add_column(name, justify="right" if name in ("mean rank", "other metrics") else "left")
+        table = _table(title, ("mean rank", "other metrics", *words), words, legend)
         for at in np.argsort(view.mean_ranks, kind="stable"):
             best, worst = (function(view.ranks[:, at]) for function in (np.argmin, np.argmax))
             under = (f"{names[row]} ({view.ranks[row, at]:g})" for row in (best, worst))
             interval = f"{view.low[at]:.1f} to {view.high[at]:.1f}"
-            table.add_row(f"{view.mean_ranks[at]:.1f}", interval, escape(str(view.methods[at])), *map(escape, under))
+            told = (escape(text) for text in (str(view.contestants[at]), *under))
+            table.add_row(f"{view.mean_ranks[at]:.1f}", interval, *told)
         stdout.print(table)
 
 
 def _furthest(view: Overall) -> str:
     one, other = np.unravel_index(np.nanargmin(view.correlations), view.correlations.shape)
     names = f"{view.comparisons[one].name} and {view.comparisons[other].name}"
-    n = len(view.methods)
+    n = len(view.contestants)
     return f"furthest apart: {names}, rank correlation {view.correlations[one, other]:.2f} over {n} methods"
 
 
@@ -208,20 +216,6 @@ def _unit(c: Comparison) -> str:
 
 def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def finished(results: Path, files: Sequence[Path], headline_only: bool = False) -> None:
-    """The table of the cells just run, or of their metrics' first statistics alone; the leaderboard on disk is
-    brought up to date."""
-    if not files:
-        return
-    cells = leaderboard.read_cells(results, files)
-    frame = leaderboard.table(cells)
-    if headline_only:
-        headlines = {(cell.card["metric"], cell.card["statistics"][0]["name"]) for cell in cells}
-        frame = frame[[pair in headlines for pair in zip(frame["metric"], frame["statistic"])]]
-    leaderboard_table(frame)
-    leaderboard.write(results)
 
 
 def failures(cells: Sequence[dict[str, Any]]) -> None:
@@ -238,31 +232,35 @@ def beside(theirs: Published, frame: pd.DataFrame) -> None:
     orders agree."""
     agreed = compare.agreement(frame)
     for (metric, statistic), part in frame.groupby(["metric", "statistic"], sort=False):
-        models = list(dict.fromkeys(part["published_model"]))
-        ours = sorted({tuple(row) for row in part.dropna(subset="value")[compare.HERE].itertuples(index=False)})
         title = metric if statistic == metric else f"{metric}: {statistic}"
-        table = Table(title=escape(f"{theirs.experiment} · {title}"), title_justify="left")
-        for name in ("method", *(f"published: {model}" for model in models), *map(_setting, ours)):
-            table.add_column(escape(name), justify="left" if name == "method" else "right")
-        for (method, variant), rows in part.groupby(["method", "method_variant"], sort=False):
-            printed = dict(zip(rows["published_model"], rows["published"]))
-            found = {tuple(row[name] for name in compare.HERE): row for _, row in rows.iterrows()}
-            cells = [f"{printed[model]:.3f}" if model in printed else "" for model in models]
-            cells += [_with_interval(found[setting]) if setting in found else "" for setting in ours]
-            table.add_row(escape(f"{method} ({variant})" if variant else method), *cells)
-        stdout.print(table)
-        these = agreed[(agreed["metric"] == metric) & (agreed["statistic"] == statistic)]
-        for _, row in these.iterrows():
+        stdout.print(_beside_table(f"{theirs.experiment} · {title}", part))
+        for _, row in agreed[(agreed["metric"] == metric) & (agreed["statistic"] == statistic)].iterrows():
+            where = f"{row['published_model']} and {_setting(row[compare.HERE])}"
             said = f"rank correlation {row['correlation']:.2f} over {row['methods']} methods"
-            stdout.print(
-                f"{row['published_model']} and {_setting(row[compare.HERE])}: {said}", highlight=False, markup=False
-            )
-        if not part.dropna(subset="value")["as_read"].all():
+            stdout.print(f"{where}: {said}", highlight=False, markup=False)
+        ours = part.dropna(subset="value")
+        if not ours["as_read"].all():
             stdout.print("* the map was read otherwise than published (metric.collapse): not in the correlation")
-        if not ours:
+        if ours.empty:
             stdout.print(f"none of ours: xaibench run experiment={theirs.experiment}", highlight=False)
     for name in ("source", "table", "data", "n", "differs"):
         stdout.print(f"{name}: {theirs.facts[name]}", highlight=False, markup=False)
+
+
+def _beside_table(title: str, part: pd.DataFrame) -> Table:
+    """Rows of `compare.beside` under one statistic: a row per method, a column per published model and setting of
+    ours."""
+    models = list(dict.fromkeys(part["published_model"]))
+    ours = sorted({tuple(row) for row in part.dropna(subset="value")[compare.HERE].itertuples(index=False)})
+    columns = ("method", *(f"published: {model}" for model in models), *map(_setting, ours))
+    table = _table(title, columns, words=("method",))
+    for (method, variant), rows in part.groupby(["method", "method_variant"], sort=False):
+        printed = dict(zip(rows["published_model"], rows["published"]))
+        found = {tuple(row[name] for name in compare.HERE): row for _, row in rows.iterrows()}
+        cells = [f"{printed[model]:.3f}" if model in printed else "" for model in models]
+        cells += [_with_interval(found[setting]) if setting in found else "" for setting in ours]
+        table.add_row(escape(f"{method} ({variant})" if variant else method), *cells)
+    return table
 
 
 def _setting(setting: Sequence[str]) -> str:
@@ -279,9 +277,8 @@ def compared(rows: Sequence[Compared]) -> None:
     """The outcome of a check: every row that is not simply the same, then the counts."""
     notable = [row for row in rows if row.mark != SAME]
     if notable:
-        table = Table(title="- regressed  + better  * new  ! missing  x not comparable", title_justify="left")
-        for name in ("", "cell", "statistic", "before", "after", "tolerance", "samples changed", "why"):
-            table.add_column(name)
+        columns = ("", "cell", "statistic", "before", "after", "tolerance", "samples changed", "why")
+        table = _table("- regressed  + better  * new  ! missing  x not comparable", columns, words=columns)
         for row in notable:
             cell = " · ".join(part for part in row.identity[:-1] if part)
             values = ("" if value is None else f"{value:.4f}" for value in (row.before, row.after, row.tolerance))

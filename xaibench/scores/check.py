@@ -48,10 +48,11 @@ class Compared:
     direction: str = ""
 
 
-def compare(
+def check(
     before: pd.DataFrame,
     after: pd.DataFrame,
     floors: Mapping[str, float] | None = None,
+    *,
     samples_before: Mapping[Key, pd.Series] | None = None,
     samples_after: Mapping[Key, pd.Series] | None = None,
 ) -> list[Compared]:
@@ -62,37 +63,39 @@ def compare(
     its value; rows that only the new side has are listed as new. Reruns under other seeds, which the baseline holds
     for the spread, need not be run again.
     """
-    allowed = _allowed(before)
-    old, new = _by_key(before), _by_key(after)
-    compared, met = [], set()
+    spread, old, new = _allowed(before), _by_key(before), _by_key(after)
+    compared, met = [], set(old)
     for key, then in old.items():
         identity, samples = key
-        named = {"tolerance": (floors or {}).get(_name(identity), FLOOR), "direction": str(then["direction"])}
-        now = new.get(key)
-        if now is None:
-            if _without_seed(identity) != identity and (_without_seed(identity), samples) in old:
-                continue
+        unseeded, value, direction = _without_seed(identity), float(then["value"]), str(then["direction"])
+        tolerance = (floors or {}).get(_name(identity), FLOOR)
+        if key in new:
+            if then["method_key"] != new[key]["method_key"]:
+                tolerance = max(tolerance, spread.get(unseeded, 0.0))
+            changed = _changed((samples_before or {}).get(key), (samples_after or {}).get(key))
+            compared.append(_judged(identity, then, new[key], tolerance, changed))
+        elif unseeded == identity or (unseeded, samples) not in old:
             others = [other for other in new if other[0] == identity]
-            mark, why = (INCOMPARABLE, "other samples") if others else (MISSING, "")
             met.update(others)
-            compared.append(Compared(identity, mark, float(then["value"]), why=why, **named))
-            continue
-        met.add(key)
-        if then["method_key"] != now["method_key"]:
-            named["tolerance"] = max(named["tolerance"], allowed.get(_without_seed(identity), 0.0))
-        values = (float(then["value"]), float(now["value"]))
-        if then["metric_key"] != now["metric_key"] or then["direction"] != now["direction"]:
-            compared.append(Compared(identity, INCOMPARABLE, *values, why="the metric changed", **named))
-            continue
-        mark, why = _judge(then, *values, named["tolerance"]), ""
-        if now["excluded"] > then["excluded"] and mark in (SAME, BETTER):
-            mark, why = WORSE, f"excludes {int(now['excluded'])} samples, was {int(then['excluded'])}"
-        changed = _changed((samples_before or {}).get(key), (samples_after or {}).get(key))
-        compared.append(Compared(identity, mark, *values, changed=changed, why=why, **named))
+            mark, why = (INCOMPARABLE, "other samples") if others else (MISSING, "")
+            compared.append(Compared(identity, mark, value, tolerance=tolerance, why=why, direction=direction))
     for key, row in new.items():
         if key not in met:
             compared.append(Compared(key[0], NEW, after=float(row["value"]), direction=str(row["direction"])))
     return sorted(compared, key=lambda row: row.identity)
+
+
+def _judged(
+    identity: tuple[str, ...], then: pd.Series, now: pd.Series, tolerance: float, changed: int | None
+) -> Compared:
+    """A row that both sides have."""
+    values, direction = (float(then["value"]), float(now["value"])), str(then["direction"])
+    if then["metric_key"] != now["metric_key"] or then["direction"] != now["direction"]:
+        return Compared(identity, INCOMPARABLE, *values, tolerance, why="the metric changed", direction=direction)
+    mark, why = _judge(then, *values, tolerance), ""
+    if now["excluded"] > then["excluded"] and mark in (SAME, BETTER):
+        mark, why = WORSE, f"excludes {int(now['excluded'])} samples, was {int(then['excluded'])}"
+    return Compared(identity, mark, *values, tolerance, changed, why, direction)
 
 
 def exit_code(compared: list[Compared]) -> int:

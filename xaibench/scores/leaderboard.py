@@ -104,6 +104,12 @@ def table(cells: Sequence[Cell]) -> pd.DataFrame:
     return frame.sort_values([*IDENTITY, "sample_key", "method_key"], kind="stable", ignore_index=True)
 
 
+def headlines(cells: Sequence[Cell]) -> pd.DataFrame:
+    """The rows of `table` of the metrics' first statistics."""
+    frame, first = table(cells), {(cell.card["metric"], cell.card["statistics"][0]["name"]) for cell in cells}
+    return frame[[pair in first for pair in zip(frame["metric"], frame["statistic"])]]
+
+
 def comparable(cells: Sequence[Cell]) -> list[list[Cell]]:
     """The cells in groups of equal model, data, metric and samples: those that may be ranked together."""
     groups: dict[tuple[str, ...], list[Cell]] = defaultdict(list)

@@ -25,11 +25,16 @@ DEFINED = 0.5
 
 
 @dataclass(frozen=True)
-class Method:
-    """A row of a comparison: a method with its overrides."""
+class Contestant:
+    """A row of a table: a method with its overrides, be it a rival, a control or the truth."""
 
     name: str
     variant: str = ""
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> "Contestant":
+        """The one that a row of the leaderboard, or a card, is about."""
+        return cls(row["method"], row["method_variant"])
 
     def __str__(self) -> str:
         return f"{self.name} ({self.variant})" if self.variant else self.name
@@ -64,8 +69,8 @@ class Comparison:
     headline: bool
     kind: str
     n: int
-    methods: tuple[Method, ...]
-    left_out: tuple[Method, ...]
+    contestants: tuple[Contestant, ...]
+    left_out: tuple[Contestant, ...]
     values: np.ndarray
     badness: np.ndarray
     p: np.ndarray
@@ -116,7 +121,7 @@ class Comparison:
     def shares(self) -> np.ndarray:
         """How often each method has each rank when the samples are resampled, [m,m]; a shared rank is rounded down."""
         places = np.floor(self.drawn).astype(int) - 1
-        return np.stack([np.bincount(column, minlength=len(self.methods)) for column in places.T]) / len(places)
+        return np.stack([np.bincount(column, minlength=len(self.contestants)) for column in places.T]) / len(places)
 
     @cached_property
     def groups(self) -> list[list[int]]:
@@ -126,8 +131,8 @@ class Comparison:
     @cached_property
     def letters(self) -> list[str]:
         """The groups of each method as letters: methods that share one cannot be told apart, [m]."""
-        names = [_letter(number) for number in range(len(self.groups))]
-        return ["".join(n for n, group in zip(names, self.groups) if at in group) for at in range(len(self.methods))]
+        lettered = [(_letter(number), group) for number, group in enumerate(self.groups)]
+        return ["".join(n for n, group in lettered if at in group) for at in range(len(self.contestants))]
 
     @cached_property
     def nemenyi_groups(self) -> list[list[int]]:
@@ -136,16 +141,16 @@ class Comparison:
         return paired.runs(np.argsort(self.sample_ranks, kind="stable"), gaps > self.critical_difference)
 
     @cached_property
-    def winning_controls(self) -> tuple[Method, ...]:
+    def winning_controls(self) -> tuple[Contestant, ...]:
         """The controls that no method beats: not worse than the best method, or not significantly."""
-        rivals = [at for at in self.order if self.methods[at].is_rival]
+        rivals = [at for at in self.order if self.contestants[at].is_rival]
         if not rivals:
             return ()
         best = rivals[0]
         return tuple(
-            method
-            for at, method in enumerate(self.methods)
-            if method.is_control and (self.badness[at] <= self.badness[best] or not self.differ[at, best])
+            contestant
+            for at, contestant in enumerate(self.contestants)
+            if contestant.is_control and (self.badness[at] <= self.badness[best] or not self.differ[at, best])
         )
 
     @property
@@ -155,11 +160,11 @@ class Comparison:
     @cached_property
     def cannot_tell(self) -> bool:
         """Whether no two methods proper differ."""
-        rivals = [at for at, method in enumerate(self.methods) if method.is_rival]
+        rivals = [at for at, contestant in enumerate(self.contestants) if contestant.is_rival]
         return len(rivals) > 1 and not self.differ[np.ix_(rivals, rivals)].any()
 
 
-def compare(cells: Sequence[Cell]) -> list[Comparison]:
+def comparisons(cells: Sequence[Cell]) -> list[Comparison]:
     """Every statistic of every set of comparable cells in which at least two methods are defined; in a fixed order.
 
     Reruns under other seeds are no further methods: they stay out where the run that they repeat is there.
@@ -167,25 +172,23 @@ def compare(cells: Sequence[Cell]) -> list[Comparison]:
     found = []
     for group in comparable(cells):
         cards = [cell.card for cell in group]
-        by_method = {Method(cell.card["method"], cell.card["method_variant"]): cell for cell in group}
-        kept = {m: by_method[m] for m in sorted(by_method, key=str) if not is_rerun(m.name, m.variant, cards)}
+        cell_of = {Contestant.of(cell.card): cell for cell in group}
+        kept = {c: cell_of[c] for c in sorted(cell_of, key=str) if not is_rerun(c.name, c.variant, cards)}
         for number, statistic in enumerate(group[0].card["statistics"]):
-            if comparison := _compare(kept, statistic, headline=number == 0):
+            if comparison := _comparison(kept, statistic, headline=number == 0):
                 found.append(comparison)
     return sorted(found, key=lambda c: (c.model, c.dataset, c.metric, c.metric_variant, -c.n))
 
 
-def _compare(cells: Mapping[Method, Cell], statistic: Mapping[str, Any], headline: bool) -> Comparison | None:
+def _comparison(cells: Mapping[Contestant, Cell], statistic: Mapping[str, Any], headline: bool) -> Comparison | None:
     if statistic["kind"] == "r_squared":
         return None  # a score of the model, which no sample has a value of
-    defined = {method: finite(cell, statistic) for method, cell in cells.items()}
-    enough = [m for m, samples in defined.items() if samples and len(samples) >= DEFINED * cells[m].card["n"]]
-    common = sorted(set.intersection(*(set(defined[method]) for method in enough))) if enough else []
+    enough, common = _ranked(cells, statistic)
     if len(enough) < 2 or not common:
         return None
 
     def matrix(column: str) -> np.ndarray:
-        return np.stack([cells[method].columns.loc[common, column].to_numpy() for method in enough], axis=1)
+        return np.stack([cells[contestant].columns.loc[common, column].to_numpy() for contestant in enough], axis=1)
 
     columns, per = matrix(statistic["column"]), matrix(statistic["per"]) if statistic["per"] else None
     kind = statistic["kind"]
@@ -203,8 +206,8 @@ def _compare(cells: Mapping[Method, Cell], statistic: Mapping[str, Any], headlin
         headline=headline,
         kind=kind,
         n=len(common),
-        methods=tuple(enough),
-        left_out=tuple(method for method in cells if method not in enough),
+        contestants=tuple(enough),
+        left_out=tuple(contestant for contestant in cells if contestant not in enough),
         values=values,
         badness=bad(values),
         p=paired.holm_pairs(p),
@@ -213,6 +216,13 @@ def _compare(cells: Mapping[Method, Cell], statistic: Mapping[str, Any], headlin
         friedman_p=paired.friedman(within),
         critical_difference=paired.critical_difference(len(enough), len(common)),
     )
+
+
+def _ranked(cells: Mapping[Contestant, Cell], statistic: Mapping[str, Any]) -> tuple[list[Contestant], list[int]]:
+    """Who is defined on enough samples, and the samples on which all of these are."""
+    defined = {contestant: finite(cell, statistic) for contestant, cell in cells.items()}
+    enough = [c for c, samples in defined.items() if samples and len(samples) >= DEFINED * cells[c].card["n"]]
+    return enough, sorted(set.intersection(*(set(defined[contestant]) for contestant in enough))) if enough else []
 
 
 @dataclass(frozen=True)
@@ -228,14 +238,14 @@ class Overall:
     model: str
     dataset: str
     comparisons: tuple[Comparison, ...]
-    methods: tuple[Method, ...]
+    contestants: tuple[Contestant, ...]
     ranks: np.ndarray
     low: np.ndarray
     high: np.ndarray
     agreement: float
     agreement_methods: float
     correlations: np.ndarray
-    left_out: tuple[Method, ...]
+    left_out: tuple[Contestant, ...]
     thin: tuple[Comparison, ...]
 
     @property
@@ -255,33 +265,34 @@ def overall(comparisons: Sequence[Comparison]) -> list[Overall]:
     return [view for view in found if view]
 
 
+def _ranked_by(comparison: Comparison) -> set[Contestant]:
+    return {contestant for contestant in comparison.contestants if contestant.name != TRUTH}
+
+
 def _overall(model: str, dataset: str, headlines: list[Comparison]) -> Overall | None:
-    ranked = [{m for m in comparison.methods if m.name != TRUTH} for comparison in headlines]
-    most = len(set.union(*ranked))
-    wide = [comparison for comparison, methods in zip(headlines, ranked) if len(methods) >= most / 2]
-    if len(wide) < 2:
+    anywhere = set().union(*map(_ranked_by, headlines))
+    wide = [comparison for comparison in headlines if len(_ranked_by(comparison)) >= len(anywhere) / 2]
+    everywhere = set.intersection(*map(_ranked_by, wide)) if wide else set()
+    if len(wide) < 2 or len(everywhere) < 2:
         return None
-    everywhere = set.intersection(*(methods for c, methods in zip(headlines, ranked) if c in wide))
-    methods = tuple(sorted(everywhere, key=str))
-    if len(methods) < 2:
-        return None
-    badness = np.stack([c.badness[[c.methods.index(m) for m in methods]] for c in wide])
+    contestants = tuple(sorted(everywhere, key=str))
+    badness = np.stack([c.badness[[c.contestants.index(one) for one in contestants]] for c in wide])
     ranks = paired.ranks(badness)
-    rivals = [at for at, method in enumerate(methods) if method.is_rival]
+    rivals = [at for at, contestant in enumerate(contestants) if contestant.is_rival]
     drawn = statistics.resampled(ranks, None, "mean")
     low, high = np.quantile(drawn, [ALPHA / 2, 1 - ALPHA / 2], axis=0)
     return Overall(
         model=model,
         dataset=dataset,
         comparisons=tuple(wide),
-        methods=methods,
+        contestants=contestants,
         ranks=ranks,
         low=low,
         high=high,
         agreement=paired.kendalls_w(ranks),
         agreement_methods=paired.kendalls_w(paired.ranks(badness[:, rivals])) if len(rivals) > 1 else float("nan"),
         correlations=paired.correlations(ranks),
-        left_out=tuple(sorted(set.union(*ranked) - everywhere, key=str)),
+        left_out=tuple(sorted(anywhere - everywhere, key=str)),
         thin=tuple(comparison for comparison in headlines if comparison not in wide),
     )
 
@@ -306,9 +317,9 @@ def method_rows(comparisons: Sequence[Comparison]) -> pd.DataFrame:
             rows.append(
                 {
                     **_labels(c),
-                    "method": c.methods[at].name,
-                    "method_variant": c.methods[at].variant,
-                    "control": c.methods[at].is_control,
+                    "method": c.contestants[at].name,
+                    "method_variant": c.contestants[at].variant,
+                    "control": c.contestants[at].is_control,
                     "n": c.n,
                     "value": c.values[at],
                     "rank": c.ranks[at],
@@ -331,8 +342,8 @@ def pair_rows(comparisons: Sequence[Comparison]) -> pd.DataFrame:
                 rows.append(
                     {
                         **_labels(c),
-                        "better": str(c.methods[one]),
-                        "worse": str(c.methods[other]),
+                        "better": str(c.contestants[one]),
+                        "worse": str(c.contestants[other]),
                         "gap": c.badness[other] - c.badness[one],
                         "p": c.p[one, other],
                         "n": c.n,
@@ -347,7 +358,7 @@ def metric_rows(comparisons: Sequence[Comparison]) -> pd.DataFrame:
         {
             **_labels(c),
             "n": c.n,
-            "methods": len(c.methods),
+            "methods": len(c.contestants),
             "left_out": ", ".join(map(str, c.left_out)),
             "control_wins": ", ".join(map(str, c.winning_controls)),
             "cannot_tell": c.cannot_tell,
@@ -369,8 +380,8 @@ def overall_rows(views: Sequence[Overall]) -> pd.DataFrame:
                     {
                         "model": view.model,
                         "dataset": view.dataset,
-                        "method": view.methods[at].name,
-                        "method_variant": view.methods[at].variant,
+                        "method": view.contestants[at].name,
+                        "method_variant": view.contestants[at].variant,
                         "mean_rank": view.mean_ranks[at],
                         "mean_rank_low": view.low[at],
                         "mean_rank_high": view.high[at],
@@ -394,7 +405,7 @@ def agreement_rows(views: Sequence[Overall]) -> pd.DataFrame:
                     "metric": view.comparisons[one].name,
                     "other": view.comparisons[other].name,
                     "correlation": view.correlations[one, other],
-                    "n": len(view.methods),
+                    "n": len(view.contestants),
                 }
             )
     return pd.DataFrame(rows)

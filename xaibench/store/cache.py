@@ -10,6 +10,7 @@ depends on it.
 
 import contextlib
 import errno
+import functools
 import hashlib
 import io
 import json
@@ -352,13 +353,9 @@ def safe_name(name: str) -> str:
     return "".join(c if c.isalnum() or c in "._-" else "_" for c in str(name)) or "_"
 
 
-_warned: set[str] = set()
-
-
+@functools.cache
 def _warn_once(message: str) -> None:
-    if message not in _warned:
-        _warned.add(message)
-        log.warning(message)
+    log.warning(message)
 
 
 # ---- the whole cache: what `xaibench cache` shows and does -----------------------------------------------------------

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ...datasets.base import Samples
 from ...errors import Refusal
 from ...models.classifier import Classifier
 from ...models.cut import activations, feature_shape
@@ -54,7 +55,7 @@ class Moments:
         return (self.squares / max(self.count - 1, 1)).sqrt()
 
 
-def estimate(classifier: Classifier, layers: Sequence[str], samples: object) -> dict[str, torch.Tensor]:
+def estimate(classifier: Classifier, layers: Sequence[str], samples: Samples) -> dict[str, torch.Tensor]:
     """Moments of the named layers over the samples, in one pass: `<layer>.mean`, `.std`, `.active` (share of samples
     with a value other than 0), each of the layer's shape, in the network's precision."""
     moments = {layer: Moments() for layer in layers}
@@ -166,29 +167,58 @@ def prediction_losses(
 # -------------------------------------------------------------------------------------------------- optimisation
 
 
-@dataclass(frozen=True)
-class Optimisation:
-    """How a mask is found: Adam on alpha, with lambda = blur(sigmoid(alpha)).
+def require(settings: object, at_least: float, *names: str) -> None:
+    """Raises ValueError for a setting of these names that is less."""
+    for name in names:
+        if getattr(settings, name) < at_least:
+            raise ValueError(f"{name}={getattr(settings, name)}: expected {at_least} or more")
 
-    beta: weight of the mean information per feature, that is 1/k of the sum over the k features.
+
+def require_positive(settings: object, *names: str) -> None:
+    """Raises ValueError for a setting of these names that is 0 or less."""
+    for name in names:
+        if getattr(settings, name) <= 0:
+            raise ValueError(f"{name}={getattr(settings, name)}: expected a positive number")
+
+
+@dataclass(kw_only=True, eq=False)
+class Masking:
+    """The parameters of every bottleneck: of the mask lambda = blur(sigmoid(alpha)), and of the noise.
+
+    beta: weight of the mean information per feature, L_I / k, so that `beta: 10` is the theses' "10/k" times the sum.
+    learning_rate: of Adam.
+    smoothing: sigma in features of the Gaussian inside lambda; 0 turns it off.
+    initial: where alpha starts; 5 lets nearly everything through (lambda = 0.993).
+    min_std: least standard deviation of a feature. min_active: features other than 0 in at most this share of the
+        fitted samples are taken out. (The paper's own code has neither, and estimates behind a ReLU with mean 0 and
+        the deviation of the non-zero values; these two are the later library's. The thesis does not say.)
+    Raises ValueError for figures out of range.
     """
 
-    beta: float
-    steps: int
-    learning_rate: float
-    copies: int
-    smoothing: float
-    initial: float
+    beta: float = 10.0
+    learning_rate: float = 1.0
+    smoothing: float = 1.0
+    initial: float = 5.0
+    min_std: float = 0.01
+    min_active: float = 0.01
 
     def __post_init__(self) -> None:
-        for name in ("beta", "smoothing"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more")
-        for name in ("steps", "copies"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected 1 or more")
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate={self.learning_rate}: expected a positive number")
+        require(self, 0, "beta", "smoothing")
+        require_positive(self, "learning_rate", "min_std")
+        if not 0 <= self.min_active < 1:
+            raise ValueError(f"min_active={self.min_active}: expected a share in [0, 1)")
+
+
+@dataclass(kw_only=True, eq=False)
+class Optimisation(Masking):
+    """How the mask of a single image is found. steps: of Adam on alpha. copies: noisy copies per step."""
+
+    steps: int = 10
+    copies: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, 1, "steps", "copies")
 
 
 class Bottleneck:

@@ -1,15 +1,17 @@
 """Information bottleneck attribution, the per-sample bottleneck."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
+from ...datasets.base import Samples
 from ...errors import Refusal
 from ...models.classifier import Classifier
 from ...models.cut import Cut, Features
 from ..base import Fitted
+from ..context import Context
 from ._bottleneck import (
     LAYER,
     Bottleneck,
@@ -45,7 +47,22 @@ class Solution:
         return self.bottleneck.information(self.noise)
 
 
-class IBA(Fitted):
+@dataclass(kw_only=True, eq=False)
+class PerSample(Optimisation, Fitted):
+    """The parameters of IBA at any number of layers, besides those of the mask and its optimisation.
+
+    channels: `sum` (theses) or `max` over channels (Heurich 2021).
+    loss: what keeps the prediction, see `bottleneck.prediction_losses`; all but `cross_entropy` are for networks
+        with a scalar output. value: the output that `squared_error` aims at; null for each sample's own label.
+    """
+
+    channels: Literal["sum", "max"] = "sum"
+    loss: Loss = "cross_entropy"
+    value: float | None = None
+
+
+@dataclass(kw_only=True, eq=False)
+class IBA(PerSample):
     """Per-sample information bottleneck (Schulz et al. 2020, section 3; Sixt 2022, chapter 3).
 
     Noise is added to the features R of one layer, and the mask lambda is found that hides most of R while the
@@ -53,45 +70,14 @@ class IBA(Fitted):
     input pixel, >= 0: its sum is the number of bits that pass the layer.
 
     layer: an alias or module path; `input` puts the bottleneck on the image itself.
-    beta: weight of the information per feature, L_I / k, so that `beta: 10` is the theses' "10/k" times the sum.
-    steps, learning_rate: of Adam on alpha. copies: noisy copies per step.
-    smoothing: sigma in features of the Gaussian inside lambda = blur(sigmoid(alpha)); 0 turns it off.
-    initial: where alpha starts; 5 lets nearly everything through (lambda = 0.993).
-    min_std: least standard deviation of a feature. min_active: features other than 0 in at most this share of the
-        fitted samples are taken out. (The paper's own code has neither, and estimates behind a ReLU with mean 0 and
-        the deviation of the non-zero values; these two are the later library's. The thesis does not say.)
-    channels: `sum` (theses) or `max` over channels (Heurich 2021).
-    loss: what keeps the prediction, see `bottleneck.prediction_losses`; all but `cross_entropy` are for networks
-        with a scalar output. value: the output that `squared_error` aims at; null for each sample's own label.
+    The other parameters: see `Masking`, `Optimisation` and `PerSample`.
     """
 
-    kind: type[Bottleneck] = Bottleneck
+    layer: str = LAYER
+
+    kind = Bottleneck
     sign = 1.0  # of the prediction loss in what is minimised
-
     fit_parameters = ("layer",)
-
-    def __init__(
-        self,
-        layer: str = LAYER,
-        beta: float = 10.0,
-        steps: int = 10,
-        learning_rate: float = 1.0,
-        copies: int = 10,
-        smoothing: float = 1.0,
-        initial: float = 5.0,
-        min_std: float = 0.01,
-        min_active: float = 0.01,
-        channels: Literal["sum", "max"] = "sum",
-        loss: Loss = "cross_entropy",
-        value: float | None = None,
-    ) -> None:
-        if min_std <= 0:
-            raise ValueError(f"min_std={min_std}: expected a positive number")
-        if not 0 <= min_active < 1:
-            raise ValueError(f"min_active={min_active}: expected a share in [0, 1)")
-        self.settings = Optimisation(beta, steps, learning_rate, copies, smoothing, initial)
-        self.layer, self.min_std, self.min_active = layer, min_std, min_active
-        self.channels, self.loss, self.value = channels, loss, value
 
     def check(self, classifier: Classifier) -> None:
         require_layer(classifier, self.layer)
@@ -99,24 +85,17 @@ class IBA(Fitted):
 
     def cost(self, classifier: Classifier) -> tuple[int, int]:
         """One pass up to the layer, then steps x copies of the part behind it, counted as whole passes."""
-        passes = self.settings.steps * self.settings.copies
+        passes = self.steps * self.copies
         return (1 + passes + (self.loss == "deviation"), passes)
 
-    def fit(self, classifier: Classifier, samples: Any, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    def fit(self, classifier: Classifier, samples: Samples, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """Mean, standard deviation and share of non-zero values of every feature of the layer."""
         return estimate(classifier, [self.layer], samples)
 
     def attribute(
-        self,
-        classifier: Classifier,
-        inputs: torch.Tensor,
-        targets: torch.Tensor,
-        generators: list[torch.Generator],
-        fitted: dict[str, torch.Tensor],
-        labels: torch.Tensor | None = None,
-        **context: Any,
+        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
     ) -> torch.Tensor:
-        solutions = self.solve(classifier, inputs, targets, generators, fitted, labels)
+        solutions = self.solve(classifier, inputs, targets, context.generators, context.fitted, context.labels)
         size = inputs.shape[2:]
         return torch.cat([bits_per_pixel(s.information, size, self.channels) for s in solutions])
 
@@ -125,17 +104,16 @@ class IBA(Fitted):
         classifier: Classifier,
         inputs: torch.Tensor,
         targets: torch.Tensor,
-        generators: list[torch.Generator],
-        fitted: dict[str, torch.Tensor],
+        generators: Sequence[torch.Generator],
+        fitted: Mapping[str, torch.Tensor],
         labels: torch.Tensor | None = None,
     ) -> Iterator[Solution]:
         """The final masks, for as many images at a time as fit into a batch with their copies.
 
         labels [B]: what `squared_error` without `value` aims at.
         """
-        settings = self.settings
         cut = Cut(classifier, self.layer, inputs[:1])
-        images = max(1, classifier.batch_size // settings.copies)
+        images = max(1, classifier.batch_size // self.copies)
         for start in range(0, len(inputs), images):
             rows = slice(start, start + images)
             with torch.no_grad():
@@ -150,10 +128,10 @@ class IBA(Fitted):
                 return self.sign * prediction_losses(self.loss, classifier, logits, repeated, goals)
 
             with torch.enable_grad():
-                alpha = find_mask(bottleneck, losses, settings, generators[rows], classifier.batch_size)
-            yield Solution(rows, bottleneck, noise_share(alpha, settings.smoothing), cut, features)
+                alpha = find_mask(bottleneck, losses, self, generators[rows], classifier.batch_size)
+            yield Solution(rows, bottleneck, noise_share(alpha, self.smoothing), cut, features)
 
-    def bottleneck(self, features: torch.Tensor, fitted: dict[str, torch.Tensor]) -> Bottleneck:
+    def bottleneck(self, features: torch.Tensor, fitted: Mapping[str, torch.Tensor]) -> Bottleneck:
         """The noise that goes with the layer's statistics."""
         return layer_noise(self.kind, features, fitted, self.layer, self.min_std, self.min_active)
 

@@ -1,11 +1,12 @@
 """Inverse information bottleneck attribution: everything that would be missed."""
 
-from typing import Literal
+from dataclasses import dataclass
 
-from ._bottleneck import LAYER, InverseBottleneck, Loss
+from ._bottleneck import InverseBottleneck
 from .iba import IBA
 
 
+@dataclass(kw_only=True, eq=False)
 class IBAInverse(IBA):
     """The deletion game of IBA (Khakzar 2022, chapter 8, eq. 4): min beta L_I - CE(lambda E + (1 - lambda) R).
 
@@ -17,35 +18,7 @@ class IBAInverse(IBA):
     With `maximisation` the output is driven down: +y^2 is minimised.
     """
 
+    beta: float = 30.0
+
     kind = InverseBottleneck
     sign = -1.0
-
-    def __init__(
-        self,
-        layer: str = LAYER,
-        beta: float = 30.0,
-        steps: int = 10,
-        learning_rate: float = 1.0,
-        copies: int = 10,
-        smoothing: float = 1.0,
-        initial: float = 5.0,
-        min_std: float = 0.01,
-        min_active: float = 0.01,
-        channels: Literal["sum", "max"] = "sum",
-        loss: Loss = "cross_entropy",
-        value: float | None = None,
-    ) -> None:
-        super().__init__(
-            layer,
-            beta,
-            steps,
-            learning_rate,
-            copies,
-            smoothing,
-            initial,
-            min_std,
-            min_active,
-            channels,
-            loss,
-            value,
-        )

@@ -1,17 +1,19 @@
 """Multi-layer information bottleneck attribution: what several depths agree on."""
 
 import math
-from typing import Any, Literal
+from dataclasses import dataclass, fields
 
 import torch
 
+from ...datasets.base import Samples
 from ...models.classifier import Classifier
-from ..base import Fitted
-from ._bottleneck import LAYER, Loss, estimate, require_layer, require_loss
-from .iba import IBA
+from ..context import Context
+from ._bottleneck import LAYER, estimate, require_layer, require_loss
+from .iba import IBA, PerSample
 
 
-class IBAMultilayer(Fitted):
+@dataclass(kw_only=True, eq=False)
+class IBAMultilayer(PerSample):
     """The product of thresholded IBA maps of several layers (Khakzar 2022, chapter 8, eq. 5).
 
     layers: from early to late. thresholds: one per layer, in multiples of the map's own root mean square; null keeps
@@ -22,31 +24,20 @@ class IBAMultilayer(Fitted):
     before it.
     """
 
+    layers: list[str] = (f"{LAYER}_early", LAYER, f"{LAYER}_late")
+    thresholds: list[float | None] = (None, 1.344, 1.344)
+
     fit_parameters = ("layers",)
 
-    def __init__(
-        self,
-        layers: list[str] = (f"{LAYER}_early", LAYER, f"{LAYER}_late"),
-        thresholds: list[float | None] = (None, 1.344, 1.344),
-        beta: float = 10.0,
-        steps: int = 10,
-        learning_rate: float = 1.0,
-        copies: int = 10,
-        smoothing: float = 1.0,
-        initial: float = 5.0,
-        min_std: float = 0.01,
-        min_active: float = 0.01,
-        channels: Literal["sum", "max"] = "sum",
-        loss: Loss = "cross_entropy",
-        value: float | None = None,
-    ) -> None:
-        if not layers or len(layers) != len(thresholds):
-            raise ValueError(f"layers has {len(layers)} names and thresholds {len(thresholds)} values: one each")
-        if any(threshold is not None and threshold < 0 for threshold in thresholds):
-            raise ValueError(f"thresholds={list(thresholds)}: expected values of 0 or more, or null")
-        self.layers, self.thresholds, self.loss = tuple(layers), tuple(thresholds), loss
-        shared = (beta, steps, learning_rate, copies, smoothing, initial, min_std, min_active, channels, loss, value)
-        self.parts = [IBA(layer, *shared) for layer in layers]
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.layers or len(self.layers) != len(self.thresholds):
+            names, values = len(self.layers), len(self.thresholds)
+            raise ValueError(f"layers has {names} names and thresholds {values} values: one each")
+        if any(threshold is not None and threshold < 0 for threshold in self.thresholds):
+            raise ValueError(f"thresholds={list(self.thresholds)}: expected values of 0 or more, or null")
+        shared = {field.name: getattr(self, field.name) for field in fields(PerSample)}
+        self.parts = [IBA(layer=layer, **shared) for layer in self.layers]
 
     def check(self, classifier: Classifier) -> None:
         for layer in self.layers:
@@ -57,23 +48,16 @@ class IBAMultilayer(Fitted):
         forwards, backwards = zip(*(part.cost(classifier) for part in self.parts))
         return (sum(forwards), sum(backwards))
 
-    def fit(self, classifier: Classifier, samples: Any, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    def fit(self, classifier: Classifier, samples: Samples, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """The moments of every layer, in one pass over the samples."""
         return estimate(classifier, self.layers, samples)
 
     def attribute(
-        self,
-        classifier: Classifier,
-        inputs: torch.Tensor,
-        targets: torch.Tensor,
-        generators: list[torch.Generator],
-        fitted: dict[str, torch.Tensor],
-        labels: torch.Tensor | None = None,
-        **context: Any,
+        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
     ) -> torch.Tensor:
         product = torch.ones_like(inputs[:, :1])
         for part, threshold in zip(self.parts, self.thresholds):
-            maps = part.attribute(classifier, inputs, targets, generators, fitted, labels)
+            maps = part.attribute(classifier, inputs, targets, context)
             product = product * agreement(maps, threshold)
         return product
 

@@ -1,32 +1,39 @@
 """Readout information bottleneck attribution: a network that predicts the mask in one pass."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ...datasets.base import Samples
 from ...errors import Refusal
 from ...models.classifier import Classifier
 from ...models.cut import Cut, activations, output_shape
 from ..base import Fitted
+from ..context import Context
 from ._bottleneck import (
     LAYER,
     Bottleneck,
+    Masking,
     bits_per_pixel,
     estimate,
     layer_noise,
     noise_share,
+    require,
     require_layer,
     require_loss,
+    require_positive,
     seeded,
 )
 
 READOUT = "readout."
 
 
-class IBAReadout(Fitted):
+@dataclass(kw_only=True, eq=False)
+class IBAReadout(Masking, Fitted):
     """Readout bottleneck (Schulz et al. 2020, section 3.3): lambda is predicted from several layers of a clean pass.
 
     The readouts are standardised, resized to the bottleneck's size and stacked; three 1x1 convolutions with ReLU
@@ -36,43 +43,27 @@ class IBAReadout(Fitted):
 
     layer: where the bottleneck is. The paper: conv2_3 of ResNet-50 (layer1), conv3_1 of VGG-16 (features.10).
     readouts: what is read, `logits` included. The paper: layer1 to layer4 and fc; features 10, 17, 24, 28 and fc.
-    beta: weight of the mean information per feature. epochs: 10 (the thesis's Table 3; its text says 20).
-    learning_rate: of Adam; 1e-5 is for the 1.3 million images of ImageNet and moves little on small data.
+    epochs: 10 (the thesis's Table 3; its text says 20).
+    learning_rate: 1e-5 is for the 1.3 million images of ImageNet and moves little on small data.
     batch_size: images per step. bound: alpha is kept in [-bound, bound].
-    smoothing, initial, min_std, min_active, channels: as for `IBA`. The readouts are standardised with mean and
-        deviation, as the library does; the paper's own code divides by the deviation only.
+    The other parameters as for `IBA`. The readouts are standardised with mean and deviation, as the library does; the
+        paper's own code divides by the deviation only.
     """
 
-    def __init__(
-        self,
-        layer: str = LAYER,
-        readouts: list[str] = (LAYER, "last_conv", "logits"),
-        beta: float = 10.0,
-        epochs: int = 10,
-        learning_rate: float = 1e-5,
-        batch_size: int = 16,
-        bound: float = 5.0,
-        smoothing: float = 1.0,
-        initial: float = 5.0,
-        min_std: float = 0.01,
-        min_active: float = 0.01,
-        channels: Literal["sum", "max"] = "sum",
-    ) -> None:
-        if not readouts:
+    learning_rate: float = 1e-5
+    layer: str = LAYER
+    readouts: list[str] = (LAYER, "last_conv", "logits")
+    epochs: int = 10
+    batch_size: int = 16
+    bound: float = 5.0
+    channels: Literal["sum", "max"] = "sum"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.readouts:
             raise ValueError("readouts=[]: expected at least one layer")
-        for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-            if value < 1:
-                raise ValueError(f"{name}={value}: expected 1 or more")
-        for name, value in (("learning_rate", learning_rate), ("bound", bound), ("min_std", min_std)):
-            if value <= 0:
-                raise ValueError(f"{name}={value}: expected a positive number")
-        for name, value in (("beta", beta), ("smoothing", smoothing)):
-            if value < 0:
-                raise ValueError(f"{name}={value}: expected 0 or more")
-        self.layer, self.readouts, self.channels = layer, tuple(readouts), channels
-        self.beta, self.epochs, self.learning_rate, self.batch_size = beta, epochs, learning_rate, batch_size
-        self.bound, self.smoothing, self.initial = bound, smoothing, initial
-        self.min_std, self.min_active = min_std, min_active
+        require(self, 1, "epochs", "batch_size")
+        require_positive(self, "bound")
 
     def check(self, classifier: Classifier) -> None:
         require_layer(classifier, self.layer)
@@ -85,7 +76,7 @@ class IBAReadout(Fitted):
         """One pass per map; training is not counted."""
         return (1, 0)
 
-    def fit(self, classifier: Classifier, samples: Any, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    def fit(self, classifier: Classifier, samples: Samples, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """Moments of all layers, and the weights of the trained readout network."""
         fitted = estimate(classifier, self._layers, samples)
         width = sum(len(fitted[f"{name}.mean"]) for name in self.readouts)
@@ -111,15 +102,9 @@ class IBAReadout(Fitted):
         return fitted | {READOUT + name: tensor.cpu() for name, tensor in network.state_dict().items()}
 
     def attribute(
-        self,
-        classifier: Classifier,
-        inputs: torch.Tensor,
-        targets: torch.Tensor,
-        generators: list[torch.Generator],
-        fitted: dict[str, torch.Tensor],
-        **context: Any,
+        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
     ) -> torch.Tensor:
-        weights = {name.removeprefix(READOUT): t for name, t in fitted.items() if name.startswith(READOUT)}
+        weights = {name.removeprefix(READOUT): t for name, t in context.fitted.items() if name.startswith(READOUT)}
         with torch.device("meta"):  # no initial weights: they would draw from the global generator
             network = readout_network(weights["0.weight"].shape[1], weights["4.weight"].shape[0])
         network.load_state_dict(weights, assign=True)
@@ -128,7 +113,7 @@ class IBAReadout(Fitted):
         with torch.no_grad():
             for part in classifier.chunks(len(inputs)):
                 seen = activations(classifier, self._layers, inputs[part])
-                bottleneck, noise = self.mask(network, fitted, seen)
+                bottleneck, noise = self.mask(network, context.fitted, seen)
                 maps.append(bits_per_pixel(bottleneck.information(noise), inputs.shape[2:], self.channels))
         return torch.cat(maps)
 

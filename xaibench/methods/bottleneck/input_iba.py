@@ -9,9 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ...datasets.base import Samples
 from ...errors import Refusal
 from ...models.classifier import Classifier
 from ..base import Fitted
+from ..context import Context
 from ._bottleneck import (
     LAYER,
     Bottleneck,
@@ -108,7 +110,8 @@ class Generated:
     std: torch.Tensor
 
 
-class InputIBA(Fitted):
+@dataclass(kw_only=True, eq=False)
+class InputIBA(Optimisation, Fitted):
     """Input information bottleneck (Zhang et al. 2021; Khakzar 2022, chapter 6): a mask with the input's resolution.
 
     1. IBA at a layer gives the mask lambda* and the bottleneck variable Z* = lambda* R + (1 - lambda*) E.
@@ -141,52 +144,50 @@ class InputIBA(Fitted):
     copies, initial, min_std, min_active: as for `IBA`, both bottlenecks.
     """
 
+    beta: float = 20.0
+    steps: int = 60
+    layer: str = LAYER
+    feature_beta: float = 10.0
+    feature_steps: int = 10
+    feature_learning_rate: float = 1.0
+    feature_smoothing: float = 1.0
+    target_mask: Literal["mask", "information"] = "mask"
+    target_noise: Literal["features", "random"] = "features"
+    target_samples: int = 200
+    epochs: int = 20
+    batch_size: int = 32
+    critic_every: int = 5
+    generator_every: int = 1
+    critic_learning_rate: float = 5e-5
+    critic_widths: list[int] = (512,)
+    weight_clip: float = 0.01
+    mask_rate: float = 5e-5
+    mean_rate: float = 5e-5
+    std_rate: float = 5e-5
+    input_noise: Literal["generated", "standard"] = "generated"
+    input_sample: Literal["generated", "image"] = "generated"
+    map: Literal["mask", "unsmoothed"] = "mask"
+
     fit_parameters = ("layer",)
 
-    def __init__(
-        self,
-        layer: str = LAYER,
-        feature_beta: float = 10.0,
-        feature_steps: int = 10,
-        feature_learning_rate: float = 1.0,
-        feature_smoothing: float = 1.0,
-        target_mask: Literal["mask", "information"] = "mask",
-        target_noise: Literal["features", "random"] = "features",
-        target_samples: int = 200,
-        epochs: int = 20,
-        batch_size: int = 32,
-        critic_every: int = 5,
-        generator_every: int = 1,
-        critic_learning_rate: float = 5e-5,
-        critic_widths: list[int] = (512,),
-        weight_clip: float = 0.01,
-        mask_rate: float = 5e-5,
-        mean_rate: float = 5e-5,
-        std_rate: float = 5e-5,
-        beta: float = 20.0,
-        steps: int = 60,
-        learning_rate: float = 1.0,
-        smoothing: float = 1.0,
-        input_noise: Literal["generated", "standard"] = "generated",
-        input_sample: Literal["generated", "image"] = "generated",
-        map: Literal["mask", "unsmoothed"] = "mask",
-        copies: int = 10,
-        initial: float = 5.0,
-        min_std: float = 0.01,
-        min_active: float = 0.01,
-    ) -> None:
-        self.feature = IBA(
-            layer, feature_beta, feature_steps, feature_learning_rate, copies, feature_smoothing, initial, min_std,
-            min_active,
-        )  # fmt: skip
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        own = {name: getattr(self, name) for name in ("layer", "copies", "initial", "min_std", "min_active")}
+        of_feature = {
+            name: getattr(self, f"feature_{name}") for name in ("beta", "steps", "learning_rate", "smoothing")
+        }
+        self.feature = IBA(**own, **of_feature)
         self.adversary = Adversary(
-            target_samples, epochs, batch_size, critic_every, generator_every, critic_learning_rate,
-            tuple(critic_widths), weight_clip, (mask_rate, mean_rate, std_rate),
-        )  # fmt: skip
-        self.settings = Optimisation(beta, steps, learning_rate, copies, smoothing, initial)
-        self.layer, self.min_std, self.map = layer, min_std, map
-        self.target_mask, self.target_noise = target_mask, target_noise
-        self.input_noise, self.input_sample = input_noise, input_sample
+            samples=self.target_samples,
+            epochs=self.epochs,
+            batch=self.batch_size,
+            critic_every=self.critic_every,
+            generator_every=self.generator_every,
+            critic_rate=self.critic_learning_rate,
+            widths=tuple(self.critic_widths),
+            clip=self.weight_clip,
+            rates=(self.mask_rate, self.mean_rate, self.std_rate),
+        )
 
     def check(self, classifier: Classifier) -> None:
         shape = require_layer(classifier, self.layer)
@@ -197,27 +198,21 @@ class InputIBA(Fitted):
     def cost(self, classifier: Classifier) -> tuple[int, int]:
         """Both bottlenecks, and one pass per generated sample; parts of the network are counted as whole passes."""
         forwards, backwards = self.feature.cost(classifier)
-        sizes, passes = self.adversary.sizes, self.settings.steps * self.settings.copies
+        sizes, passes = self.adversary.sizes, self.steps * self.copies
         trained = sum(size for i, size in enumerate(sizes) if i % self.adversary.generator_every == 0)
         forwards += passes + self.adversary.epochs * sum(sizes[i] for i in self._used(sizes))
         return (forwards, backwards + passes + self.adversary.epochs * trained)
 
-    def fit(self, classifier: Classifier, samples: Any, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    def fit(self, classifier: Classifier, samples: Samples, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """The moments of the layer, as for `IBA`."""
         return self.feature.fit(classifier, samples, generator)
 
     def attribute(
-        self,
-        classifier: Classifier,
-        inputs: torch.Tensor,
-        targets: torch.Tensor,
-        generators: list[torch.Generator],
-        fitted: dict[str, torch.Tensor],
-        **context: Any,
+        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
     ) -> torch.Tensor:
         maps = []
-        for solution in self.feature.solve(classifier, inputs, targets, generators, fitted):
-            images, draws = inputs[solution.rows], generators[solution.rows]
+        for solution in self.feature.solve(classifier, inputs, targets, context.generators, context.fitted):
+            images, draws = inputs[solution.rows], context.generators[solution.rows]
             with torch.enable_grad():
                 learned = [
                     self.generate(classifier, solution, row, image, generator)
@@ -228,8 +223,8 @@ class InputIBA(Fitted):
                 def losses(z: torch.Tensor, copies: int, labels=targets[solution.rows]) -> torch.Tensor:
                     return F.cross_entropy(classifier.module(z), labels.repeat_interleave(copies), reduction="none")
 
-                alpha = find_mask(bottleneck, losses, self.settings, draws, classifier.batch_size)
-            mask = alpha.sigmoid() if self.map == "unsmoothed" else 1 - noise_share(alpha, self.settings.smoothing)
+                alpha = find_mask(bottleneck, losses, self, draws, classifier.batch_size)
+            mask = alpha.sigmoid() if self.map == "unsmoothed" else 1 - noise_share(alpha, self.smoothing)
             maps.append(mask.mean(1, keepdim=True))
         return torch.cat(maps)
 

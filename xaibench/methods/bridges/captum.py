@@ -19,6 +19,7 @@ from ...models.rectifiers import count_rectifiers
 from ...rng import draw_seeds
 from ..base import Method
 from ..baselines import Baselines
+from ..context import Context
 
 # Not for images, or in need of functions that no yaml can hold.
 UNFIT = ("DataLoaderAttribution", "LLMAttribution", "LLMGradientAttribution", "RemoteLLMAttribution", "LimeBase")
@@ -60,36 +61,13 @@ class Captum(Method):
         layer: str = "last_conv",
         references: int = 10,
     ) -> None:
-        try:
-            from captum import attr
-        except ModuleNotFoundError as error:
-            raise Refusal(
-                "method=captum needs the package captum, which is not installed: pip install captum"
-            ) from error
+        self.kind = attributor_called(attributor)
         self.attributor, self.layer = attributor, layer
         self.arguments, self.constructor = dict(arguments or {}), dict(constructor or {})
-        known = {name: getattr(attr, name) for name in attr.__all__}
-        known = {n: k for n, k in known.items() if inspect.isclass(k) and issubclass(k, attr.Attribution)}
-        known = {n: k for n, k in known.items() if hasattr(k, "attribute") and n not in UNFIT}
-        one_of("attributor", attributor, known)
-        if attributor in PERMUTING:
-            raise ValueError(f"attributor={attributor} mixes the samples of a batch: a map would depend on the others")
-        self.kind = known[attributor]
-        self.within = None
-        if attributor == "NoiseTunnel":
-            within = self.constructor.pop("attribution_method", None)
-            if within is None:
-                raise ValueError("NoiseTunnel needs constructor={attribution_method: <name of an attributor>}")
-            self.within = Captum(within, layer=layer)
-            # For what it costs; Captum hands them on.
-            self.within.arguments = {n: v for n, v in self.arguments.items() if n in self.within._accepted()}
+        self.within = self._take_within() if attributor == "NoiseTunnel" else None
         self._check_names()
-        words = self.arguments.get("baselines")
-        by_word = isinstance(words, str) or (isinstance(words, list | tuple) and all(isinstance(w, str) for w in words))
-        self.baselines = Baselines(self.arguments.pop("baselines"), 5.0, 0.5, references) if by_word else None
-        if self.baselines is not None and len(self.baselines) > 1 and not self._is(DISTRIBUTION):
-            raise ValueError(f"baselines={words}: {attributor} takes one baseline for each input")
-        self.fit = self.baselines.fit if by_word and self.baselines.from_data else None
+        self.baselines = self._take_baselines(references)
+        self.fit = self.baselines.fit if self.baselines is not None and self.baselines.from_data else None
 
     def fingerprint(self) -> str:
         """Part of the key: another version of Captum may give other numbers."""
@@ -136,17 +114,11 @@ class Captum(Method):
         return {"GuidedGradCam": (2, 2), "LayerActivation": (1, 0)}.get(self.attributor, (1, 1))
 
     def attribute(
-        self,
-        classifier: Classifier,
-        inputs: torch.Tensor,
-        targets: torch.Tensor,
-        generators: list[torch.Generator],
-        fitted: dict[str, torch.Tensor] | None = None,
-        **context: Any,
+        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
     ) -> torch.Tensor:
         attributor = self._build(classifier)
-        starts = self.baselines and self.baselines.of(classifier, inputs, generators, fitted)
-        seeds = draw_seeds(generators).tolist()
+        starts = self.baselines and self.baselines.of(classifier, inputs, context)
+        seeds = draw_seeds(context.generators).tolist()
         alone = self._is(RANDOM) or self._is(DISTRIBUTION)
 
         def ask(part: slice) -> torch.Tensor:
@@ -175,19 +147,8 @@ class Captum(Method):
         targets: torch.Tensor,
         baselines: torch.Tensor | None,
     ) -> torch.Tensor:
-        accepted = self._accepted()
-        arguments = {name: _tuples(value) for name, value in self.arguments.items()}
-        if "target" in accepted:
-            arguments["target"] = targets
-        if baselines is not None:
-            arguments["baselines"] = baselines
-        if isinstance(mask := arguments.get("feature_mask"), int):
-            arguments["feature_mask"] = _tiles(inputs, mask)
-        for name in ("internal_batch_size", "nt_samples_batch_size"):
-            if name in accepted:
-                arguments.setdefault(name, classifier.batch_size)
-        if "perturbations_per_eval" in accepted and len(inputs) == 1:
-            arguments.setdefault("perturbations_per_eval", classifier.batch_size)
+        """Captum's answer for one call of it, as maps [B,C,H,W] or [B,1,H,W]."""
+        arguments = self._arguments_for(inputs, targets, baselines, classifier.batch_size)
         try:
             with warnings.catch_warnings(), torch.enable_grad():
                 warnings.simplefilter("ignore")
@@ -205,6 +166,25 @@ class Captum(Method):
             maps.sum(1, keepdim=True), size=inputs.shape[2:], mode="bilinear", align_corners=False
         )
 
+    def _arguments_for(
+        self, inputs: torch.Tensor, targets: torch.Tensor, baselines: torch.Tensor | None, batch_size: int
+    ) -> dict[str, Any]:
+        """The arguments of `attribute` for these inputs: those given, and what the bridge adds."""
+        accepted = self._accepted()
+        arguments = {name: _tuples(value) for name, value in self.arguments.items()}
+        if "target" in accepted:
+            arguments["target"] = targets
+        if baselines is not None:
+            arguments["baselines"] = baselines
+        if isinstance(mask := arguments.get("feature_mask"), int):
+            arguments["feature_mask"] = _tiles(inputs, mask)
+        for name in ("internal_batch_size", "nt_samples_batch_size"):
+            if name in accepted:
+                arguments.setdefault(name, batch_size)
+        if "perturbations_per_eval" in accepted and len(inputs) == 1:
+            arguments.setdefault("perturbations_per_eval", batch_size)
+        return arguments
+
     def _build(self, classifier: Classifier) -> Any:
         """The attributor around the network that returns what is explained."""
         if self.within is not None:
@@ -214,6 +194,27 @@ class Captum(Method):
             module = nn.Sequential(module, nn.Softmax(-1)).eval()
         layer = (classifier.layer(self.layer),) if "layer" in inspect.signature(self.kind).parameters else ()
         return self.kind(module, *layer, **{name: _tuples(value) for name, value in self.constructor.items()})
+
+    def _take_within(self) -> "Captum":
+        """The attributor that NoiseTunnel's constructor names."""
+        name = self.constructor.pop("attribution_method", None)
+        if name is None:
+            raise ValueError("NoiseTunnel needs constructor={attribution_method: <name of an attributor>}")
+        within = Captum(name, layer=self.layer)
+        # For what it costs; Captum hands them on.
+        within.arguments = {n: v for n, v in self.arguments.items() if n in within._accepted()}
+        return within
+
+    def _take_baselines(self, references: int) -> Baselines | None:
+        """The baselines that the arguments give by words; None if they give numbers or nothing."""
+        words = self.arguments.get("baselines")
+        several = isinstance(words, list | tuple) and all(isinstance(word, str) for word in words)
+        if not several and not isinstance(words, str):
+            return None
+        baselines = Baselines(self.arguments.pop("baselines"), 5.0, 0.5, references)
+        if len(baselines) > 1 and not self._is(DISTRIBUTION):
+            raise ValueError(f"baselines={words}: {self.attributor} takes one baseline for each input")
+        return baselines
 
     def _check_names(self) -> None:
         """Refuse arguments that nobody would read, or that are the bridge's own."""
@@ -259,6 +260,24 @@ class Captum(Method):
         if isinstance(tile := self.arguments.get("feature_mask"), int):
             return math.ceil(height / tile) * math.ceil(width / tile)
         return channels * height * width
+
+
+def attributor_called(name: str) -> type:
+    """The class of captum.attr. Raises Refusal where Captum is missing, ValueError for a name that does not serve."""
+    try:
+        from captum import attr
+    except ModuleNotFoundError as error:
+        raise Refusal("method=captum needs the package captum, which is not installed: pip install captum") from error
+    exported = {each: getattr(attr, each) for each in attr.__all__ if each not in UNFIT}
+    kinds = {each: kind for each, kind in exported.items() if _is_attributor(kind, attr.Attribution)}
+    one_of("attributor", name, kinds)
+    if name in PERMUTING:
+        raise ValueError(f"attributor={name} mixes the samples of a batch: a map would depend on the others")
+    return kinds[name]
+
+
+def _is_attributor(kind: Any, base: type) -> bool:
+    return inspect.isclass(kind) and issubclass(kind, base) and hasattr(kind, "attribute")
 
 
 @contextlib.contextmanager

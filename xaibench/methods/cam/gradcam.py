@@ -11,6 +11,7 @@ from ...errors import Refusal, one_of
 from ...models.classifier import Classifier
 from ...models.cut import Cut
 from ..base import Method
+from ..context import Context
 from ..rules.guided_backprop import GuidedBackprop
 
 
@@ -30,12 +31,7 @@ class GradCAM(Method):
         self._features(classifier, classifier.blank, torch.zeros(1, dtype=torch.int64, device=classifier.device))
 
     def attribute(
-        self,
-        classifier: Classifier,
-        inputs: torch.Tensor,
-        targets: torch.Tensor,
-        generators: list[torch.Generator],
-        **context: Any,
+        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
     ) -> torch.Tensor:
         maps = []
         for part in classifier.chunks(len(inputs)):
@@ -174,12 +170,7 @@ class GuidedGradCAM(Method):
         return (2, 2)
 
     def attribute(
-        self,
-        classifier: Classifier,
-        inputs: torch.Tensor,
-        targets: torch.Tensor,
-        generators: list[torch.Generator],
-        **context: Any,
+        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
     ) -> torch.Tensor:
-        maps = self.cam.attribute(classifier, inputs, targets, generators)
-        return maps * self.guided.attribute(classifier, inputs, targets, generators)
+        maps = self.cam.attribute(classifier, inputs, targets, context)
+        return maps * self.guided.attribute(classifier, inputs, targets, context)

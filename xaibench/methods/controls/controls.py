@@ -1,13 +1,12 @@
 """Controls: maps that explain nothing, or know the answer. A metric under which they win or lose wrongly is suspect."""
 
-from typing import Any
-
 import torch
 from torch.nn import functional
 
 from ...errors import Refusal
 from ...models.classifier import Classifier
 from ..base import Method
+from ..context import Context
 
 
 class Control(Method):
@@ -21,27 +20,17 @@ class Random(Control):
     """Independent standard normal values, one per pixel: [B,1,H,W], signed."""
 
     def attribute(
-        self,
-        classifier: Classifier,
-        inputs: torch.Tensor,
-        targets: torch.Tensor,
-        generators: list[torch.Generator],
-        **context: Any,
+        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
     ) -> torch.Tensor:
         size = (1, *inputs.shape[2:])
-        return torch.stack([torch.randn(size, generator=g) for g in generators]).to(inputs)
+        return torch.stack([torch.randn(size, generator=g) for g in context.generators]).to(inputs)
 
 
 class Constant(Control):
     """Ones everywhere: [B,1,H,W]. Ranked by ties alone, so it scores like `random`."""
 
     def attribute(
-        self,
-        classifier: Classifier,
-        inputs: torch.Tensor,
-        targets: torch.Tensor,
-        generators: list[torch.Generator],
-        **context: Any,
+        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
     ) -> torch.Tensor:
         return torch.ones_like(inputs[:, :1])
 
@@ -54,12 +43,7 @@ class Sobel(Control):
     """
 
     def attribute(
-        self,
-        classifier: Classifier,
-        inputs: torch.Tensor,
-        targets: torch.Tensor,
-        generators: list[torch.Generator],
-        **context: Any,
+        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
     ) -> torch.Tensor:
         across = inputs.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 8
         grey = functional.pad(inputs.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
@@ -71,12 +55,7 @@ class Input(Control):
     """The normalised input itself: [B,C,H,W], signed."""
 
     def attribute(
-        self,
-        classifier: Classifier,
-        inputs: torch.Tensor,
-        targets: torch.Tensor,
-        generators: list[torch.Generator],
-        **context: Any,
+        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
     ) -> torch.Tensor:
         return inputs.clone()
 
@@ -88,15 +67,8 @@ class Oracle(Control):
     needs_mask = True
 
     def attribute(
-        self,
-        classifier: Classifier,
-        inputs: torch.Tensor,
-        targets: torch.Tensor,
-        generators: list[torch.Generator],
-        *,
-        masks: torch.Tensor | None = None,
-        **context: Any,
+        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
     ) -> torch.Tensor:
-        if masks is None:
+        if context.masks is None:
             raise Refusal("oracle needs ground-truth masks: this data set has none")
-        return masks[:, None].to(inputs)
+        return context.masks[:, None].to(inputs)

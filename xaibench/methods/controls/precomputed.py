@@ -13,6 +13,7 @@ import torch
 from ...errors import Refusal, UserError
 from ...models.classifier import Classifier
 from ..base import Method
+from ..context import Context
 
 
 class Precomputed(Method):
@@ -23,6 +24,8 @@ class Precomputed(Method):
         sample, npz as a whole.
     Raises ValueError for a file that is missing or not such a file.
     """
+
+    own_samples_only = True
 
     def __init__(self, path: str) -> None:
         self.path = Path(path).expanduser()
@@ -60,15 +63,9 @@ class Precomputed(Method):
         return (0, 0)
 
     def attribute(
-        self,
-        classifier: Classifier,
-        inputs: torch.Tensor,
-        targets: torch.Tensor,
-        generators: list[torch.Generator],
-        *,
-        samples: Sequence[int],
-        **context: Any,
+        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
     ) -> torch.Tensor:
+        samples = context.samples
         missing = [sample for sample in samples if int(sample) not in self.rows]
         if missing:
             raise UserError(

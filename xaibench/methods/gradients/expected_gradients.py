@@ -1,6 +1,6 @@
 """Expected gradients and GradientSHAP: gradients at random points between an input and random baselines."""
 
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 
@@ -8,7 +8,8 @@ from ...errors import one_of
 from ...models.classifier import Classifier
 from ..base import Method
 from ..baselines import Baselines
-from ..copies import pieces_of, rows_of_copies
+from ..context import Context
+from ..copies import pieces_of, repeated, rows_of_copies
 from .smoothgrad import Unit, spread
 
 
@@ -51,21 +52,15 @@ class ExpectedGradients(Method):
         return (self.samples, self.samples)
 
     def attribute(
-        self,
-        classifier: Classifier,
-        inputs: torch.Tensor,
-        targets: torch.Tensor,
-        generators: list[torch.Generator],
-        fitted: dict[str, torch.Tensor] | None = None,
-        **context: Any,
+        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
     ) -> torch.Tensor:
-        starts = self.baselines.of(classifier, inputs, generators, fitted)
+        starts = self.baselines.of(classifier, inputs, context)
         std = spread(inputs, self.noise, self.unit)
 
         def draw(part: slice) -> tuple[torch.Tensor, torch.Tensor]:
             """The point x' + a (x - x') of one draw for each sample of a slice, and the way x - x'."""
             drawn, along, noise = [], [], []
-            for sample, generator in enumerate(generators[part], part.start):
+            for sample, generator in enumerate(context.generators[part], part.start):
                 drawn.append(starts[int(torch.randint(len(starts), (), generator=generator))][sample])
                 along.append(torch.rand((), generator=generator, dtype=torch.float64))
                 if self.noise:
@@ -79,7 +74,7 @@ class ExpectedGradients(Method):
         total = torch.zeros_like(inputs)
         for pieces in rows_of_copies(classifier, len(inputs), self.samples):
             points, ways = (torch.cat(rows) for rows in zip(*(draw(part) for _, part in pieces)))
-            gradients = classifier.gradient(points, torch.cat([targets[part] for _, part in pieces]))
+            gradients = classifier.gradient(points, repeated(targets, pieces))
             for _, part, product in pieces_of(ways * gradients, pieces):
                 total[part] += product
         return total / self.samples

@@ -11,6 +11,7 @@ from torch.nn import functional
 from ...errors import Refusal, one_of
 from ...models.classifier import Classifier
 from ..base import Method
+from ..context import Context
 
 Psi = Literal["rescaled", "absolute", "signed"]
 
@@ -50,15 +51,10 @@ class FullGrad(Method):
         if classifier.output == "probability":
             raise Refusal("fullgrad takes a logit apart, a softmax probability has no such parts: set output=logit")
         target = torch.zeros(1, dtype=torch.int64, device=classifier.device)
-        self.attribute(classifier, classifier.probe(1), target, [])
+        self.attribute(classifier, classifier.probe(1), target, Context())
 
     def attribute(
-        self,
-        classifier: Classifier,
-        inputs: torch.Tensor,
-        targets: torch.Tensor,
-        generators: list[torch.Generator],
-        **context: Any,
+        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
     ) -> torch.Tensor:
         return torch.cat(
             [self._maps(classifier, inputs[part], targets[part]) for part in classifier.chunks(len(inputs))]

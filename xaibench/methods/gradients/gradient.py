@@ -1,14 +1,14 @@
 """The gradient of the explained output, its absolute value, and its product with the input."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 
 from ...models.classifier import Classifier
-from ...models.cut import INPUT, LOGITS
-from ...models.graph import Graph, derivative
+from ...models.tracing.graph import Graph
+from ...models.tracing.steps import derivative
 from ..base import Method
+from ..context import Context
 
 
 class Gradient(Method):
@@ -18,12 +18,7 @@ class Gradient(Method):
     """
 
     def attribute(
-        self,
-        classifier: Classifier,
-        inputs: torch.Tensor,
-        targets: torch.Tensor,
-        generators: list[torch.Generator],
-        **context: Any,
+        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
     ) -> torch.Tensor:
         return classifier.gradient(inputs, targets)
 
@@ -32,8 +27,9 @@ class Gradient(Method):
         classifier: Classifier,
         inputs: torch.Tensor,
         signals: Sequence[torch.Tensor],
-        start: str = LOGITS,
-        keep: Iterable[str] = (INPUT,),
+        start: str,
+        keep: Iterable[str],
+        context: Context,
     ) -> list[dict[str, torch.Tensor]]:
         """The ordinary backward pass of each signal; see `modified_backprop.ModifiedBackprop.propagate`."""
         graph = Graph.of(classifier)
@@ -50,12 +46,7 @@ class Saliency(Method):
     collapse = "max_abs"
 
     def attribute(
-        self,
-        classifier: Classifier,
-        inputs: torch.Tensor,
-        targets: torch.Tensor,
-        generators: list[torch.Generator],
-        **context: Any,
+        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
     ) -> torch.Tensor:
         return classifier.gradient(inputs, targets).abs()
 
@@ -67,11 +58,6 @@ class InputXGradient(Method):
     """
 
     def attribute(
-        self,
-        classifier: Classifier,
-        inputs: torch.Tensor,
-        targets: torch.Tensor,
-        generators: list[torch.Generator],
-        **context: Any,
+        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
     ) -> torch.Tensor:
         return inputs * classifier.gradient(inputs, targets)

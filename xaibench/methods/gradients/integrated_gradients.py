@@ -1,6 +1,6 @@
 """Integrated gradients: the gradient along the straight path from a baseline, times the way."""
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -9,6 +9,7 @@ from ...errors import one_of
 from ...models.classifier import Classifier
 from ..base import Method
 from ..baselines import Baselines
+from ..context import Context
 from ..copies import over_copies
 
 Quadrature = Literal["riemann_right", "riemann_left", "riemann_middle", "riemann_trapezoid", "gausslegendre"]
@@ -53,15 +54,9 @@ class IntegratedGradients(Method):
         return (passes, passes)
 
     def attribute(
-        self,
-        classifier: Classifier,
-        inputs: torch.Tensor,
-        targets: torch.Tensor,
-        generators: list[torch.Generator],
-        fitted: dict[str, torch.Tensor] | None = None,
-        **context: Any,
+        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
     ) -> torch.Tensor:
-        starts = self.baselines.of(classifier, inputs, generators, fitted)
+        starts = self.baselines.of(classifier, inputs, context)
         total, integral = torch.zeros_like(inputs), torch.zeros_like(inputs)
         if self.factor == "difference":
             for start in starts:

@@ -1,7 +1,7 @@
 """SmoothGrad, SmoothGrad-squared and VarGrad: moments of a gradient method's maps around the input."""
 
-import inspect
-from typing import Any, Literal, get_args
+from dataclasses import replace
+from typing import Literal, get_args
 
 import torch
 
@@ -9,7 +9,8 @@ from ... import rng
 from ...errors import one_of
 from ...models.classifier import Classifier
 from ..base import Method
-from ..copies import pieces_of, rows_of_copies
+from ..context import Context
+from ..copies import pieces_of, repeated, rows_of_copies
 from .gradient import Gradient
 
 Aggregate = Literal["mean", "square", "variance"]
@@ -33,7 +34,8 @@ class SmoothGrad(Method):
         (SmoothGrad-squared; Hooker et al. 2019), or their `variance` (VarGrad; Adebayo et al. 2018,
         "Local explanation methods..."), the population's (divided by n), as in Captum.
     method: what is applied to the copies, by default the gradient. One that draws at random draws anew for each copy.
-    Raises ValueError for no copies (variance: fewer than two), negative noise or another aggregate or unit.
+    Raises ValueError for no copies (variance: fewer than two), negative noise, another aggregate or unit, or a method
+    that has maps of the data set's own samples only.
     """
 
     fit_parameters = ("method",)
@@ -55,8 +57,9 @@ class SmoothGrad(Method):
             raise ValueError(f"noise={noise}: expected a fraction of the input's range, 0 or more")
         self.samples, self.noise, self.aggregate, self.unit = samples, noise, aggregate, unit
         self.method = method = Gradient() if method is None else method
-        self.collapse, self.needs_mask = method.collapse, getattr(method, "needs_mask", False)
-        self.fit = getattr(method, "fit", None)
+        if method.own_samples_only:
+            raise ValueError(f"method={type(method).__name__}: it has no maps of noisy copies")
+        self.collapse, self.needs_mask, self.fit = method.collapse, method.needs_mask, method.fit
 
     def check(self, classifier: Classifier) -> None:
         self.method.check(classifier)
@@ -66,37 +69,26 @@ class SmoothGrad(Method):
         return (self.samples * forwards, self.samples * backwards)
 
     def attribute(
-        self,
-        classifier: Classifier,
-        inputs: torch.Tensor,
-        targets: torch.Tensor,
-        generators: list[torch.Generator],
-        labels: torch.Tensor | None = None,
-        masks: torch.Tensor | None = None,
-        fitted: dict[str, torch.Tensor] | None = None,
-        **context: Any,
+        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
     ) -> torch.Tensor:
         std = spread(inputs, self.noise, self.unit)
-        within = rng.offspring(generators, self.samples)
-        wanted = inspect.signature(self.method.attribute).parameters
-        of_samples = {"labels": labels, "masks": masks}
-        of_samples = {name: rows for name, rows in of_samples.items() if name in wanted and rows is not None}
-        context = {"fitted": fitted} if "fitted" in wanted else {}
+        within = rng.offspring(context.generators, self.samples)
 
         def noisy(part: slice) -> torch.Tensor:
-            noise = torch.stack([torch.randn(inputs.shape[1:], generator=g) for g in generators[part]])
+            noise = torch.stack([torch.randn(inputs.shape[1:], generator=g) for g in context.generators[part]])
             return inputs[part] + std[part] * noise.to(inputs)
 
         mean = squares = None
         for pieces in rows_of_copies(classifier, len(inputs), self.samples):
-            maps = self.method.attribute(
-                classifier,
-                torch.cat([noisy(part) for _, part in pieces]),
-                torch.cat([targets[part] for _, part in pieces]),
-                [within[sample][copy] for copy, part in pieces for sample in range(part.start, part.stop)],
-                **{name: torch.cat([rows[part] for _, part in pieces]) for name, rows in of_samples.items()},
-                **context,
+            of_copies = replace(
+                context,
+                generators=[within[sample][copy] for copy, part in pieces for sample in range(part.start, part.stop)],
+                samples=[sample for _, part in pieces for sample in context.samples[part]],
+                labels=None if context.labels is None else repeated(context.labels, pieces),
+                masks=None if context.masks is None else repeated(context.masks, pieces),
             )
+            copies = torch.cat([noisy(part) for _, part in pieces])
+            maps = self.method.attribute(classifier, copies, repeated(targets, pieces), of_copies)
             if mean is None:
                 mean, squares = (maps.new_zeros(len(inputs), *maps.shape[1:]) for _ in range(2))
             for copy, part, one in pieces_of(maps, pieces):

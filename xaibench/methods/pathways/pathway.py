@@ -2,7 +2,8 @@
 
 import logging
 from abc import abstractmethod
-from typing import Any, Literal, get_args
+from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 from torch.nn import functional
@@ -10,6 +11,7 @@ from torch.nn import functional
 from ...errors import one_of
 from ...models.classifier import Classifier
 from ..base import Method
+from ..context import Context
 from ._pathway_neurons import Neurons, altered, require_neurons
 
 log = logging.getLogger(__name__)
@@ -51,7 +53,7 @@ class Pathway(Method):
         classifier: Classifier,
         inputs: torch.Tensor,
         targets: torch.Tensor,
-        generators: list[torch.Generator],
+        generators: Sequence[torch.Generator],
     ) -> Neurons:
         """Which neurons are on the path of each of at most `batch_size` inputs: bool [B,...] per call of a ReLU."""
 
@@ -62,16 +64,11 @@ class Pathway(Method):
         return (2, 2)
 
     def attribute(
-        self,
-        classifier: Classifier,
-        inputs: torch.Tensor,
-        targets: torch.Tensor,
-        generators: list[torch.Generator],
-        **context: Any,
+        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
     ) -> torch.Tensor:
         maps = []
         for part in classifier.chunks(len(inputs)):
-            path = self.path(classifier, inputs[part], targets[part], generators[part])
+            path = self.path(classifier, inputs[part], targets[part], context.generators[part])
             maps.append(path_gradient(classifier, inputs[part], targets[part], path, self.off_path))
         gradients = torch.cat(maps)
         if blank := int((gradients.flatten(1) == 0).all(1).sum()):

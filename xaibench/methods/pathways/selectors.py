@@ -1,5 +1,6 @@
 """Pathway gradients by how the path is chosen: contribution, pruning, distillation, chance, activity."""
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -35,7 +36,7 @@ class NeuronMCT(Pathway):
         classifier: Classifier,
         inputs: torch.Tensor,
         targets: torch.Tensor,
-        generators: list[torch.Generator],
+        generators: Sequence[torch.Generator],
     ) -> Neurons:
         return strongest(_ranked(contributions(classifier, inputs, targets), self.signed), self.sparsity)
 
@@ -74,7 +75,7 @@ class NeuronIntGrad(Pathway):
         classifier: Classifier,
         inputs: torch.Tensor,
         targets: torch.Tensor,
-        generators: list[torch.Generator],
+        generators: Sequence[torch.Generator],
     ) -> Neurons:
         scores = integrated_contributions(classifier, inputs, targets, *self.points)
         return strongest(_ranked(scores, self.signed), self.sparsity)
@@ -119,7 +120,7 @@ class GreedyPath(Pathway):
         classifier: Classifier,
         inputs: torch.Tensor,
         targets: torch.Tensor,
-        generators: list[torch.Generator],
+        generators: Sequence[torch.Generator],
     ) -> Neurons:
         _, neurons = observe(classifier, inputs)
         path = [torch.ones_like(layer, dtype=torch.bool) for layer in neurons]
@@ -196,7 +197,7 @@ class RoutedPath(Pathway):
         classifier: Classifier,
         inputs: torch.Tensor,
         targets: torch.Tensor,
-        generators: list[torch.Generator],
+        generators: Sequence[torch.Generator],
     ) -> Neurons:
         logits, neurons = observe(classifier, inputs)
         initial = [self._initial(layer, generators) for layer in neurons]
@@ -214,7 +215,7 @@ class RoutedPath(Pathway):
             log.warning("%d of %d routings never kept the predicted class", len(left), len(inputs))
         return strongest(best, self.sparsity, strict=True)
 
-    def _initial(self, layer: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
+    def _initial(self, layer: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
         if self.initial == "ones":
             return torch.ones_like(layer)
         draws = [torch.rand(layer.shape[1:], generator=generator) for generator in generators]
@@ -269,12 +270,12 @@ class RandomPath(Pathway):
         classifier: Classifier,
         inputs: torch.Tensor,
         targets: torch.Tensor,
-        generators: list[torch.Generator],
+        generators: Sequence[torch.Generator],
     ) -> Neurons:
         _, neurons = observe(classifier, inputs)
         return [self._drawn(layer, generators) for layer in neurons]
 
-    def _drawn(self, layer: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
+    def _drawn(self, layer: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
         count = layer[0].numel()
         keep = max(round((1 - self.sparsity) * count), 1)
         drawn = torch.zeros(len(layer), count, dtype=torch.bool)
@@ -297,7 +298,7 @@ class ActivePath(Pathway):
         classifier: Classifier,
         inputs: torch.Tensor,
         targets: torch.Tensor,
-        generators: list[torch.Generator],
+        generators: Sequence[torch.Generator],
     ) -> Neurons:
         return [layer > 0 for layer in observe(classifier, inputs)[1]]
 

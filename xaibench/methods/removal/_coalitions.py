@@ -1,6 +1,7 @@
 """What LIME and the Shapley methods share: an image as players, and what the network answers to coalitions of them."""
 
 import math
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -9,12 +10,13 @@ from ...errors import one_of
 from ...models.classifier import Classifier
 from ...models.preprocessing import Preprocessing
 from ...perturb.fills import FILLS, Fill, filled
-from ...perturb.versions import masked, replacing
+from ...perturb.perturbed import masked, replacing
 from ..base import Method
 
 Segments = Literal["grid", "slic"]
 
 
+@dataclass(kw_only=True, eq=False)
 class Coalitions(Method):
     """Base of the methods that cut an image into players and ask the network about coalitions of them.
 
@@ -31,14 +33,18 @@ class Coalitions(Method):
     Raises ValueError for no players, another word and a sigma that is not positive.
     """
 
-    def __init__(self, players: int, segments: Segments, fill: Fill, sigma: float) -> None:
-        if players < 1:
-            raise ValueError(f"players={players}: expected at least 1")
-        one_of("segments", segments, get_args(Segments))
-        one_of("fill", fill, FILLS)
-        if not sigma > 0:
-            raise ValueError(f"sigma={sigma}: expected a positive number of pixels")
-        self.players, self.segments, self.fill, self.sigma = players, segments, fill, sigma
+    players: int = 49
+    segments: Segments = "grid"
+    fill: Fill = "zero"
+    sigma: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.players < 1:
+            raise ValueError(f"players={self.players}: expected at least 1")
+        one_of("segments", self.segments, get_args(Segments))
+        one_of("fill", self.fill, FILLS)
+        if not self.sigma > 0:
+            raise ValueError(f"sigma={self.sigma}: expected a positive number of pixels")
 
     def most_players(self, classifier: Classifier) -> int:
         """The number of players M: that of a grid, and for superpixels the most there can be."""

@@ -1,17 +1,18 @@
 """Exact Shapley values: what each player adds, averaged over all coalitions that it can join."""
 
 import math
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
 from ...models.classifier import Classifier
-from ...perturb.fills import Fill
-from ._coalitions import Coalitions, Segments, every_coalition, shares
+from ..context import Context
+from ._coalitions import Coalitions, every_coalition, shares
 
 MOST = 16
 
 
+@dataclass(kw_only=True, eq=False)
 class ExactShapley(Coalitions):
     """The Shapley value of each player of an image (Shapley 1953), from all 2^M coalitions: [B,1,H,W], signed.
 
@@ -22,21 +23,18 @@ class ExactShapley(Coalitions):
     players: at most 16, that is 65536 passes. Raises ValueError for more.
     """
 
-    def __init__(self, players: int = 9, segments: Segments = "grid", fill: Fill = "zero", sigma: float = 5.0) -> None:
-        if players > MOST:
-            raise ValueError(f"players={players}: expected at most {MOST}, since all 2^players coalitions are asked")
-        super().__init__(players, segments, fill, sigma)
+    players: int = 9
+
+    def __post_init__(self) -> None:
+        if self.players > MOST:
+            raise ValueError(f"players={self.players}: expected at most {MOST}: all 2^players coalitions are asked")
+        super().__post_init__()
 
     def cost(self, classifier: Classifier) -> tuple[int, int]:
         return (2 ** self.most_players(classifier), 0)
 
     def attribute(
-        self,
-        classifier: Classifier,
-        inputs: torch.Tensor,
-        targets: torch.Tensor,
-        generators: list[torch.Generator],
-        **context: Any,
+        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
     ) -> torch.Tensor:
         labels = self.labels(classifier, inputs)
         # Where there are fewer superpixels, the players that are missing add nothing and take nothing.

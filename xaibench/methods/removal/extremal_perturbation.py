@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch.nn import functional
@@ -11,6 +11,7 @@ from ...errors import Refusal, one_of
 from ...models.classifier import Classifier
 from ...perturb.fills import FILLS, Fill, blurred, filled
 from ..base import Method
+from ..context import Context
 
 Variant = Literal["preserve", "delete", "dual"]
 
@@ -99,12 +100,7 @@ class ExtremalPerturbation(Method):
         return (passes, passes)
 
     def attribute(
-        self,
-        classifier: Classifier,
-        inputs: torch.Tensor,
-        targets: torch.Tensor,
-        generators: list[torch.Generator],
-        **context: Any,
+        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
     ) -> torch.Tensor:
         # One row for each area of each image. A batch of rows is followed to the end, then the next.
         count = len(self.areas)

@@ -1,15 +1,16 @@
 """KernelSHAP: Shapley values as a weighted least-squares fit to what the network answers to coalitions."""
 
 import math
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
 from ...models.classifier import Classifier
-from ...perturb.fills import Fill
-from ._coalitions import Coalitions, Segments, counts_of, every_coalition, shares
+from ..context import Context
+from ._coalitions import Coalitions, counts_of, every_coalition, shares
 
 
+@dataclass(kw_only=True, eq=False)
 class KernelShap(Coalitions):
     """The additive game that comes closest to v under the Shapley kernel: [B,1,H,W], signed.
 
@@ -25,36 +26,25 @@ class KernelShap(Coalitions):
     Raises ValueError for no samples.
     """
 
-    def __init__(
-        self,
-        players: int = 49,
-        segments: Segments = "grid",
-        samples: int = 1000,
-        antithetic: bool = True,
-        fill: Fill = "zero",
-        sigma: float = 5.0,
-    ) -> None:
-        super().__init__(players, segments, fill, sigma)
-        if samples < 1:
-            raise ValueError(f"samples={samples}: expected at least 1 coalition")
-        self.samples, self.antithetic = samples, antithetic
+    samples: int = 1000
+    antithetic: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.samples < 1:
+            raise ValueError(f"samples={self.samples}: expected at least 1 coalition")
 
     def cost(self, classifier: Classifier) -> tuple[int, int]:
         return (2 + min(self.samples, 2 ** self.most_players(classifier) - 2), 0)
 
     def attribute(
-        self,
-        classifier: Classifier,
-        inputs: torch.Tensor,
-        targets: torch.Tensor,
-        generators: list[torch.Generator],
-        **context: Any,
+        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
     ) -> torch.Tensor:
         labels = self.labels(classifier, inputs)
         counts, (rows, _) = counts_of(labels), self.cost(classifier)
         coalitions = torch.zeros(len(inputs), rows, max(counts), dtype=torch.bool)
         weights = torch.zeros(len(inputs), rows - 2, dtype=torch.float64)
-        for sample, (players, generator) in enumerate(zip(counts, generators)):
+        for sample, (players, generator) in enumerate(zip(counts, context.generators)):
             chosen, kernel = self._coalitions(players, rows - 2, generator)
             coalitions[sample, 1] = True
             coalitions[sample, 2 : 2 + len(chosen), :players] = chosen

@@ -1,14 +1,15 @@
 """LIME: a linear model of what the network answers when superpixels are hidden."""
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
 from ...models.classifier import Classifier
-from ...perturb.fills import Fill
+from ..context import Context
 from ._coalitions import Coalitions, Segments, counts_of, shares
 
 
+@dataclass(kw_only=True, eq=False)
 class Lime(Coalitions):
     """Coefficients of a weighted ridge regression of v on which players are present: [B,1,H,W], signed.
 
@@ -23,40 +24,30 @@ class Lime(Coalitions):
     Raises ValueError for fewer than two samples, a kernel width or a ridge that is not positive.
     """
 
-    def __init__(
-        self,
-        players: int = 49,
-        segments: Segments = "slic",
-        samples: int = 1000,
-        kernel_width: float = 0.25,
-        ridge: float = 1.0,
-        fill: Fill = "zero",
-        sigma: float = 5.0,
-    ) -> None:
-        super().__init__(players, segments, fill, sigma)
-        if samples < 2:
-            raise ValueError(f"samples={samples}: expected at least 2")
-        if not kernel_width > 0:
-            raise ValueError(f"kernel_width={kernel_width}: expected a positive cosine distance")
-        if not ridge > 0:
-            raise ValueError(f"ridge={ridge}: expected a positive penalty")
-        self.samples, self.kernel_width, self.ridge = samples, kernel_width, ridge
+    segments: Segments = "slic"
+    samples: int = 1000
+    kernel_width: float = 0.25
+    ridge: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.samples < 2:
+            raise ValueError(f"samples={self.samples}: expected at least 2")
+        if not self.kernel_width > 0:
+            raise ValueError(f"kernel_width={self.kernel_width}: expected a positive cosine distance")
+        if not self.ridge > 0:
+            raise ValueError(f"ridge={self.ridge}: expected a positive penalty")
 
     def cost(self, classifier: Classifier) -> tuple[int, int]:
         return (self.samples, 0)
 
     def attribute(
-        self,
-        classifier: Classifier,
-        inputs: torch.Tensor,
-        targets: torch.Tensor,
-        generators: list[torch.Generator],
-        **context: Any,
+        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
     ) -> torch.Tensor:
         labels = self.labels(classifier, inputs)
         counts = counts_of(labels)
         coalitions = torch.ones(len(inputs), self.samples, max(counts), dtype=torch.bool)
-        for sample, (players, generator) in enumerate(zip(counts, generators)):
+        for sample, (players, generator) in enumerate(zip(counts, context.generators)):
             coalitions[sample, 1:, :players] = torch.rand(self.samples - 1, players, generator=generator) < 0.5
         answers = self.answers(classifier, inputs, targets, labels, coalitions)
         values = torch.zeros(len(inputs), max(counts), dtype=torch.float64)

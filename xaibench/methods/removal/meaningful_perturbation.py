@@ -1,6 +1,6 @@
 """Meaningful perturbation: the smallest, smooth part of an image whose blurring takes the class's probability."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch.nn import functional
@@ -9,6 +9,7 @@ from ...errors import Refusal, one_of
 from ...models.classifier import Classifier
 from ...perturb.fills import FILLS, Fill, blurred, filled
 from ..base import Method
+from ..context import Context
 
 
 class MeaningfulPerturbation(Method):
@@ -71,15 +72,10 @@ class MeaningfulPerturbation(Method):
         return (self.steps, self.steps)
 
     def attribute(
-        self,
-        classifier: Classifier,
-        inputs: torch.Tensor,
-        targets: torch.Tensor,
-        generators: list[torch.Generator],
-        **context: Any,
+        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
     ) -> torch.Tensor:
         masks = [
-            self._masks(classifier, inputs[part], targets[part], generators[part])
+            self._masks(classifier, inputs[part], targets[part], context.generators[part])
             for part in classifier.chunks(len(inputs))
         ]
         return 1 - torch.cat(masks)
@@ -89,7 +85,7 @@ class MeaningfulPerturbation(Method):
         classifier: Classifier,
         inputs: torch.Tensor,
         targets: torch.Tensor,
-        generators: list[torch.Generator],
+        generators: Sequence[torch.Generator],
     ) -> torch.Tensor:
         """The enlarged mask [R,1,H,W] of each of R inputs."""
         height, width = inputs.shape[2:]

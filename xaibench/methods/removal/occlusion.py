@@ -1,13 +1,12 @@
 """Occlusion: the drop of the explained output when a patch of the input is replaced."""
 
-from typing import Any
-
 import torch
 
 from ...errors import Refusal, one_of
 from ...models.classifier import Classifier
 from ...perturb.fills import FILLS, Fill, filled
 from ..base import Method
+from ..context import Context
 from ..copies import over_copies
 
 
@@ -43,12 +42,7 @@ class Occlusion(Method):
         return (1 + len(self._windows(height, width)), 0)
 
     def attribute(
-        self,
-        classifier: Classifier,
-        inputs: torch.Tensor,
-        targets: torch.Tensor,
-        generators: list[torch.Generator],
-        **context: Any,
+        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
     ) -> torch.Tensor:
         batch, _, height, width = inputs.shape
         windows = self._windows(height, width)

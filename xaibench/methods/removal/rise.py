@@ -9,8 +9,9 @@ from torch.nn import functional
 from ...errors import one_of
 from ...models.classifier import Classifier
 from ...perturb.fills import FILLS, Fill, filled
-from ...perturb.versions import masked, replacing
+from ...perturb.perturbed import masked, replacing
 from ..base import Method
+from ..context import Context
 
 # Masks that exist at a time when they are added up. Independent of the batch size, and with it the order of the sum.
 PART = 64
@@ -52,14 +53,9 @@ class Rise(Method):
         return (self.samples, 0)
 
     def attribute(
-        self,
-        classifier: Classifier,
-        inputs: torch.Tensor,
-        targets: torch.Tensor,
-        generators: list[torch.Generator],
-        **context: Any,
+        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
     ) -> torch.Tensor:
-        masks = [self._masks(generator, inputs) for generator in generators]
+        masks = [self._masks(generator, inputs) for generator in context.generators]
 
         def mask(sample: int, part: slice, out: torch.Tensor) -> None:
             out.copy_(1 - masks[sample](part))

@@ -1,14 +1,15 @@
 """Shapley values estimated from random orders of the players."""
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
 from ...models.classifier import Classifier
-from ...perturb.fills import Fill
-from ._coalitions import Coalitions, Segments, shares
+from ..context import Context
+from ._coalitions import Coalitions, shares
 
 
+@dataclass(kw_only=True, eq=False)
 class ShapleySampling(Coalitions):
     """What each player adds to those before it, averaged over random orders: [B,1,H,W], signed.
 
@@ -22,34 +23,23 @@ class ShapleySampling(Coalitions):
     Raises ValueError for no samples.
     """
 
-    def __init__(
-        self,
-        players: int = 49,
-        segments: Segments = "grid",
-        samples: int = 20,
-        antithetic: bool = True,
-        fill: Fill = "zero",
-        sigma: float = 5.0,
-    ) -> None:
-        super().__init__(players, segments, fill, sigma)
-        if samples < 1:
-            raise ValueError(f"samples={samples}: expected at least 1 order")
-        self.samples, self.antithetic = samples, antithetic
+    samples: int = 20
+    antithetic: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.samples < 1:
+            raise ValueError(f"samples={self.samples}: expected at least 1 order")
 
     def cost(self, classifier: Classifier) -> tuple[int, int]:
         return (2 + self.samples * (self.most_players(classifier) - 1), 0)
 
     def attribute(
-        self,
-        classifier: Classifier,
-        inputs: torch.Tensor,
-        targets: torch.Tensor,
-        generators: list[torch.Generator],
-        **context: Any,
+        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
     ) -> torch.Tensor:
         batch, players = len(inputs), self.most_players(classifier)
         labels = self.labels(classifier, inputs)
-        places = torch.stack([self._places(players, generator) for generator in generators])
+        places = torch.stack([self._places(players, generator) for generator in context.generators])
         # Of each order the coalitions of its first 1 to M - 1 players; none and all are the same for every order.
         first = places[:, :, None] < torch.arange(1, players)[:, None]
         ends = torch.tensor([False, True])[:, None].expand(batch, 2, players)

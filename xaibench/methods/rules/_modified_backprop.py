@@ -1,20 +1,22 @@
 """Methods whose map is one backward pass by rules of their own."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch.nn import functional
 
 from ...errors import Refusal
 from ...models.classifier import Classifier
-from ...models.cut import INPUT, LOGITS
-from ...models.graph import Activation, Affine, Constant, Convolution, Dense, Graph, Route, Rule, Step
+from ...models.cut import INPUT
+from ...models.tracing.graph import Graph
+from ...models.tracing.steps import Activation, Affine, Constant, Convolution, Dense, Route, Rule, Step
 from ..base import Method
+from ..context import Context
 
 Start = Literal["logit", "one"]
-Fits = Mapping[str, torch.Tensor] | None
 
 
 class ModifiedBackprop(Method):
@@ -28,8 +30,8 @@ class ModifiedBackprop(Method):
     served: tuple[type[Step], ...] = (Affine, Activation, Route, Constant)
 
     @abstractmethod
-    def rules(self, classifier: Classifier, inputs: torch.Tensor, fitted: Fits) -> Callable[[Step], Rule]:
-        """The rule of each step, for inputs [B,C,H,W]. fitted: what the method's `fit` returned, if it has one."""
+    def rules(self, classifier: Classifier, inputs: torch.Tensor, context: Context) -> Callable[[Step], Rule]:
+        """The rule of each step, for inputs [B,C,H,W]."""
 
     @abstractmethod
     def initial(self, classifier: Classifier, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -44,46 +46,38 @@ class ModifiedBackprop(Method):
             )
 
     def attribute(
-        self,
-        classifier: Classifier,
-        inputs: torch.Tensor,
-        targets: torch.Tensor,
-        generators: list[torch.Generator],
-        fitted: Fits = None,
-        **context: Any,
+        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
     ) -> torch.Tensor:
-        parts = classifier.chunks(len(inputs))
-        return torch.cat([self.maps(classifier, inputs[p], targets[p], generators[p], fitted) for p in parts])
+        maps = []
+        for part in classifier.chunks(len(inputs)):
+            of_part = replace(context, generators=context.generators[part])
+            maps.append(self.maps(classifier, inputs[part], targets[part], of_part))
+        return torch.cat(maps)
 
     def maps(
-        self,
-        classifier: Classifier,
-        inputs: torch.Tensor,
-        targets: torch.Tensor,
-        generators: Sequence[torch.Generator],
-        fitted: Fits,
+        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
     ) -> torch.Tensor:
-        """The maps of one batch."""
+        """The maps of one batch, of whose samples the context has the generators."""
         graph = Graph.of(classifier)
         values = graph.run(inputs)
         signal = self.initial(classifier, values[-1], targets)
-        return graph.back(values, signal, self.rules(classifier, inputs, fitted))[INPUT]
+        return graph.back(values, signal, self.rules(classifier, inputs, context))[INPUT]
 
     def propagate(
         self,
         classifier: Classifier,
         inputs: torch.Tensor,
         signals: Sequence[torch.Tensor],
-        start: str = LOGITS,
-        keep: Iterable[str] = (INPUT,),
-        fitted: Fits = None,
+        start: str,
+        keep: Iterable[str],
+        context: Context,
     ) -> list[dict[str, torch.Tensor]]:
         """For each of the signals [B,...] at the output of the layer `start`, what arrives at the layers `keep`.
 
         What the convergence analysis (metric `csc`) looks at; one forward pass for all signals.
         """
         graph = Graph.of(classifier)
-        values, rules = graph.run(inputs), self.rules(classifier, inputs, fitted)
+        values, rules = graph.run(inputs), self.rules(classifier, inputs, context)
         return [graph.back(values, signal, rules, start, keep) for signal in signals]
 
 

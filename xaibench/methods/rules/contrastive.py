@@ -1,14 +1,16 @@
 """Relevance of one class against the others: contrastive LRP and contrastive excitation backpropagation."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 
 from ...models.classifier import Classifier
 from ...models.cut import INPUT
-from ...models.graph import Affine, Graph, Rule, Step, Tensors
-from ._modified_backprop import Fits, ModifiedBackprop, last_layer, refuse_probability, target_alone
+from ...models.tracing.graph import Graph
+from ...models.tracing.steps import Affine, Rule, Step, Tensors
+from ..context import Context
+from ._modified_backprop import ModifiedBackprop, last_layer, refuse_probability, target_alone
 from .lrp import LRP
 from .rules import AffineRule, AlphaBeta, Composite
 
@@ -33,21 +35,16 @@ class ContrastiveLRP(ModifiedBackprop):
     def cost(self, classifier: Classifier) -> tuple[int, int]:
         return (1, 2)
 
-    def rules(self, classifier: Classifier, inputs: torch.Tensor, fitted: Fits = None) -> Composite:
-        return self.lrp.rules(classifier, inputs)
+    def rules(self, classifier: Classifier, inputs: torch.Tensor, context: Context) -> Composite:
+        return self.lrp.rules(classifier, inputs, context)
 
     def initial(self, classifier: Classifier, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return self.lrp.initial(classifier, logits, targets)
 
     def maps(
-        self,
-        classifier: Classifier,
-        inputs: torch.Tensor,
-        targets: torch.Tensor,
-        generators: Sequence[torch.Generator],
-        fitted: Fits,
+        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
     ) -> torch.Tensor:
-        graph, rules = Graph.of(classifier), self.rules(classifier, inputs)
+        graph, rules = Graph.of(classifier), self.rules(classifier, inputs, context)
         values = graph.run(inputs)
         chosen = self.initial(classifier, values[-1], targets)
         of_target, of_others = (graph.back(values, s, rules)[INPUT] for s in (chosen, values[-1] - chosen))
@@ -68,9 +65,9 @@ class ContrastiveEBP(ModifiedBackprop):
         super().check(classifier)
         last_layer(classifier)
 
-    def rules(self, classifier: Classifier, inputs: torch.Tensor, fitted: Fits = None) -> Callable[[Step], Rule]:
+    def rules(self, classifier: Classifier, inputs: torch.Tensor, context: Context) -> Callable[[Step], Rule]:
         last = last_layer(classifier)
-        below = LRP(AlphaBeta()).rules(classifier, inputs)
+        below = LRP(AlphaBeta()).rules(classifier, inputs, context)
         return lambda step: against_its_negative if step is last else below(step)
 
     def initial(self, classifier: Classifier, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

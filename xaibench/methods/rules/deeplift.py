@@ -10,9 +10,11 @@ import torch
 from ...errors import Refusal, one_of
 from ...models.classifier import Classifier
 from ...models.cut import INPUT, LOGITS
-from ...models.graph import Affine, Constant, Elementwise, Graph, Maximum, Route, Rule, Step, Tensors, derivative
+from ...models.tracing.graph import Graph
+from ...models.tracing.steps import Affine, Constant, Elementwise, Maximum, Route, Rule, Step, Tensors, derivative
 from ..baselines import Baselines
-from ._modified_backprop import Fits, ModifiedBackprop, gradient_of_output, refuse_probability
+from ..context import Context
+from ._modified_backprop import ModifiedBackprop, gradient_of_output, refuse_probability
 from .rules import sides, total
 
 RuleName = Literal["rescale", "reveal_cancel", "ablation"]
@@ -67,14 +69,9 @@ class DeepLIFT(ModifiedBackprop):
         return gradient_of_output(classifier, logits, targets)
 
     def maps(
-        self,
-        classifier: Classifier,
-        inputs: torch.Tensor,
-        targets: torch.Tensor,
-        generators: Sequence[torch.Generator],
-        fitted: Fits,
+        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
     ) -> torch.Tensor:
-        graph, starts = Graph.of(classifier), self.baselines.of(classifier, inputs, generators, fitted)
+        graph, starts = Graph.of(classifier), self.baselines.of(classifier, inputs, context)
         values = graph.run(inputs)
         signal = self.initial(classifier, values[-1], targets)
         total = torch.zeros_like(inputs)
@@ -82,12 +79,12 @@ class DeepLIFT(ModifiedBackprop):
             total += (inputs - start) * self.multipliers.between(graph, values, start).back(signal)[INPUT]
         return total / len(starts)
 
-    def rules(self, classifier: Classifier, inputs: torch.Tensor, fitted: Fits = None) -> "Rescale":
+    def rules(self, classifier: Classifier, inputs: torch.Tensor, context: Context) -> "Rescale":
         """The multipliers from the first of the references. Raises Refusal for the baseline `noise`, which is drawn
         for each map."""
         if "noise" in self.baselines.words:
             raise Refusal("baseline=noise is drawn for each map, a signal on its own has none: set another baseline")
-        graph, start = Graph.of(classifier), self.baselines.of(classifier, inputs, (), fitted)[0]
+        graph, start = Graph.of(classifier), self.baselines.of(classifier, inputs, context)[0]
         return self.multipliers.between(graph, graph.run(inputs), start)
 
     def propagate(
@@ -95,12 +92,12 @@ class DeepLIFT(ModifiedBackprop):
         classifier: Classifier,
         inputs: torch.Tensor,
         signals: Sequence[torch.Tensor],
-        start: str = LOGITS,
-        keep: Iterable[str] = (INPUT,),
-        fitted: Fits = None,
+        start: str,
+        keep: Iterable[str],
+        context: Context,
     ) -> list[dict[str, torch.Tensor]]:
         """As in the base class: signals are multipliers, of positive and of negative contributions alike."""
-        rules, keep = self.rules(classifier, inputs, fitted), tuple(keep)
+        rules, keep = self.rules(classifier, inputs, context), tuple(keep)
         return [rules.back(signal, start, keep) for signal in signals]
 
 

@@ -10,16 +10,18 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch.nn import functional
 
 from ...errors import Refusal, one_of
 from ...models.classifier import Classifier
-from ...models.graph import Activation, Constant, Dense, Graph, Rectifier, Route, Tensors
+from ...models.tracing.graph import Graph
+from ...models.tracing.steps import Activation, Constant, Dense, Rectifier, Route, Step, Tensors
 from ..base import Method
-from ._modified_backprop import Fits, ModifiedBackprop, refuse_probability, target_alone
+from ..context import Context
+from ._modified_backprop import ModifiedBackprop, refuse_probability, target_alone
 from .rules import AffineRule, Composite, passed_on
 
 RootName = Literal["zplus", "gamma", "square", "zero"]
@@ -77,7 +79,7 @@ class TrainFreeDTD(ModifiedBackprop):
         refuse_probability(classifier, "deep Taylor decomposition")
         dense_layers(classifier)
 
-    def rules(self, classifier: Classifier, inputs: torch.Tensor, fitted: Fits = None) -> Composite:
+    def rules(self, classifier: Classifier, inputs: torch.Tensor, context: Context) -> Composite:
         return Composite(self.rule, passed_on)
 
     def initial(self, classifier: Classifier, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -105,13 +107,8 @@ def dense_layers(classifier: Classifier) -> list[Layer]:
     for place, step in enumerate(graph.steps, 1):
         if isinstance(step, Constant):
             continue
-        moving = [source for source in step.sources if not isinstance(graph.steps[source - 1], Constant) or not source]
-        if moving == [last] and isinstance(step, Dense):
-            bias = step.weight.new_zeros(len(step.weight)) if step.bias is None else step.bias
-            layers.append(Layer(step.weight, bias))
-        elif moving == [last] and isinstance(step, Activation) and layers and layers[-1].activation is None:
-            layers[-1] = replace(layers[-1], activation=step.function)
-        elif moving != [last] or not isinstance(step, Route):
+        moving = [source for source in step.sources if not source or not isinstance(graph.steps[source - 1], Constant)]
+        if moving != [last] or not _appended(layers, step):
             raise _not_dense(classifier, step.name)
         last = place
     # A route may do more than flatten.
@@ -122,6 +119,18 @@ def dense_layers(classifier: Classifier) -> list[Layer]:
     if not layers or not torch.allclose(points, graph.run(probe)[-1], rtol=1e-3, atol=1e-5):
         raise _not_dense(classifier, "a step that moves values")
     return layers
+
+
+def _appended(layers: list[Layer], step: Step) -> bool:
+    """Adds the next step of a chain to its layers; False if it can be no part of one."""
+    if isinstance(step, Dense):
+        bias = step.weight.new_zeros(len(step.weight)) if step.bias is None else step.bias
+        layers.append(Layer(step.weight, bias))
+    elif isinstance(step, Activation) and layers and layers[-1].activation is None:
+        layers[-1] = replace(layers[-1], activation=step.function)
+    else:
+        return isinstance(step, Route)
+    return True
 
 
 def _not_dense(classifier: Classifier, what: str) -> Refusal:
@@ -233,17 +242,12 @@ class FullDTD(Method):
         return (points, points)
 
     def attribute(
-        self,
-        classifier: Classifier,
-        inputs: torch.Tensor,
-        targets: torch.Tensor,
-        generators: list[torch.Generator],
-        **context: Any,
+        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
     ) -> torch.Tensor:
         layers = dense_layers(classifier)
         found = [
             decomposed(layers, one.flatten()[None], int(target), self.finder, generator)
-            for one, target, generator in zip(inputs, targets, generators)
+            for one, target, generator in zip(inputs, targets, context.generators)
         ]
         return torch.cat(found).view_as(inputs)
 

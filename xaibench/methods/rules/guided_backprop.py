@@ -6,9 +6,11 @@ import torch
 
 from ...errors import Refusal
 from ...models.classifier import Classifier
-from ...models.graph import Graph, Rectifier, Rule, Step, Tensors
 from ...models.rectifiers import count_rectifiers
-from ._modified_backprop import Fits, ModifiedBackprop, gradient_of_output
+from ...models.tracing.graph import Graph
+from ...models.tracing.steps import Rectifier, Rule, Step, Tensors
+from ..context import Context
+from ._modified_backprop import ModifiedBackprop, gradient_of_output
 from .rules import Composite
 
 
@@ -30,7 +32,7 @@ class _RectifierRule(ModifiedBackprop):
         if not found:
             raise Refusal(f"this method needs ReLUs: {classifier.name} has none in its forward pass")
 
-    def rules(self, classifier: Classifier, inputs: torch.Tensor, fitted: Fits = None) -> Composite:
+    def rules(self, classifier: Classifier, inputs: torch.Tensor, context: Context) -> Composite:
         return Composite(special={Rectifier: self.rectifier})
 
     def initial(self, classifier: Classifier, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

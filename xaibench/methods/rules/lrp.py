@@ -7,8 +7,9 @@ import torch
 
 from ...errors import Refusal, one_of
 from ...models.classifier import Classifier
-from ...models.graph import Average, Dense, Rule, Step, Sum, Tensors
-from ._modified_backprop import Fits, ModifiedBackprop, Start, refuse_probability, target_alone
+from ...models.tracing.steps import Average, Dense, Rule, Step, Sum, Tensors
+from ..context import Context
+from ._modified_backprop import ModifiedBackprop, Start, refuse_probability, target_alone
 from .rules import AffineRule, Box, Composite, Epsilon, Flat, Square, passed_on
 
 First = Literal["same", "square", "flat", "box"]
@@ -52,7 +53,7 @@ class LRP(ModifiedBackprop):
         refuse_probability(classifier, "layer-wise relevance propagation")
         super().check(classifier)
 
-    def rules(self, classifier: Classifier, inputs: torch.Tensor, fitted: Fits = None) -> Composite:
+    def rules(self, classifier: Classifier, inputs: torch.Tensor, context: Context) -> Composite:
         if self.first == "box":
             first = box(classifier, inputs)
         else:

@@ -2,15 +2,18 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 
+from ...datasets.base import Samples
 from ...errors import Refusal, one_of
 from ...models.classifier import Classifier
-from ...models.graph import Activation, Affine, Convolution, Dense, Graph, Rule, Step, Tensors, derivative
+from ...models.tracing.graph import Graph
+from ...models.tracing.steps import Activation, Affine, Convolution, Dense, Rule, Step, Tensors, derivative
 from ..base import Fitted
-from ._modified_backprop import Fits, ModifiedBackprop, Start, refuse_probability, target_alone
+from ..context import Context
+from ._modified_backprop import ModifiedBackprop, Start, refuse_probability, target_alone
 from .rules import passed_on
 
 Estimator = Literal["linear", "positive"]
@@ -45,7 +48,7 @@ class PatternNet(Fitted, ModifiedBackprop):
         refuse_probability(classifier, "a pattern method")
         super().check(classifier)
 
-    def fit(self, classifier: Classifier, samples: Any, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    def fit(self, classifier: Classifier, samples: Samples, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """The pattern of each convolution and linear layer, of the shape of its weights; 0 for a neuron that never
         varied."""
         graph = Graph.of(classifier)
@@ -57,10 +60,10 @@ class PatternNet(Fitted, ModifiedBackprop):
                     moment.update(values[step.sources[0]])
         return {step.name: moment.pattern().to(classifier.dtype).cpu() for step, moment in moments.items()}
 
-    def rules(self, classifier: Classifier, inputs: torch.Tensor, fitted: Fits = None) -> Callable[[Step], Rule]:
-        if fitted is None:
+    def rules(self, classifier: Classifier, inputs: torch.Tensor, context: Context) -> Callable[[Step], Rule]:
+        if not context.fitted:
             raise Refusal("there are no patterns: they are what this method's fit estimates")
-        patterns = {name: pattern.to(inputs) for name, pattern in fitted.items()}
+        patterns = {name: pattern.to(inputs) for name, pattern in context.fitted.items()}
         activation = derivative if self.masked else passed_on
 
         def rule_of(step: Step) -> Rule:

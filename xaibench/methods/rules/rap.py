@@ -8,8 +8,9 @@ import torch
 
 from ...errors import one_of
 from ...models.classifier import Classifier
-from ...models.graph import Affine, Rule, Scale, Step, Tensors
-from ._modified_backprop import Fits, ModifiedBackprop, Start, last_layer, refuse_probability, target_alone
+from ...models.tracing.steps import Affine, Rule, Scale, Step, Tensors
+from ..context import Context
+from ._modified_backprop import ModifiedBackprop, Start, last_layer, refuse_probability, target_alone
 from .rules import AffineRule, AlphaBeta, Box, Composite, Epsilon, Square, passed_on, sides, total
 
 First = Literal["image_box", "square", "same"]
@@ -38,7 +39,7 @@ class RAP(ModifiedBackprop):
         super().check(classifier)
         last_layer(classifier)
 
-    def rules(self, classifier: Classifier, inputs: torch.Tensor, fitted: Fits = None) -> Callable[[Step], Rule]:
+    def rules(self, classifier: Classifier, inputs: torch.Tensor, context: Context) -> Callable[[Step], Rule]:
         last = last_layer(classifier)
         first: AffineRule | None = None
         if self.first == "square":

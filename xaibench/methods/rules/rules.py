@@ -1,6 +1,6 @@
 """The rules of modified backpropagation: what a layer passes back instead of its derivative.
 
-A rule is called with a step of `models.graph`, its inputs, its output and the signal at its output, and returns the
+A rule is called with a step of `models.tracing`, its inputs, its output and the signal at its output, and returns the
 signal at each input. Those of affine steps are linear in the signal, negative signals included.
 
 x are the inputs, w the weights of one output, w+ and w- their positive and negative parts, b the bias, and
@@ -18,7 +18,7 @@ from typing import Literal, get_args
 import torch
 
 from ...errors import one_of
-from ...models.graph import Activation, Affine, Rule, Scale, Step, Tensors, derivative
+from ...models.tracing.steps import Activation, Affine, Rule, Scale, Step, Tensors, derivative
 
 Bias = Literal["kept", "dropped"]
 

@@ -1,16 +1,19 @@
 """What the three BAM metrics share: data sets of objects in scenes, and how much a map gives to an object's place."""
 
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from ...datasets.base import Dataset, Samples
 from ...errors import Refusal
+from ...job import Job
 from ...models.classifier import Classifier
 from ..base import Metric
 from ..ranking import Collapse, Sign
 
 
+@dataclass(kw_only=True, eq=False)
 class BAM(Metric):
     """Relative feature importance (Yang & Kim 2019): images of an object in a scene have two labels, and where the
     object is nothing of the scene is left. What matters to a network trained on objects matters less to one trained
@@ -25,14 +28,15 @@ class BAM(Metric):
     collapsed as everywhere, and then the positive values are kept.
     """
 
-    task: str
+    task: ClassVar[str]
 
-    def __init__(
-        self, percentile: float | None = 99.0, collapse: Collapse | None = None, sign: Sign = "positive"
-    ) -> None:
-        if percentile is not None and not 0 < percentile <= 100:
-            raise ValueError(f"percentile={percentile}: expected more than 0 and up to 100, or null")
-        self.percentile, self.collapse, self.sign = percentile, collapse, sign
+    percentile: float | None = 99.0
+    collapse: Collapse | None = None
+    sign: Sign = "positive"
+
+    def __post_init__(self) -> None:
+        if self.percentile is not None and not 0 < self.percentile <= 100:
+            raise ValueError(f"percentile={self.percentile}: expected more than 0 and up to 100, or null")
 
     @property
     def name(self) -> str:
@@ -48,7 +52,7 @@ class BAM(Metric):
         if getattr(dataset, "task", None) != self.task:
             raise Refusal(f"{self.name} is about the network that sees {self.task}s: set dataset.task={self.task}")
 
-    def needs(self, job: Any) -> dict[str, Any]:
+    def needs(self, job: Job, classifier: Classifier) -> dict[str, Job]:
         if job.target.startswith("fixed:"):
             raise Refusal(f"{self.name} explains the class that a network gets right: target=label, not {job.target}")
         return {}

@@ -1,13 +1,14 @@
 """What the metrics share that hold a map against the ground-truth mask."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import torch
 
 from ...datasets.base import Batch
+from ...methods.context import Context
 from ...models.classifier import Classifier
-from ..base import Metric
+from ..base import Columns, Metric
 from ..ranking import Collapse, Sign
 
 
@@ -22,16 +23,9 @@ class GroundTruthMetric(Metric):
     def __init__(self, collapse: Collapse | None = None, sign: Sign = "signed") -> None:
         self.collapse, self.sign = collapse, sign
 
-    def evaluate(
-        self,
-        classifier: Classifier,
-        batch: Batch,
-        maps: torch.Tensor,
-        responses: Mapping[str, torch.Tensor],
-        generators: list[torch.Generator],
-    ) -> dict[str, torch.Tensor]:
+    def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor, context: Context) -> Columns:
         regions = self.regions(batch.masks.to(maps.device)).flatten(1)
-        scores = self.score(maps.flatten(1).double(), regions, generators)
+        scores = self.score(maps.flatten(1).double(), regions, context.generators)
         both_sides = regions.any(1) & ~regions.all(1)
         return {self.statistics[0].column: scores.where(both_sides, torch.nan)}
 
@@ -40,5 +34,5 @@ class GroundTruthMetric(Metric):
         return masks
 
     @abstractmethod
-    def score(self, maps: torch.Tensor, regions: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
+    def score(self, maps: torch.Tensor, regions: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
         """Scores [B] of maps [B,N] in float64 against regions [B,N], bool; NaN where a map has none."""

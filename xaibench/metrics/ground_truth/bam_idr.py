@@ -1,12 +1,11 @@
 """Input dependence rate: to the network trained on scenes, an object matters less than the scene that it covers."""
 
-from collections.abc import Callable, Mapping
-
 import torch
 
-from ...datasets.base import Batch, Samples
+from ...datasets.base import Batch
+from ...methods.context import Context
 from ...models.classifier import Classifier
-from ..base import Statistic
+from ..base import Columns, Statistic
 from ._bam import BAM, backgrounds_of, objects_of, recognised
 
 
@@ -31,29 +30,18 @@ class BAMIDR(BAM):
     def explanations(self, classifier: Classifier) -> int:
         return 1
 
-    def respond(
-        self, classifier: Classifier, batch: Batch, generators: list[torch.Generator], data: Samples
-    ) -> dict[str, torch.Tensor]:
+    def respond(self, classifier: Classifier, batch: Batch, context: Context) -> dict[str, torch.Tensor]:
         """logits, empty_logits [B,K]: of the images and of their scenes without objects."""
-        empty = backgrounds_of(batch.samples, data, batch.inputs)
+        empty = backgrounds_of(batch.samples, context.data, batch.inputs)
         return {"logits": classifier.logits(batch.inputs), "empty_logits": classifier.logits(empty)}
 
-    def evaluate(
-        self,
-        classifier: Classifier,
-        batch: Batch,
-        maps: torch.Tensor,
-        responses: Mapping[str, torch.Tensor],
-        generators: list[torch.Generator],
-        *,
-        explain: Callable[..., torch.Tensor],
-        data: Samples,
-    ) -> dict[str, torch.Tensor]:
-        objects = objects_of(batch.samples, data, maps)
-        empty = backgrounds_of(batch.samples, data, batch.inputs)
+    def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor, context: Context) -> Columns:
+        objects = objects_of(batch.samples, context.data, maps)
+        empty = backgrounds_of(batch.samples, context.data, batch.inputs)
         # All of an empty scene is what its label is about.
-        maps_without = explain(empty, batch.targets, "scene", torch.ones_like(objects))
-        in_both = recognised(responses["logits"], batch.labels) & recognised(responses["empty_logits"], batch.labels)
+        maps_without = context.explain(empty, batch.targets, "scene", torch.ones_like(objects))
+        logits, empty_logits = context.responses["logits"], context.responses["empty_logits"]
+        in_both = recognised(logits, batch.labels) & recognised(empty_logits, batch.labels)
         g_with = self.attribution(maps, objects).where(in_both, torch.nan)
         g_without = self.attribution(maps_without, objects).where(in_both, torch.nan)
         idr = (g_with < g_without).to(g_with).where(g_with.isfinite() & g_without.isfinite(), torch.nan)

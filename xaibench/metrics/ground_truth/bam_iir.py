@@ -1,17 +1,18 @@
 """Input independence rate: a patch that changes nothing for the network changes nothing in the map."""
 
-from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from ...datasets.base import Batch, Samples
+from ...datasets.base import Batch
+from ...methods.context import Context
 from ...models.classifier import Classifier
-from ..base import Statistic
-from ..ranking import Collapse, Sign
+from ..base import Columns, Statistic
 from ._bam import BAM, backgrounds_of, objects_of, recognised
 
 
+@dataclass(eq=False)
 class BAMIIR(BAM):
     """The share of images where |g(x + d) - g(x)| < threshold * g(x), for a patch d that the network does not notice.
 
@@ -34,23 +35,18 @@ class BAMIIR(BAM):
     task = "scene"
     statistics = (Statistic("bam_iir", "higher", "iir", kind="proportion", low=0, high=1, unit="share of images"),)
 
-    def __init__(
-        self,
-        threshold: float = 0.1,
-        steps: int = 150,
-        learning_rate: float = 0.05,
-        tolerance: float = 0.1,
-        percentile: float | None = 99.0,
-        collapse: Collapse | None = None,
-        sign: Sign = "positive",
-    ) -> None:
-        super().__init__(percentile, collapse, sign)
-        for name, value in (("threshold", threshold), ("learning_rate", learning_rate), ("tolerance", tolerance)):
-            if not value > 0:
-                raise ValueError(f"{name}={value}: expected a positive number")
-        if steps < 1:
-            raise ValueError(f"steps={steps}: expected at least 1")
-        self.threshold, self.steps, self.learning_rate, self.tolerance = threshold, steps, learning_rate, tolerance
+    threshold: float = 0.1
+    steps: int = 150
+    learning_rate: float = 0.05
+    tolerance: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("threshold", "learning_rate", "tolerance"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)}: expected a positive number")
+        if self.steps < 1:
+            raise ValueError(f"steps={self.steps}: expected at least 1")
 
     def cost(self, classifier: Classifier) -> tuple[int, int]:
         return self.steps + 2, self.steps
@@ -61,36 +57,24 @@ class BAMIIR(BAM):
     def responses_spec(self) -> dict[str, Any]:
         return {"steps": self.steps, "learning_rate": self.learning_rate}
 
-    def respond(
-        self, classifier: Classifier, batch: Batch, generators: list[torch.Generator], data: Samples
-    ) -> dict[str, torch.Tensor]:
+    def respond(self, classifier: Classifier, batch: Batch, context: Context) -> dict[str, torch.Tensor]:
         """patched [B,C,H,W]: x + d. logits, patched_logits [B,K]: of x and of x + d."""
-        scenes = backgrounds_of(batch.samples, data, batch.inputs)
-        objects = objects_of(batch.samples, data, batch.inputs)[:, None].to(scenes)
+        scenes = backgrounds_of(batch.samples, context.data, batch.inputs)
+        objects = objects_of(batch.samples, context.data, batch.inputs)[:, None].to(scenes)
         found = [
             self._unnoticed(classifier, scenes[part], batch.inputs[part], objects[part])
             for part in classifier.chunks(len(scenes))
         ]
         return dict(zip(("patched", "logits", "patched_logits"), map(torch.cat, zip(*found))))
 
-    def evaluate(
-        self,
-        classifier: Classifier,
-        batch: Batch,
-        maps: torch.Tensor,
-        responses: Mapping[str, torch.Tensor],
-        generators: list[torch.Generator],
-        *,
-        explain: Callable[..., torch.Tensor],
-        data: Samples,
-    ) -> dict[str, torch.Tensor]:
-        objects = objects_of(batch.samples, data, batch.inputs)
-        scenes = backgrounds_of(batch.samples, data, batch.inputs)
-        patched = responses["patched"].to(batch.inputs)
-        logits, patched_logits = responses["logits"], responses["patched_logits"]
+    def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor, context: Context) -> Columns:
+        objects = objects_of(batch.samples, context.data, batch.inputs)
+        scenes = backgrounds_of(batch.samples, context.data, batch.inputs)
+        patched = context.responses["patched"].to(batch.inputs)
+        logits, patched_logits = context.responses["logits"], context.responses["patched_logits"]
         everything = torch.ones_like(objects)
         g_scene, g_patched = (
-            self.attribution(explain(inputs, batch.targets, purpose, everything), objects)
+            self.attribution(context.explain(inputs, batch.targets, purpose, everything), objects)
             for inputs, purpose in ((scenes, "scene"), (patched, "patched"))
         )
         change = (patched_logits - logits).abs().amax(1)

@@ -1,18 +1,18 @@
 """Model contrast score: an object gets more from the network trained on objects than from one trained on scenes."""
 
-import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 
-from ...datasets.base import Batch, Samples
+from ...datasets.base import Batch
+from ...job import Job
+from ...methods.context import Context
 from ...models.classifier import Classifier
-from ..base import Statistic
-from ..ranking import Collapse, Sign
+from ..base import Columns, Statistic
 from ._bam import BAM, objects_of, recognised
 
 
+@dataclass(eq=False)
 class BAMMCS(BAM):
     """The mean over images of g(object network, x) - g(scene network, x); for g see `bam.BAM`.
 
@@ -26,17 +26,13 @@ class BAMMCS(BAM):
     """
 
     task = "object"
+    reads_other_logits = True
 
-    def __init__(
-        self,
-        scene_weights: str = "bundled:smallcnn_scene.safetensors",
-        percentile: float | None = 99.0,
-        collapse: Collapse | None = None,
-        sign: Sign = "positive",
-    ) -> None:
-        super().__init__(percentile, collapse, sign)
-        self.scene_weights = scene_weights
-        low, high = (-1, 1) if percentile is not None else (None, None)
+    scene_weights: str = "bundled:smallcnn_scene.safetensors"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        low, high = (-1, 1) if self.percentile is not None else (None, None)
         self.statistics = (
             Statistic("bam_mcs", "higher", "mcs", low=low, high=high, unit="attribution per pixel of the object"),
         )
@@ -44,36 +40,23 @@ class BAMMCS(BAM):
     def cost(self, classifier: Classifier) -> tuple[int, int]:
         return 2, 0
 
-    def needs(self, job: Any) -> dict[str, Any]:
-        super().needs(job)
-        scene = dataclasses.replace(
+    def needs(self, job: Job, classifier: Classifier) -> dict[str, Job]:
+        scene = replace(
             job,
             dataset=f"{job.dataset},task=scene",
             model_spec={**job.model_spec, "weights": self.scene_weights},
             dataset_spec={**job.dataset_spec, "task": "scene"},
         )
-        return {"scene": scene}
+        return {**super().needs(job, classifier), "scene": scene}
 
-    def respond(
-        self, classifier: Classifier, batch: Batch, generators: list[torch.Generator]
-    ) -> dict[str, torch.Tensor]:
+    def respond(self, classifier: Classifier, batch: Batch, context: Context) -> dict[str, torch.Tensor]:
         return {"logits": classifier.logits(batch.inputs)}
 
-    def evaluate(
-        self,
-        classifier: Classifier,
-        batch: Batch,
-        maps: torch.Tensor,
-        responses: Mapping[str, torch.Tensor],
-        generators: list[torch.Generator],
-        *,
-        others: Mapping[str, torch.Tensor],
-        other_logits: Mapping[str, torch.Tensor],
-        data: Samples,
-    ) -> dict[str, torch.Tensor]:
-        objects = objects_of(batch.samples, data, maps)
-        scenes = torch.tensor([data.dataset.scene_label(sample) for sample in batch.samples], device=maps.device)
-        by_both = recognised(responses["logits"], batch.labels) & recognised(other_logits["scene"], scenes)
+    def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor, context: Context) -> Columns:
+        objects, dataset = objects_of(batch.samples, context.data, maps), context.data.dataset
+        scenes = torch.tensor([dataset.scene_label(sample) for sample in batch.samples], device=maps.device)
+        logits, scene_logits = context.responses["logits"], context.other_logits["scene"]
+        by_both = recognised(logits, batch.labels) & recognised(scene_logits, scenes)
         g_object = self.attribution(maps, objects).where(by_both, torch.nan)
-        g_scene = self.attribution(others["scene"], objects).where(by_both, torch.nan)
+        g_scene = self.attribution(context.others["scene"], objects).where(by_both, torch.nan)
         return {"mcs": g_object - g_scene, "g_object": g_object, "g_scene": g_scene}

@@ -1,5 +1,6 @@
 """The bounding box metric of the IBA paper: how many of the most relevant pixels lie in the object's box."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -33,7 +34,7 @@ class BBox(GroundTruthMetric):
     def regions(self, masks: torch.Tensor) -> torch.Tensor:
         return bounding_boxes(masks) if self.region == "box" else masks
 
-    def score(self, maps: torch.Tensor, regions: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
+    def score(self, maps: torch.Tensor, regions: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
         size = regions.sum(1)
         return (most_relevant(maps, size, generators) & regions).sum(1).double() / size
 

@@ -1,5 +1,6 @@
 """Effective heat ratio: how much of the heat over rising thresholds lies in the object's region."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -51,7 +52,7 @@ class EHR(GroundTruthMetric):
         self.scale, self.weight_by_heat = scale, weight_by_heat
         self.base_threshold, self.quantiles = base_threshold, quantiles
 
-    def score(self, maps: torch.Tensor, regions: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
+    def score(self, maps: torch.Tensor, regions: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
         peak = maps.amax(1, keepdim=True)
         if self.scale == "max":
             maps = maps / peak.where(peak > 0, 1)

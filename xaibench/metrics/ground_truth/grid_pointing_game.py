@@ -1,15 +1,16 @@
 """The grid pointing game: in a mosaic of images, does the map of one image's class stay in its cell?"""
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 
 import torch
 from torch.nn import functional
 
 from ...datasets.base import Batch, Dataset, Samples
 from ...errors import Refusal, XaibenchError
+from ...methods.context import Context
 from ...models.classifier import Classifier
-from ..base import Metric, Statistic
+from ..base import Columns, Metric, Statistic
 from ..ranking import Collapse, descending_order
 
 # How often to draw again where an image of another class is wanted. One class in a thousand images still fails.
@@ -69,22 +70,12 @@ class GridPointingGame(Metric):
     def explanations(self, classifier: Classifier) -> int:
         return 1
 
-    def evaluate(
-        self,
-        classifier: Classifier,
-        batch: Batch,
-        maps: torch.Tensor,
-        responses: Mapping[str, torch.Tensor],
-        generators: list[torch.Generator],
-        *,
-        explain: Callable[..., torch.Tensor],
-        data: Samples,
-    ) -> dict[str, torch.Tensor]:
-        mosaics, cells = self.mosaics(batch, generators, data)
-        found = explain(mosaics, batch.targets, "mosaic", cells)
+    def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor, context: Context) -> Columns:
+        mosaics, cells = self.mosaics(batch, context.generators, context.data)
+        found = context.explain(mosaics, batch.targets, "mosaic", cells)
         total = found.flatten(1).double().sum(1)
         inside = (found * cells).flatten(1).double().sum(1)
-        largest = descending_order(found.flatten(1), generators)[:, :1]
+        largest = descending_order(found.flatten(1), context.generators)[:, :1]
         hit = cells.flatten(1).gather(1, largest)[:, 0].to(total)
         return {
             "share": (inside / total).where(total > 0, torch.nan),
@@ -93,7 +84,7 @@ class GridPointingGame(Metric):
         }
 
     def mosaics(
-        self, batch: Batch, generators: list[torch.Generator], data: Samples
+        self, batch: Batch, generators: Sequence[torch.Generator], data: Samples
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Mosaics [B,C,H,W] of each image among others of the data set, and where it is: bool [B,H,W]."""
         cells = self.grid**2
@@ -122,7 +113,7 @@ def _edges(side: int, parts: int) -> list[slice]:
 
 
 def _images_of_other_classes(
-    batch: Batch, generators: list[torch.Generator], data: Samples, count: int
+    batch: Batch, generators: Sequence[torch.Generator], data: Samples, count: int
 ) -> list[torch.Tensor]:
     """For each sample `count` random images [count,C,H,W] of the data set, neither of its target nor of its label."""
     found: list[list[torch.Tensor]] = [[] for _ in generators]

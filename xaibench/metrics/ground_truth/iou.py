@@ -1,6 +1,7 @@
 """Intersection over union of the thresholded map and the ground-truth mask."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -35,11 +36,11 @@ class IoU(GroundTruthMetric):
         super().__init__(collapse, sign)
         self.rule, self.value = _parse(threshold)
 
-    def score(self, maps: torch.Tensor, regions: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
+    def score(self, maps: torch.Tensor, regions: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
         selected = self._selected(maps, regions.sum(1), generators)
         return (selected & regions).sum(1).double() / (selected | regions).sum(1)
 
-    def _selected(self, maps: torch.Tensor, sizes: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
+    def _selected(self, maps: torch.Tensor, sizes: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
         if self.rule == "area":
             return most_relevant(maps, sizes, generators)
         if self.rule == "percentile":

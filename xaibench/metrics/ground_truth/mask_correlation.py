@@ -1,5 +1,7 @@
 """Pearson correlation of the map and the ground-truth mask."""
 
+from collections.abc import Sequence
+
 import torch
 
 from ..base import Statistic
@@ -19,7 +21,7 @@ class MaskCorrelation(GroundTruthMetric):
 
     statistics = (Statistic("mask_correlation", "higher", "mask_correlation", low=-1, high=1, unit="correlation"),)
 
-    def score(self, maps: torch.Tensor, regions: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
+    def score(self, maps: torch.Tensor, regions: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
         constant = maps.amax(1) == maps.amin(1)
         x, y = (values - values.mean(1, keepdim=True) for values in (maps, regions.double()))
         correlation = (x * y).sum(1) / (x.norm(dim=1) * y.norm(dim=1))

@@ -1,5 +1,6 @@
 """Relevance mass accuracy: the share of the attribution that lies in the mask."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -32,6 +33,6 @@ class MassAccuracy(GroundTruthMetric):
         if sign == "signed":
             self.statistics = tuple(replace(s, low=None, high=None) for s in self.statistics)
 
-    def score(self, maps: torch.Tensor, regions: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
+    def score(self, maps: torch.Tensor, regions: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
         total = maps.sum(1)
         return ((maps * regions).sum(1) / total).where(total != 0, torch.nan)

@@ -1,12 +1,11 @@
 """The pointing game: does the map's maximum lie on the object?"""
 
-from collections.abc import Mapping
-
 import torch
 
 from ...datasets.base import Batch
+from ...methods.context import Context
 from ...models.classifier import Classifier
-from ..base import Metric, Statistic
+from ..base import Columns, Metric, Statistic
 from ..ranking import Collapse, Sign, descending_order
 
 
@@ -31,16 +30,9 @@ class PointingGame(Metric):
             raise ValueError(f"tolerance={tolerance}: expected a number of pixels, 0 or more")
         self.tolerance, self.collapse, self.sign = tolerance, collapse, sign
 
-    def evaluate(
-        self,
-        classifier: Classifier,
-        batch: Batch,
-        maps: torch.Tensor,
-        responses: Mapping[str, torch.Tensor],
-        generators: list[torch.Generator],
-    ) -> dict[str, torch.Tensor]:
+    def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor, context: Context) -> Columns:
         _, height, width = maps.shape
-        point = descending_order(maps.flatten(1), generators)[:, 0].view(-1, 1, 1)
+        point = descending_order(maps.flatten(1), context.generators)[:, 0].view(-1, 1, 1)
         down = torch.arange(height, device=maps.device).view(-1, 1) - point // width
         across = torch.arange(width, device=maps.device) - point % width
         near = down**2 + across**2 <= self.tolerance**2

@@ -1,13 +1,12 @@
 """Region shares: which of an animal's blocks a map names, and how much it leaves to the wall behind."""
 
-from collections.abc import Mapping
-
 import torch
 
-from ...datasets.base import Batch, Dataset, Samples
+from ...datasets.base import Batch, Dataset
 from ...errors import Refusal
+from ...methods.context import Context
 from ...models.classifier import Classifier
-from ..base import Metric, Statistic
+from ..base import Columns, Metric, Statistic
 from ..ranking import Collapse, Sign
 
 # Which biased factors are to be seen in a region: part of each statistic's name, so that no row is read without it.
@@ -70,19 +69,11 @@ class RegionShares(Metric):
         if not hasattr(dataset, "regions"):
             raise Refusal("region_shares needs images whose blocks are known: dataset=two4two has them")
 
-    def evaluate(
-        self,
-        classifier: Classifier,
-        batch: Batch,
-        maps: torch.Tensor,
-        responses: Mapping[str, torch.Tensor],
-        generators: list[torch.Generator],
-        *,
-        data: Samples,
-    ) -> dict[str, torch.Tensor]:
+    def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor, context: Context) -> Columns:
         values = maps.flatten(1).double()
         total = values.sum(1)
         columns = {}
+        data = context.data
         for name, masks in data.dataset.regions(batch.samples).items():
             mask = torch.stack([data.preprocessing.mask(mask) for mask in masks]).flatten(1).to(maps.device)
             share = (values * mask).sum(1) / total

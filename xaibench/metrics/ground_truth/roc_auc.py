@@ -1,5 +1,7 @@
 """Area under the ROC curve of the map as a detector of the mask."""
 
+from collections.abc import Sequence
+
 import torch
 
 from ..base import Statistic
@@ -20,7 +22,7 @@ class RocAuc(GroundTruthMetric):
 
     statistics = (Statistic("roc_auc", "higher", "roc_auc", low=0, high=1, unit="area under the curve"),)
 
-    def score(self, maps: torch.Tensor, regions: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
+    def score(self, maps: torch.Tensor, regions: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
         inside, outside = regions.sum(1).double(), (~regions).sum(1).double()
         rank_sum = (mid_ranks(maps) * regions).sum(1)
         return (rank_sum - inside * (inside + 1) / 2) / (inside * outside)

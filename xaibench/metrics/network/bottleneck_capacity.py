@@ -1,21 +1,22 @@
 """Bottleneck capacity: how much information IBA keeps, and what the network still recognises with it."""
 
-import copy
 import dataclasses
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ...datasets.base import Batch
-from ...methods.bottleneck._bottleneck import LAYER, noise_share, require_layer, require_loss
+from ...methods.bottleneck._bottleneck import LAYER, Optimisation, noise_share, require_layer, require_loss
 from ...methods.bottleneck.iba import IBA, Solution
+from ...methods.context import Context
 from ...models.classifier import Classifier
 from ...rng import draw_seeds, from_seeds
-from ..base import Metric, Statistic
+from ..base import Columns, Metric, Statistic
 
 
-class BottleneckCapacity(Metric):
+@dataclass(kw_only=True, eq=False)
+class BottleneckCapacity(Optimisation, Metric):
     """Information kept and accuracy with the per-sample bottleneck in force, over beta (Schulz et al. 2020, Table 4).
 
     It scores no map but the network and the bottleneck's parameters: maps are not looked at. For every beta the
@@ -25,12 +26,15 @@ class BottleneckCapacity(Metric):
     form is about 5.0 for standardised features; the thesis prints 2.500, half of it, for reasons unknown. Compare how
     it falls with beta.)
 
-    betas: of the sweep. beta: the one of the statistics. The others as for `methods.iba.IBA`.
+    betas: of the sweep. beta: the one of the statistics. layer and the others: as for `IBA`.
 
     Columns: information, top1, top5 at `beta` (shares of noisy copies); clean_top1, clean_top5 of the network
     as it is; initial_information; and over `betas` information_curve, top1_curve, top5_curve. top5 counts
     among as many classes as there are, if fewer.
     """
+
+    betas: list[float] = (0.01, 0.1, 1.0, 10.0, 100.0)
+    layer: str = LAYER
 
     x_label = "beta"
     reads_maps = False
@@ -41,32 +45,21 @@ class BottleneckCapacity(Metric):
         Statistic("bottleneck_top5", "higher", "top5", low=0, high=1, unit="share of noisy copies"),
     )
 
-    def __init__(
-        self,
-        betas: list[float] = (0.01, 0.1, 1.0, 10.0, 100.0),
-        layer: str = LAYER,
-        beta: float = 10.0,
-        steps: int = 10,
-        learning_rate: float = 1.0,
-        copies: int = 10,
-        smoothing: float = 1.0,
-        initial: float = 5.0,
-        min_std: float = 0.01,
-        min_active: float = 0.01,
-    ) -> None:
-        if not betas or min(betas) < 0:
-            raise ValueError(f"betas={list(betas)}: expected at least one number of 0 or more")
-        self.iba = IBA(layer, beta, steps, learning_rate, copies, smoothing, initial, min_std, min_active)
-        self.betas = tuple(betas)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.betas or min(self.betas) < 0:
+            raise ValueError(f"betas={list(self.betas)}: expected at least one number of 0 or more")
+        shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(Optimisation)}
+        self.iba = IBA(layer=self.layer, **shared)
 
     def check(self, classifier: Classifier) -> None:
-        require_layer(classifier, self.iba.layer, "metric.layer")
+        require_layer(classifier, self.layer, "metric.layer")
         require_loss(classifier, "cross_entropy")
 
     def cost(self, classifier: Classifier) -> tuple[int, int]:
         forwards, backwards = self.iba.cost(classifier)
-        masks = len({*self.betas, self.iba.settings.beta})
-        return (1 + masks * (forwards + self.iba.settings.copies), masks * backwards)
+        masks = len({*self.betas, self.beta})
+        return (1 + masks * (forwards + self.copies), masks * backwards)
 
     def axes(self, classifier: Classifier) -> dict[str, torch.Tensor]:
         betas = torch.tensor(self.betas, dtype=torch.float64)
@@ -76,29 +69,19 @@ class BottleneckCapacity(Metric):
         """The moments of the layer, as for `IBA`."""
         return self.iba.fit(classifier, samples, generator)
 
-    def evaluate(
-        self,
-        classifier: Classifier,
-        batch: Batch,
-        maps: torch.Tensor | None,
-        responses: Mapping[str, torch.Tensor],
-        generators: list[torch.Generator],
-        fitted: Mapping[str, torch.Tensor],
-    ) -> dict[str, torch.Tensor]:
+    def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor | None, context: Context) -> Columns:
         """Columns, see above. fitted: what `fit` returned."""
-        seeds = draw_seeds(generators)
-        settings = self.iba.settings
+        seeds = draw_seeds(context.generators)
         found = {}
-        for beta in {*self.betas, settings.beta}:
+        for beta in {*self.betas, self.beta}:
             # Every beta draws the same noise, so that a difference between two is beta's.
             draws = from_seeds(seeds)
-            iba = copy.copy(self.iba)
-            iba.settings = dataclasses.replace(settings, beta=beta)
-            solutions = iba.solve(classifier, batch.inputs, batch.targets, draws, fitted)
+            iba = dataclasses.replace(self.iba, beta=beta)
+            solutions = iba.solve(classifier, batch.inputs, batch.targets, draws, context.fitted)
             groups = [self._measure(classifier, solution, batch.targets, draws) for solution in solutions]
             found[beta] = {name: torch.cat([group[name] for group in groups]) for name in groups[0]}
         clean1, clean5 = _top(classifier.logits(batch.inputs), batch.targets)
-        columns = {"clean_top1": clean1, "clean_top5": clean5, **found[settings.beta]}
+        columns = {"clean_top1": clean1, "clean_top5": clean5, **found[self.beta]}
         for name in ("information", "top1", "top5"):
             columns[f"{name}_curve"] = torch.stack([found[beta][name] for beta in self.betas], dim=1)
         return columns
@@ -108,17 +91,17 @@ class BottleneckCapacity(Metric):
         self, classifier: Classifier, solution: Solution, targets: torch.Tensor, draws: list[torch.Generator]
     ) -> dict[str, torch.Tensor]:
         """Information and accuracy of a few images with their final masks in force, one value each."""
-        settings, targets, draws = self.iba.settings, targets[solution.rows], draws[solution.rows]
+        targets, draws = targets[solution.rows], draws[solution.rows]
         at_once = max(1, classifier.batch_size // len(targets))
         top1, top5 = torch.zeros_like(targets, dtype=torch.float64), torch.zeros_like(targets, dtype=torch.float64)
-        for start in range(0, settings.copies, at_once):
-            copies = min(at_once, settings.copies - start)
+        for start in range(0, self.copies, at_once):
+            copies = min(at_once, self.copies - start)
             z = solution.bottleneck.sample(solution.noise, copies, draws)
             logits = solution.cut.behind(z, solution.features, copies)
             hits1, hits5 = _top(logits, targets.repeat_interleave(copies))
-            top1 += hits1.view(-1, copies).sum(1) / settings.copies
-            top5 += hits5.view(-1, copies).sum(1) / settings.copies
-        untouched = noise_share(torch.full_like(solution.noise, settings.initial), settings.smoothing)
+            top1 += hits1.view(-1, copies).sum(1) / self.copies
+            top5 += hits5.view(-1, copies).sum(1) / self.copies
+        untouched = noise_share(torch.full_like(solution.noise, self.initial), self.smoothing)
         return {
             "information": solution.information.flatten(1).mean(1),
             "initial_information": solution.bottleneck.information(untouched).flatten(1).mean(1),

@@ -1,15 +1,15 @@
 """Factor audit: how well a factor alone would tell the class, whatever a network makes of it."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from ...datasets.base import Batch, Dataset, Samples
+from ...datasets.base import Batch, Dataset
 from ...datasets.two4two_sampler import FACTORS, OVERLAP
 from ...errors import Refusal
+from ...methods.context import Context
 from ...models.classifier import Classifier
-from ..base import Metric, Statistic
+from ..base import Columns, Metric, Statistic
 
 
 class FactorAudit(Metric):
@@ -70,25 +70,15 @@ class FactorAudit(Metric):
             fitted |= {f"edges_{name}": edges, f"class_{name}": (2 * stretchy > count).long()}
         return fitted
 
-    def evaluate(
-        self,
-        classifier: Classifier,
-        batch: Batch,
-        maps: torch.Tensor | None,
-        responses: Mapping[str, torch.Tensor],
-        generators: list[torch.Generator],
-        *,
-        data: Samples,
-        fitted: Mapping[str, torch.Tensor],
-    ) -> dict[str, torch.Tensor]:
-        labels, factors = data.dataset.scenes(batch.samples)
+    def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor | None, context: Context) -> Columns:
+        labels, factors = context.data.dataset.scenes(batch.samples)
         labels = torch.from_numpy(labels)
         factors = {name: torch.from_numpy(values) for name, values in factors.items()}
         logits = classifier.logits(batch.inputs).cpu()
         right = {"model": (logits[:, -1] > (logits[:, 0] if logits.shape[1] > 1 else 0)) == labels}
         for name, values in factors.items():
-            guess = fitted[f"class_{name}"].cpu()[torch.bucketize(values, fitted[f"edges_{name}"].cpu())]
-            right[name] = guess == labels
+            edges, guesses = (context.fitted[f"{kind}_{name}"].cpu() for kind in ("edges", "class"))
+            right[name] = guesses[torch.bucketize(values, edges)] == labels
         inside = (factors["legs"] >= OVERLAP[0]) & (factors["legs"] <= OVERLAP[1])
         columns = {f"accuracy_{name}": hit.double() for name, hit in right.items()}
         columns |= {f"overlap_{name}": (hit & inside).double() for name, hit in right.items()}

@@ -1,17 +1,17 @@
 """Factor importance: what a network answers when one factor of the scene is changed and nothing else."""
 
 import math
-from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import nn
 
-from ...datasets.base import Batch, Dataset, Samples
+from ...datasets.base import Batch, Dataset
 from ...datasets.two4two_sampler import CIRCULAR, FACTORS
 from ...errors import Refusal, nearest
+from ...methods.context import Context
 from ...models.classifier import Classifier
-from ..base import Metric, Statistic
+from ..base import Columns, Metric, Statistic
 
 
 class FactorImportance(Metric):
@@ -79,24 +79,15 @@ class FactorImportance(Metric):
     def cost(self, classifier: Classifier) -> tuple[int, int]:
         return 1 + len(self.factors), 0
 
-    def evaluate(
-        self,
-        classifier: Classifier,
-        batch: Batch,
-        maps: torch.Tensor | None,
-        responses: Mapping[str, torch.Tensor],
-        generators: list[torch.Generator],
-        *,
-        data: Samples,
-    ) -> dict[str, torch.Tensor]:
-        dataset, head = data.dataset, _last_layer(classifier) if self.features else None
+    def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor | None, context: Context) -> Columns:
+        dataset, head = context.data.dataset, _last_layer(classifier) if self.features else None
         _, values = dataset.scenes(batch.samples)
         logit, features = _answers(classifier, head, batch.inputs)
         columns = {}
         for name in self.factors:
             changed = dataset.intervened(batch.samples, name)
             images, _ = dataset.draw(changed)
-            partners = data.preprocessing.image(images).to(batch.inputs)
+            partners = context.data.preprocessing.image(images).to(batch.inputs)
             other, other_features = _answers(classifier, head, partners)
             delta = torch.from_numpy(_difference(name, values[name], changed[name])).to(logit)
             found = {

@@ -1,12 +1,11 @@
 """Max-sensitivity: how far a map moves when its input hardly does."""
 
-from collections.abc import Callable, Mapping
-
 import torch
 
 from ...datasets.base import Batch
+from ...methods.context import Context
 from ...models.classifier import Classifier
-from ..base import Metric, Statistic
+from ..base import Columns, Metric, Statistic
 
 
 class MaxSensitivity(Metric):
@@ -42,21 +41,12 @@ class MaxSensitivity(Metric):
     def explanations(self, classifier: Classifier) -> int:
         return self.draws
 
-    def evaluate(
-        self,
-        classifier: Classifier,
-        batch: Batch,
-        maps: torch.Tensor,
-        responses: Mapping[str, torch.Tensor],
-        generators: list[torch.Generator],
-        *,
-        explain: Callable[..., torch.Tensor],
-    ) -> dict[str, torch.Tensor]:
+    def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor, context: Context) -> Columns:
         inputs, size = batch.inputs, batch.inputs.shape[1:]
         moved = []
         for draw in range(self.draws):
-            noise = torch.stack([2 * torch.rand(size, generator=g) - 1 for g in generators]).to(inputs)
-            others = explain(inputs + self.radius * noise, batch.targets, f"draw {draw}")
+            noise = torch.stack([2 * torch.rand(size, generator=g) - 1 for g in context.generators]).to(inputs)
+            others = context.explain(inputs + self.radius * noise, batch.targets, f"draw {draw}")
             moved.append(_norm(others - maps))
         ratios = torch.stack(moved, dim=1) / _norm(maps)[:, None]
         ratios = ratios.where(_norm(maps)[:, None] > 0, torch.nan)

@@ -1,13 +1,13 @@
 """Sparseness: the Gini index of a map's absolute values."""
 
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
 
 from ...datasets.base import Batch
+from ...methods.context import Context
 from ...models.classifier import Classifier
-from ..base import Metric, Statistic
+from ..base import Columns, Metric, Statistic
 from ..ranking import Collapse
 
 
@@ -28,14 +28,7 @@ class Sparseness(Metric):
     def __init__(self, collapse: Collapse | None = None, sign: Literal["absolute", "positive"] = "absolute") -> None:
         self.collapse, self.sign = collapse, sign
 
-    def evaluate(
-        self,
-        classifier: Classifier,
-        batch: Batch,
-        maps: torch.Tensor,
-        responses: Mapping[str, torch.Tensor],
-        generators: list[torch.Generator],
-    ) -> dict[str, torch.Tensor]:
+    def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor, context: Context) -> Columns:
         rising = maps.flatten(1).double().sort(1).values
         n = rising.shape[1]
         weights = torch.arange(1 - n, n, 2, dtype=rising.dtype, device=rising.device)

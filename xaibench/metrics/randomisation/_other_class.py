@@ -1,11 +1,12 @@
 """Another class to explain, on the same image: what the metrics share that ask whether a map shows its class."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import torch
 
 from ...datasets.base import Batch
 from ...errors import Refusal, nearest
+from ...methods.context import Context
 from ...models.classifier import Classifier
 
 FIXED = "fixed:"
@@ -32,7 +33,7 @@ class OtherClass:
         if self.fixed is not None and self.fixed >= classes:
             raise Refusal(f"metric.other={self.other}: {classifier.name} has classes 0 to {classes - 1}")
 
-    def of(self, classifier: Classifier, batch: Batch, generators: list[torch.Generator]) -> torch.Tensor:
+    def of(self, classifier: Classifier, batch: Batch, generators: Sequence[torch.Generator]) -> torch.Tensor:
         """The class [B] for each sample of a batch; for `fixed` it may be the explained one."""
         if self.fixed is not None:
             return torch.full_like(batch.targets, self.fixed)
@@ -42,16 +43,10 @@ class OtherClass:
             values = torch.stack([torch.rand(logits.shape[1], generator=g) for g in generators]).to(logits)
         return values.scatter(1, batch.targets[:, None], -torch.inf).argmax(1)
 
-    def maps(
-        self,
-        classifier: Classifier,
-        batch: Batch,
-        generators: list[torch.Generator],
-        explain: Callable[..., torch.Tensor],
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def maps(self, classifier: Classifier, batch: Batch, context: Context) -> tuple[torch.Tensor, torch.Tensor]:
         """The maps [B,H,W] of the other class, and for which samples [B] it is the explained one too.
 
         They draw the noise of the maps of the explained class, so that what differs comes from the class.
         """
-        classes = self.of(classifier, batch, generators)
-        return explain(batch.inputs, classes, ""), classes == batch.targets
+        classes = self.of(classifier, batch, context.generators)
+        return context.explain(batch.inputs, classes, ""), classes == batch.targets

@@ -1,12 +1,11 @@
 """Class difference: by how much do the maps of two classes of one image differ?"""
 
-from collections.abc import Callable, Mapping
-
 import torch
 
 from ...datasets.base import Batch
+from ...methods.context import Context
 from ...models.classifier import Classifier
-from ..base import Metric, Statistic
+from ..base import Columns, Metric, Statistic
 from ..ranking import Collapse, Sign
 from ..similarity import percentile
 from ._other_class import OtherClass
@@ -54,19 +53,10 @@ class ClassDifference(Metric):
     def explanations(self, classifier: Classifier) -> int:
         return 1
 
-    def evaluate(
-        self,
-        classifier: Classifier,
-        batch: Batch,
-        maps: torch.Tensor,
-        responses: Mapping[str, torch.Tensor],
-        generators: list[torch.Generator],
-        *,
-        explain: Callable[..., torch.Tensor],
-    ) -> dict[str, torch.Tensor]:
-        others, same = self.other.maps(classifier, batch, generators, explain)
+    def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor, context: Context) -> Columns:
+        others, same = self.other.maps(classifier, batch, context)
         first, second = self.normalised(maps), self.normalised(others)
-        orders = torch.stack([torch.randperm(first.shape[1], generator=g) for g in generators]).to(first.device)
+        orders = torch.stack([torch.randperm(first.shape[1], generator=g) for g in context.generators]).to(first.device)
         columns = {
             "difference": (first - second).abs().mean(1),
             "shuffled": (first - first.gather(1, orders)).abs().mean(1),

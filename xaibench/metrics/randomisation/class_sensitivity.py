@@ -1,17 +1,18 @@
 """Class sensitivity: does a map change with the class that it explains?"""
 
-from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 
 from ...datasets.base import Batch, Dataset
+from ...methods.context import Context
 from ...models.classifier import Classifier
-from ..base import Statistic
-from ..ranking import Collapse, Sign
-from ..similarity import Scaling, SimilarityMetric, further_statistics
+from ..base import Columns, Statistic
+from ..similarity import SimilarityMetric, further_statistics
 from ._other_class import OtherClass
 
 
+@dataclass(eq=False)
 class ClassSensitivity(SimilarityMetric):
     """Similarity of the map of the explained class to the map of another class, on the same image and network.
 
@@ -30,38 +31,28 @@ class ClassSensitivity(SimilarityMetric):
     (NaN where a map has no positive values, or the mask covers nothing or everything).
     """
 
-    def __init__(
-        self,
-        other: str = "second",
-        window: int = 5,
-        data_range: float = 1.0,
-        clip: list[float] = (1.0, 99.0),
-        scaling: Scaling = "min_max",
-        flip_max: bool = False,
-        hog_cell: int = 8,
-        collapse: Collapse | None = None,
-        sign: Sign = "signed",
-    ) -> None:
-        super().__init__(window, data_range, clip, scaling, flip_max, hog_cell, collapse, sign)
-        self.other = OtherClass(other)
-        self.statistics = (
-            Statistic("ssim", "lower", "ssim", low=-1, high=1, unit="SSIM"),
-            *further_statistics(),
-        )
+    statistics = (Statistic("ssim", "lower", "ssim", low=-1, high=1, unit="SSIM"), *further_statistics())
+
+    other: str = "second"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.other_class = OtherClass(self.other)
 
     def check(self, classifier: Classifier) -> None:
         super().check(classifier)
-        self.other.check(classifier)
+        self.other_class.check(classifier)
 
-    def check_data(self, dataset: Dataset) -> None:
-        if dataset.has_masks and not dataset.graded_masks:
-            share = {"unit": "share of the positive attribution"}
-            self.statistics = (
-                *self.statistics,
-                Statistic("inside", "higher", "inside", low=0, high=1, **share),
-                Statistic("inside_other", "lower", "inside_other", low=0, high=1, **share),
-                Statistic("gain", "higher", "gain", low=-1, high=1, **share),
-            )
+    def statistics_on(self, dataset: Dataset, classifier: Classifier) -> tuple[Statistic, ...]:
+        if not dataset.has_masks or dataset.graded_masks:
+            return self.statistics
+        share = {"unit": "share of the positive attribution"}
+        return (
+            *self.statistics,
+            Statistic("inside", "higher", "inside", low=0, high=1, **share),
+            Statistic("inside_other", "lower", "inside_other", low=0, high=1, **share),
+            Statistic("gain", "higher", "gain", low=-1, high=1, **share),
+        )
 
     def cost(self, classifier: Classifier) -> tuple[int, int]:
         return (1, 0)
@@ -69,18 +60,9 @@ class ClassSensitivity(SimilarityMetric):
     def explanations(self, classifier: Classifier) -> int:
         return 1
 
-    def evaluate(
-        self,
-        classifier: Classifier,
-        batch: Batch,
-        maps: torch.Tensor,
-        responses: Mapping[str, torch.Tensor],
-        generators: list[torch.Generator],
-        *,
-        explain: Callable[..., torch.Tensor],
-    ) -> dict[str, torch.Tensor]:
-        others, same = self.other.maps(classifier, batch, generators, explain)
-        columns = self.similarities(maps, others) | self.floors(classifier, batch, maps, generators)
+    def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor, context: Context) -> Columns:
+        others, same = self.other_class.maps(classifier, batch, context)
+        columns = self.similarities(maps, others) | self.floors(classifier, batch, maps, context.generators)
         if batch.masks is not None and batch.masks.dtype == torch.bool:
             columns["inside"], columns["inside_other"] = (_inside(m, batch.masks) for m in (maps, others))
             columns["gain"] = columns["inside"] - columns["inside_other"]

@@ -1,20 +1,20 @@
 """Label randomisation: does a map change when the network has learned the same images with other labels?"""
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 
 from ...datasets.base import Batch
 from ...errors import Refusal
+from ...job import Job
+from ...methods.context import Context
 from ...models.classifier import Classifier
 from ...models.randomise import PERMUTED_LABELS
-from ..base import Statistic
-from ..ranking import Collapse, Sign
-from ..similarity import Scaling, SimilarityMetric, averaged, further_statistics
+from ..base import Columns, Statistic
+from ..similarity import SimilarityMetric, averaged, further_statistics
 
 
+@dataclass(eq=False)
 class LabelRandomization(SimilarityMetric):
     """Similarity of a map to the map of the same image and target by a network trained on permuted labels.
 
@@ -33,29 +33,21 @@ class LabelRandomization(SimilarityMetric):
     label, which is 1 / classes where nothing of the true labels has leaked.
     """
 
-    def __init__(
-        self,
-        seeds: int = 1,
-        window: int = 5,
-        data_range: float = 1.0,
-        clip: list[float] = (1.0, 99.0),
-        scaling: Scaling = "min_max",
-        flip_max: bool = False,
-        hog_cell: int = 8,
-        collapse: Collapse | None = None,
-        sign: Sign = "signed",
-    ) -> None:
-        super().__init__(window, data_range, clip, scaling, flip_max, hog_cell, collapse, sign)
-        if seeds < 1:
-            raise ValueError(f"seeds={seeds}: expected a positive number")
-        self.seeds = seeds
-        self.statistics = (
-            Statistic("ssim", "lower", "ssim", low=-1, high=1, unit="SSIM"),
-            *further_statistics(),
-            Statistic("right", "lower", "right", low=0, high=1, unit="share of the permuted networks"),
-        )
+    reads_other_logits = True
+    statistics = (
+        Statistic("ssim", "lower", "ssim", low=-1, high=1, unit="SSIM"),
+        *further_statistics(),
+        Statistic("right", "lower", "right", low=0, high=1, unit="share of the permuted networks"),
+    )
 
-    def needs(self, job: Any) -> dict[str, Any]:
+    seeds: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seeds < 1:
+            raise ValueError(f"seeds={self.seeds}: expected a positive number")
+
+    def needs(self, job: Job, classifier: Classifier) -> dict[str, Job]:
         """The Jobs of the networks on permuted labels, by their weights state."""
         if job.model_spec.get("weights") != "recipe":
             raise Refusal(
@@ -65,17 +57,8 @@ class LabelRandomization(SimilarityMetric):
         states = (f"{PERMUTED_LABELS}:{seed}" for seed in range(self.seeds))
         return {state: replace(job, weights_state=state, target="original") for state in states}
 
-    def evaluate(
-        self,
-        classifier: Classifier,
-        batch: Batch,
-        maps: torch.Tensor,
-        responses: Mapping[str, torch.Tensor],
-        generators: list[torch.Generator],
-        *,
-        others: Mapping[str, torch.Tensor],
-        other_logits: Mapping[str, torch.Tensor],
-    ) -> dict[str, torch.Tensor]:
-        columns = averaged([self.similarities(maps, other) for other in others.values()])
-        right = [(logits.argmax(1) == batch.labels).double() for logits in other_logits.values()]
-        return {**columns, **self.floors(classifier, batch, maps, generators), "right": torch.stack(right).mean(0)}
+    def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor, context: Context) -> Columns:
+        columns = averaged([self.similarities(maps, other) for other in context.others.values()])
+        right = [(logits.argmax(1) == batch.labels).double() for logits in context.other_logits.values()]
+        floors = self.floors(classifier, batch, maps, context.generators)
+        return {**columns, **floors, "right": torch.stack(right).mean(0)}

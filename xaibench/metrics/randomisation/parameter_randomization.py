@@ -1,22 +1,23 @@
 """Parameter randomisation: does a map change when the network's layers are made new?"""
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
 from ...datasets.base import Batch
+from ...job import Job
+from ...methods.context import Context
 from ...models.classifier import Classifier
 from ...models.randomise import BatchNorm, Init, Mode, Randomisation, blocks
-from ..base import Statistic
-from ..ranking import Collapse, Sign
-from ..similarity import MEASURES, Scaling, SimilarityMetric, averaged, further_statistics
+from ..base import Columns, Statistic
+from ..similarity import MEASURES, SimilarityMetric, averaged, further_statistics
 
 # SSIM from which a map counts as unchanged.
 SAME = 1 - 1e-6
 
 
+@dataclass(eq=False)
 class ParameterRandomization(SimilarityMetric):
     """Similarity of a map to the maps of the same image and target by networks with randomised layers.
 
@@ -40,63 +41,39 @@ class ParameterRandomization(SimilarityMetric):
     """
 
     x_label = "randomised blocks"
+    statistics = (
+        Statistic("ssim", "lower", "ssim", low=-1, high=1, unit="SSIM, mean over the steps"),
+        Statistic("ssim_first", "lower", "first", low=-1, high=1, unit="SSIM after the first step"),
+        Statistic("unchanged", "lower", "unchanged", kind="proportion", low=0, high=1, unit="share of images"),
+        *further_statistics(),
+    )
 
-    def __init__(
-        self,
-        mode: Mode = "cascade",
-        blocks: int = 8,
-        seeds: int = 3,
-        init: Init = "he_normal",
-        batch_norm: BatchNorm = "reset",
-        target: Literal["original", "predicted"] = "original",
-        window: int = 5,
-        data_range: float = 1.0,
-        clip: list[float] = (1.0, 99.0),
-        scaling: Scaling = "min_max",
-        flip_max: bool = False,
-        hog_cell: int = 8,
-        collapse: Collapse | None = None,
-        sign: Sign = "signed",
-    ) -> None:
-        super().__init__(window, data_range, clip, scaling, flip_max, hog_cell, collapse, sign)
-        for name, value in (("blocks", blocks), ("seeds", seeds)):
-            if value < 1:
-                raise ValueError(f"{name}={value}: expected a positive number")
-        self.mode, self.blocks, self.seeds, self.init, self.batch_norm = mode, blocks, seeds, init, batch_norm
-        self.target = target
-        self.statistics = (
-            Statistic("ssim", "lower", "ssim", low=-1, high=1, unit="SSIM, mean over the steps"),
-            Statistic("ssim_first", "lower", "first", low=-1, high=1, unit="SSIM after the first step"),
-            Statistic("unchanged", "lower", "unchanged", kind="proportion", low=0, high=1, unit="share of images"),
-            *further_statistics(),
-        )
+    mode: Mode = "cascade"
+    blocks: int = 8
+    seeds: int = 3
+    init: Init = "he_normal"
+    batch_norm: BatchNorm = "reset"
+    target: Literal["original", "predicted"] = "original"
 
-    def needs(self, job: Any, classifier: Classifier) -> dict[str, Any]:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("blocks", "seeds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected a positive number")
+
+    def needs(self, job: Job, classifier: Classifier) -> dict[str, Job]:
         """The Jobs of the randomised networks, by their weights state."""
-        target = "original" if self.target == "original" else "predicted"
-        return {
-            str(state): replace(job, weights_state=str(state), target=target)
-            for states in self._steps(classifier)
-            for state in states
-        }
+        names = [str(state) for states in self._steps(classifier) for state in states]
+        return {name: replace(job, weights_state=name, target=self.target) for name in names}
 
     def axes(self, classifier: Classifier) -> dict[str, torch.Tensor]:
         steps = torch.arange(1, len(self._steps(classifier)) + 1)
         return {f"{name}_curve": steps for name in MEASURES}
 
-    def evaluate(
-        self,
-        classifier: Classifier,
-        batch: Batch,
-        maps: torch.Tensor,
-        responses: Mapping[str, torch.Tensor],
-        generators: list[torch.Generator],
-        *,
-        others: Mapping[str, torch.Tensor],
-    ) -> dict[str, torch.Tensor]:
+    def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor, context: Context) -> Columns:
         steps, by_seed = [], []
         for states in self._steps(classifier):
-            found = [self.similarities(maps, others[str(state)]) for state in states]
+            found = [self.similarities(maps, context.others[str(state)]) for state in states]
             steps.append(averaged(found))
             by_seed.append(torch.stack([similarity["ssim"] for similarity in found]))
         curves = {name: torch.stack([step[name] for step in steps], dim=1) for name in MEASURES}
@@ -105,7 +82,7 @@ class ParameterRandomization(SimilarityMetric):
         columns |= {"first": by_seed[0].mean(0), "unchanged": (by_seed[0].amin(0) >= SAME).double()}
         if self.seeds > 1:
             columns["seed_std"] = torch.stack([values.std(0) for values in by_seed]).mean(0)
-        return columns | self.floors(classifier, batch, maps, generators)
+        return columns | self.floors(classifier, batch, maps, context.generators)
 
     def _steps(self, classifier: Classifier) -> list[list[Randomisation]]:
         """The states of every step, one per seed."""

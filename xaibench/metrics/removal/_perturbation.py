@@ -1,17 +1,21 @@
 """What metrics remove from images: along the order of a map or as masks say, and what removed pixels show."""
 
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 
 from ...datasets.base import Batch
+from ...errors import Refusal
 from ...models.classifier import Classifier
 from ...models.preprocessing import Preprocessing
 from ...perturb.fills import filled
 from ...perturb.imputer import impute
-from ...perturb.versions import Remove, Run, masked, replacing
+from ...perturb.perturbed import Remove, Run, masked, replacing
 from ...rng import draw_seeds, from_seeds
+from ..base import Metric
+from ..ranking import Collapse, Sign
 
 # What a removed pixel shows: the words of `fills`, which do not depend on what else is removed; `noise`, uniform pixel
 # values; and `linear`, the noisy linear imputer of ROAD, which infers the removed pixels from those that are left.
@@ -89,7 +93,7 @@ class Removal:
         """What the fill depends on, for `Metric.responses_spec`."""
         return {"fill": self.fill} | ({"sigma": self.sigma} if self.fill == "blur" else {})
 
-    def draw(self, generators: list[torch.Generator]) -> dict[str, torch.Tensor]:
+    def draw(self, generators: Sequence[torch.Generator]) -> dict[str, torch.Tensor]:
         """The seeds [B] of a random fill, as a column of the responses; nothing for the others."""
         if self.fill not in ("noise", "linear"):
             return {}
@@ -112,6 +116,38 @@ class Removal:
         if self.fill == "linear":
             return imputing(batch.inputs, _imputation_noise(batch.inputs, classifier.preprocessing, draws))
         return replacing(batch.inputs, self.everything(classifier, batch, draws))
+
+
+@dataclass(kw_only=True, eq=False)
+class PathMetric(Metric):
+    """Base class: the target's output while pixels are removed in a map's order, all channels of a pixel together.
+
+    The parameters are keyword-only, so that a subclass (`@dataclass(eq=False)`) has its own before them:
+    fill: what a removed pixel shows. sigma: of the blur, for `fill: blur`, in pixels.
+    output: `probability` (softmax, the definition) or `logit`.
+    collapse, sign: see `Metric`. Ties are broken at random, seeded by the sample.
+    """
+
+    fill: Fill = "zero"
+    sigma: float = 5.0
+    output: Literal["probability", "logit"] = "probability"
+    collapse: Collapse | None = None
+    sign: Sign = "signed"
+
+    def __post_init__(self) -> None:
+        self.removal = Removal(self.fill, self.sigma)
+
+    def check(self, classifier: Classifier) -> None:
+        check_output(self.output, classifier)
+
+    def responses_spec(self) -> dict[str, Any]:
+        return {**self.removal.spec(), "output": self.output}
+
+
+def check_output(output: str, classifier: Classifier) -> None:
+    """Raise Refusal where a network has no classes, of which the output is one's probability or the like."""
+    if output != "logit" and classifier.output == "raw":
+        raise Refusal(f"metric.output={output}: {classifier.name} has no classes, hence no {output}: set output=logit")
 
 
 def _imputation_noise(

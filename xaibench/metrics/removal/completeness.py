@@ -1,13 +1,13 @@
 """Completeness: does a map add up to what the output loses when the whole image is replaced?"""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from ...datasets.base import Batch
+from ...methods.context import Context
 from ...models.classifier import Classifier
-from ..base import Metric, Statistic
+from ..base import Columns, Metric, Statistic
 from ._perturbation import Fill, Removal
 
 
@@ -45,23 +45,14 @@ class Completeness(Metric):
     def responses_spec(self) -> dict[str, Any]:
         return self.removal.spec()
 
-    def respond(
-        self, classifier: Classifier, batch: Batch, generators: list[torch.Generator]
-    ) -> dict[str, torch.Tensor]:
+    def respond(self, classifier: Classifier, batch: Batch, context: Context) -> dict[str, torch.Tensor]:
         """drop [B]: f(x) - f(fill)."""
-        draws = self.removal.draw(generators)
+        draws = self.removal.draw(context.generators)
         replaced = self.removal.everything(classifier, batch, draws)
         drop = classifier.scores(batch.inputs, batch.targets) - classifier.scores(replaced, batch.targets)
         return {**draws, "drop": drop}
 
-    def evaluate(
-        self,
-        classifier: Classifier,
-        batch: Batch,
-        maps: torch.Tensor,
-        responses: Mapping[str, torch.Tensor],
-        generators: list[torch.Generator],
-    ) -> dict[str, torch.Tensor]:
-        drop = responses["drop"].to(maps.device).double()
+    def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor, context: Context) -> Columns:
+        drop = context.responses["drop"].to(maps.device).double()
         error = (maps.flatten(1).double().sum(1) - drop).abs()
         return {"error": error, "relative_error": (error / drop.abs()).where(drop != 0, torch.nan)}

@@ -1,14 +1,14 @@
 """Completeness and soundness: do a map's pixels show its label, and only as much of it as the image does?"""
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
-from ...datasets.base import Batch
+from ...datasets.base import Batch, Dataset
 from ...errors import Refusal
+from ...methods.context import Context
 from ...models.classifier import Classifier
-from ..base import Metric, Statistic
+from ..base import Columns, Metric, Statistic
 from ..ranking import Collapse, Sign, places
 from ._perturbation import Fill, Removal, counts_of, curve
 
@@ -70,8 +70,10 @@ class CompletenessSoundness(Metric):
         classes = classifier.outputs
         if self.labels is not None and self.labels > classes:
             raise Refusal(f"metric.labels={self.labels}: {classifier.name} has {classes} classes; null takes them all")
-        if self.labels is None and classes > MOST_LABELS:
-            self.statistics = self._statistics(LIKELIEST)
+
+    def statistics_on(self, dataset: Dataset, classifier: Classifier) -> tuple[Statistic, ...]:
+        takes_all = self.labels is None and classifier.outputs <= MOST_LABELS
+        return self._statistics(None if takes_all else self._labels(classifier))
 
     def cost(self, classifier: Classifier) -> tuple[int, int]:
         # The ends of the paths, the original and the image without pixels, are shared by all labels.
@@ -83,11 +85,9 @@ class CompletenessSoundness(Metric):
     def responses_spec(self) -> dict[str, Any]:
         return self.removal.spec()
 
-    def respond(
-        self, classifier: Classifier, batch: Batch, generators: list[torch.Generator]
-    ) -> dict[str, torch.Tensor]:
+    def respond(self, classifier: Classifier, batch: Batch, context: Context) -> dict[str, torch.Tensor]:
         """clean, empty [B,K]: the probabilities of all labels on the original and on the image without pixels."""
-        draws = self.removal.draw(generators)
+        draws = self.removal.draw(context.generators)
         empty = self.removal.everything(classifier, batch, draws)
         return {
             **draws,
@@ -95,26 +95,17 @@ class CompletenessSoundness(Metric):
             "empty": classifier.logits(empty).softmax(-1),
         }
 
-    def evaluate(
-        self,
-        classifier: Classifier,
-        batch: Batch,
-        maps: torch.Tensor,
-        responses: Mapping[str, torch.Tensor],
-        generators: list[torch.Generator],
-        *,
-        explain: Callable[..., torch.Tensor],
-    ) -> dict[str, torch.Tensor]:
-        clean, empty = (responses[name].to(batch.inputs) for name in ("clean", "empty"))
+    def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor, context: Context) -> Columns:
+        clean, empty = (context.responses[name].to(batch.inputs) for name in ("clean", "empty"))
         first = clean.scatter(1, batch.targets[:, None], torch.inf)
         order = first.argsort(dim=1, descending=True, stable=True)  # the explained label comes first
         labels = order[:, : self._labels(classifier)]
-        remove, counts = self.removal.of(classifier, batch, responses), self._counts(classifier)
+        remove, counts = self.removal.of(classifier, batch, context.responses), self._counts(classifier)
         x = torch.tensor(counts, dtype=torch.float64).to(clean) / counts[-1]
         areas = []
         for rank, label in enumerate(labels.T):
-            of_label = maps if rank == 0 else explain(batch.inputs, label, f"label {rank}")
-            pixels = places(of_label, generators)
+            of_label = maps if rank == 0 else context.explain(batch.inputs, label, f"label {rank}")
+            pixels = places(of_label, context.generators)
             inner = curve(classifier, batch.inputs, remove, pixels, counts[1:-1], label, "probability", keep=True)
             start, end = (scores.gather(1, label[:, None]) for scores in (empty, clean))
             path = torch.cat([start, inner, end], dim=1)

@@ -1,19 +1,20 @@
 """Degradation: the area between least-relevant-first and most-relevant-first removal of image tiles."""
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 
 from ...datasets.base import Batch
 from ...errors import Refusal
+from ...methods.context import Context
 from ...models.classifier import Classifier
-from ..base import Metric, Statistic
-from ..ranking import Collapse, Sign, places, tile_grid
-from ._perturbation import Fill, Removal, counts_of, curve
+from ..base import Columns, Statistic
+from ..ranking import places, tile_grid
+from ._perturbation import Fill, PathMetric, counts_of, curve
 
 
-class Degradation(Metric):
+@dataclass(eq=False)
+class Degradation(PathMetric):
     """Tiles are replaced one after another, most relevant first (MoRF) or least relevant first (LeRF).
 
     A good map makes the target's probability fall at once under MoRF and stay under LeRF. The score is that of
@@ -26,13 +27,10 @@ class Degradation(Metric):
     released code takes the plain mean of about 100 points: with X points its LeRF - MoRF is ours times (X - 1) / X.)
 
     tile: side of a square tile in pixels. Tiles rank by their mean (full ones therefore as by their sum), those cut
-        off by the far edges included. MoRF and LeRF are one order read from both ends; ties are broken at random,
-        seeded by the sample.
+        off by the far edges included. MoRF and LeRF are one order read from both ends.
     steps: number of equal steps along the path, rounded to whole tiles; None removes one tile at a time.
-    fill: what a removed tile shows; the papers say "a constant", their code is the image's mean per channel.
-    sigma: of the blur, for `fill: blur`, in pixels.
-    output: `probability` (softmax, the definition) or `logit`.
-    collapse, sign: see `Metric`.
+    fill: the papers say "a constant", their code is the image's mean per channel.
+    The others: see `PathMetric`.
 
     Columns: morf, lerf (raw areas, in units of the output), area = lerf - morf; top1 (largest output on the
     original), degraded (the target's output once everything is removed), range = top1 - degraded; morf_above and
@@ -46,27 +44,20 @@ class Degradation(Metric):
         Statistic("lerf", "higher", "lerf_above", per="range", unit="(p - b) / (t1 - b)"),
     )
 
-    def __init__(
-        self,
-        tile: int = 8,
-        steps: int | None = 100,
-        fill: Fill = "channel_mean",
-        sigma: float = 5.0,
-        output: Literal["probability", "logit"] = "probability",
-        collapse: Collapse | None = None,
-        sign: Sign = "signed",
-    ) -> None:
-        if tile < 1:
-            raise ValueError(f"tile={tile}: expected a positive number of pixels")
-        if steps is not None and steps < 1:
-            raise ValueError(f"steps={steps}: expected a positive number of steps, or null for one tile at a time")
-        self.tile, self.steps, self.output = tile, steps, output
-        self.removal = Removal(fill, sigma)
-        self.collapse, self.sign = collapse, sign
+    tile: int = 8
+    steps: int | None = 100
+    _: KW_ONLY
+    fill: Fill = "channel_mean"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tile < 1:
+            raise ValueError(f"tile={self.tile}: expected a positive number of pixels")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"steps={self.steps}: expected a positive number of steps, or null for one tile at a time")
 
     def check(self, classifier: Classifier) -> None:
-        if self.output == "probability" and classifier.output == "raw":
-            raise Refusal(f"degradation: {classifier.name} has no classes, hence no probability: set output=logit")
+        super().check(classifier)
         if self._counts(classifier)[-1] < 2:
             height, width = classifier.input_size[1:]
             raise Refusal(f"tile={self.tile}: an input of {height}x{width} pixels would be a single tile")
@@ -75,16 +66,11 @@ class Degradation(Metric):
         # Both ends are shared by the two paths.
         return 2 * (len(self._counts(classifier)) - 2) + 2, 0
 
-    def responses_spec(self) -> dict[str, Any]:
-        return {**self.removal.spec(), "output": self.output}
-
-    def respond(
-        self, classifier: Classifier, batch: Batch, generators: list[torch.Generator]
-    ) -> dict[str, torch.Tensor]:
+    def respond(self, classifier: Classifier, batch: Batch, context: Context) -> dict[str, torch.Tensor]:
         """clean: the target's output on the original; top1: the largest; degraded: the target's on the fill."""
         logits = classifier.logits(batch.inputs)
         outputs = logits.softmax(-1) if self.output == "probability" else logits
-        draws = self.removal.draw(generators)
+        draws = self.removal.draw(context.generators)
         fills = self.removal.everything(classifier, batch, draws)
         return {
             **draws,
@@ -97,18 +83,11 @@ class Degradation(Metric):
         counts = torch.tensor(self._counts(classifier), dtype=torch.float64)
         return dict.fromkeys(("morf_curve", "lerf_curve"), counts / counts[-1])
 
-    def evaluate(
-        self,
-        classifier: Classifier,
-        batch: Batch,
-        maps: torch.Tensor,
-        responses: Mapping[str, torch.Tensor],
-        generators: list[torch.Generator],
-    ) -> dict[str, torch.Tensor]:
-        inputs, remove = batch.inputs, self.removal.of(classifier, batch, responses)
+    def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor, context: Context) -> Columns:
+        inputs, remove = batch.inputs, self.removal.of(classifier, batch, context.responses)
         inner = self._counts(classifier)[1:-1]
-        order = places(maps.to(inputs.device), generators, self.tile)
-        clean, top1, degraded = (responses[name].to(inputs) for name in ("clean", "top1", "degraded"))
+        order = places(maps.to(inputs.device), context.generators, self.tile)
+        clean, top1, degraded = (context.responses[name].to(inputs) for name in ("clean", "top1", "degraded"))
 
         def path(counts: list[int], keep: bool) -> torch.Tensor:
             scores = curve(classifier, inputs, remove, order, counts, batch.targets, self.output, keep)

@@ -1,6 +1,6 @@
 """Infidelity: the squared error of a map as a prediction of what the output loses under perturbations."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
@@ -10,9 +10,10 @@ from torch.nn import functional
 from ... import rng
 from ...datasets.base import Batch
 from ...errors import one_of
+from ...methods.context import Context
 from ...models.classifier import Classifier
-from ...perturb.versions import masked, versions
-from ..base import Metric, Statistic
+from ...perturb.perturbed import masked, perturbed
+from ..base import Columns, Metric, Statistic
 from ._perturbation import Fill, Removal
 
 Perturbation = Literal["square", "gaussian"]
@@ -86,21 +87,19 @@ class Infidelity(Metric):
             drawn = {"largest": self.largest, **self.removal.spec()}
         return {"perturbation": self.perturbation, "draws": self.draws, **drawn}
 
-    def respond(
-        self, classifier: Classifier, batch: Batch, generators: list[torch.Generator]
-    ) -> dict[str, torch.Tensor]:
+    def respond(self, classifier: Classifier, batch: Batch, context: Context) -> dict[str, torch.Tensor]:
         """draw_seed [B]: of each image's perturbations. drops [B, draws]: f(x) - f(x - I)."""
         inputs, targets, fill_draws = batch.inputs, batch.targets, {}
-        seeds = rng.draw_seeds(generators)
+        seeds = rng.draw_seeds(context.generators)
         if self.perturbation == "gaussian":
 
             def paint(sample: int, part: slice, out: torch.Tensor) -> None:
                 for image, noise in zip(out, self._noises(seeds[sample], part, inputs[sample])):
                     torch.sub(inputs[sample], noise, out=image)
 
-            changed = versions(classifier, inputs, self.draws, paint, targets)
+            changed = perturbed(classifier, inputs, self.draws, paint, targets)
         else:
-            fill_draws = self.removal.draw(generators)
+            fill_draws = self.removal.draw(context.generators)
             rows, columns = self._squares(seeds, *inputs.shape[2:])
             down, across = (
                 _covered(rows, inputs.shape[2], inputs.device),
@@ -115,17 +114,10 @@ class Infidelity(Metric):
         clean = classifier.scores(inputs, targets)
         return {**fill_draws, "draw_seed": seeds, "drops": clean[:, None] - changed}
 
-    def evaluate(
-        self,
-        classifier: Classifier,
-        batch: Batch,
-        maps: torch.Tensor,
-        responses: Mapping[str, torch.Tensor],
-        generators: list[torch.Generator],
-    ) -> dict[str, torch.Tensor]:
+    def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor, context: Context) -> Columns:
         """maps [B,C,H,W] or [B,1,H,W], not collapsed."""
-        drops = responses["drops"].to(maps.device).double()
-        maps, seeds = maps.double(), responses["draw_seed"].cpu()
+        drops = context.responses["drops"].to(maps.device).double()
+        maps, seeds = maps.double(), context.responses["draw_seed"].cpu()
         if self.perturbation == "gaussian":
             predicted = self._with_noises(batch.inputs, maps, seeds)
         else:

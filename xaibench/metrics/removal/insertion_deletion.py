@@ -1,17 +1,16 @@
 """Insertion and deletion: the target's probability while the most relevant pixels are shown, or taken away, first."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 
 from ...datasets.base import Batch
-from ...errors import Refusal
+from ...methods.context import Context
 from ...models.classifier import Classifier
-from ..base import Metric, Statistic
+from ..base import Columns, Metric, Statistic
 from ..ranking import Collapse, Sign, places
-from ._perturbation import Fill, Removal, counts_of, curve
+from ._perturbation import Fill, Removal, check_output, counts_of, curve
 
 
 class InsertionDeletion(Metric):
@@ -63,10 +62,7 @@ class InsertionDeletion(Metric):
             self.statistics = tuple(replace(s, low=None, high=None) for s in self.statistics)
 
     def check(self, classifier: Classifier) -> None:
-        if self.output == "probability" and classifier.output == "raw":
-            raise Refusal(
-                f"insertion_deletion: {classifier.name} has no classes, hence no probability: set output=logit"
-            )
+        check_output(self.output, classifier)
 
     def cost(self, classifier: Classifier) -> tuple[int, int]:
         # The original ends both paths; each has its own fill.
@@ -75,12 +71,10 @@ class InsertionDeletion(Metric):
     def responses_spec(self) -> dict[str, Any]:
         return {"deletion": self.deletion.spec(), "insertion": self.insertion.spec(), "output": self.output}
 
-    def respond(
-        self, classifier: Classifier, batch: Batch, generators: list[torch.Generator]
-    ) -> dict[str, torch.Tensor]:
+    def respond(self, classifier: Classifier, batch: Batch, context: Context) -> dict[str, torch.Tensor]:
         """The target's output on the original (clean), on the deletion's end and on the insertion's start."""
         # One draw serves both paths.
-        draws = self.deletion.draw(generators) or self.insertion.draw(generators)
+        draws = self.deletion.draw(context.generators) or self.insertion.draw(context.generators)
         images = {
             "clean": batch.inputs,
             "deletion_end": self.deletion.everything(classifier, batch, draws),
@@ -93,26 +87,20 @@ class InsertionDeletion(Metric):
         counts = torch.tensor(self._counts(classifier), dtype=torch.float64)
         return dict.fromkeys(("deletion_curve", "insertion_curve"), counts / counts[-1])
 
-    def evaluate(
-        self,
-        classifier: Classifier,
-        batch: Batch,
-        maps: torch.Tensor,
-        responses: Mapping[str, torch.Tensor],
-        generators: list[torch.Generator],
-    ) -> dict[str, torch.Tensor]:
+    def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor, context: Context) -> Columns:
         inputs = batch.inputs
         inner = self._counts(classifier)[1:-1]
-        order = places(maps.to(inputs.device), generators)
-        ends = {name: responses[name].to(inputs)[:, None] for name in ("clean", "deletion_end", "insertion_start")}
+        order = places(maps.to(inputs.device), context.generators)
+        names = "clean", "deletion_end", "insertion_start"
+        clean, deletion_end, insertion_start = (context.responses[name].to(inputs)[:, None] for name in names)
 
         def path(removal: Removal, keep: bool) -> torch.Tensor:
-            remove = removal.of(classifier, batch, responses)
+            remove = removal.of(classifier, batch, context.responses)
             return curve(classifier, inputs, remove, order, inner, batch.targets, self.output, keep)
 
         deleting, inserting = path(self.deletion, keep=False), path(self.insertion, keep=True)
-        deletion_curve = torch.cat([ends["clean"], deleting, ends["deletion_end"]], dim=1)
-        insertion_curve = torch.cat([ends["insertion_start"], inserting, ends["clean"]], dim=1)
+        deletion_curve = torch.cat([clean, deleting, deletion_end], dim=1)
+        insertion_curve = torch.cat([insertion_start, inserting, clean], dim=1)
         x = self.axes(classifier)["deletion_curve"].to(inputs)
         deletion, insertion = torch.trapezoid(deletion_curve, x), torch.trapezoid(insertion_curve, x)
         return {

@@ -1,19 +1,20 @@
 """LeRF: how much the target's probability changes while the least relevant pixels are removed."""
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from dataclasses import dataclass
 
 import torch
 
 from ...datasets.base import Batch
 from ...errors import Refusal
+from ...methods.context import Context
 from ...models.classifier import Classifier
-from ..base import Metric, Statistic
-from ..ranking import Collapse, Sign, places
-from ._perturbation import Fill, Removal, curve
+from ..base import Columns, Statistic
+from ..ranking import places
+from ._perturbation import PathMetric, curve
 
 
-class LeRF(Metric):
+@dataclass(eq=False)
+class LeRF(PathMetric):
     """The first tenth of the pixels, least relevant first: they should not matter.
 
     The score of an image is the area under y = |p(x) - p(x without them)| / p(x) over the fraction x of pixels
@@ -26,12 +27,8 @@ class LeRF(Metric):
     `predicted` class (target=predicted), where p is at least 1 / classes. With other targets, read lerf_median. An
     image with p = 0 is undefined.
 
-    largest: the fraction of pixels removed at the end. steps: equal steps to it, rounded to whole pixels. All
-        channels of a pixel are removed together.
-    fill: what a removed pixel shows. sigma: of the blur, for `fill: blur`, in pixels.
-    output: `probability` (softmax, the definition) or `logit`.
-    collapse, sign: see `Metric`. The released code ranks signed values. Ties are broken at random, seeded by the
-        sample.
+    largest: the fraction of pixels removed at the end. steps: equal steps to it, rounded to whole pixels.
+    The others: see `PathMetric`. The released code ranks signed values.
 
     Columns: lerf (the area); clean (p on the original); change_curve (y) and output_curve (p), over x.
     """
@@ -42,27 +39,18 @@ class LeRF(Metric):
         Statistic("lerf_median", "lower", "lerf", kind="median", low=0, unit="relative change x fraction removed"),
     )
 
-    def __init__(
-        self,
-        largest: float = 0.1,
-        steps: int = 10,
-        fill: Fill = "zero",
-        sigma: float = 5.0,
-        output: Literal["probability", "logit"] = "probability",
-        collapse: Collapse | None = None,
-        sign: Sign = "signed",
-    ) -> None:
-        if not 0 < largest <= 1:
-            raise ValueError(f"largest={largest}: expected a fraction of the pixels, up to 1")
-        if steps < 1:
-            raise ValueError(f"steps={steps}: expected a positive number of steps")
-        self.largest, self.steps, self.output = largest, steps, output
-        self.removal = Removal(fill, sigma)
-        self.collapse, self.sign = collapse, sign
+    largest: float = 0.1
+    steps: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.largest <= 1:
+            raise ValueError(f"largest={self.largest}: expected a fraction of the pixels, up to 1")
+        if self.steps < 1:
+            raise ValueError(f"steps={self.steps}: expected a positive number of steps")
 
     def check(self, classifier: Classifier) -> None:
-        if self.output == "probability" and classifier.output == "raw":
-            raise Refusal(f"lerf: {classifier.name} has no classes, hence no probability: set output=logit")
+        super().check(classifier)
         if len(self._counts(classifier)) < 2:
             height, width = classifier.input_size[1:]
             raise Refusal(f"largest={self.largest}: of {height}x{width} pixels, none would be removed")
@@ -70,33 +58,22 @@ class LeRF(Metric):
     def cost(self, classifier: Classifier) -> tuple[int, int]:
         return len(self._counts(classifier)), 0
 
-    def responses_spec(self) -> dict[str, Any]:
-        return {**self.removal.spec(), "output": self.output}
-
-    def respond(
-        self, classifier: Classifier, batch: Batch, generators: list[torch.Generator]
-    ) -> dict[str, torch.Tensor]:
+    def respond(self, classifier: Classifier, batch: Batch, context: Context) -> dict[str, torch.Tensor]:
         """clean: the target's output on the original."""
-        return {**self.removal.draw(generators), "clean": classifier.scores(batch.inputs, batch.targets, self.output)}
+        draws = self.removal.draw(context.generators)
+        return {**draws, "clean": classifier.scores(batch.inputs, batch.targets, self.output)}
 
     def axes(self, classifier: Classifier) -> dict[str, torch.Tensor]:
         _, height, width = classifier.input_size
         counts = torch.tensor(self._counts(classifier), dtype=torch.float64)
         return dict.fromkeys(("change_curve", "output_curve"), counts / (height * width))
 
-    def evaluate(
-        self,
-        classifier: Classifier,
-        batch: Batch,
-        maps: torch.Tensor,
-        responses: Mapping[str, torch.Tensor],
-        generators: list[torch.Generator],
-    ) -> dict[str, torch.Tensor]:
-        inputs, remove = batch.inputs, self.removal.of(classifier, batch, responses)
-        order = places(maps.to(inputs.device), generators)
+    def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor, context: Context) -> Columns:
+        inputs, remove = batch.inputs, self.removal.of(classifier, batch, context.responses)
+        order = places(maps.to(inputs.device), context.generators)
         # Without the k least relevant pixels, the first ones of the order are kept.
         kept = [inputs[0, 0].numel() - count for count in self._counts(classifier)[1:]]
-        clean = responses["clean"].to(inputs)[:, None]
+        clean = context.responses["clean"].to(inputs)[:, None]
         scores = curve(classifier, inputs, remove, order, kept, batch.targets, self.output, keep=True)
         # Double: the ratio to a tiny probability is beyond single precision.
         output_curve = torch.cat([clean, scores], dim=1).double()

@@ -1,20 +1,21 @@
 """Region perturbation: how fast the target's probability falls while regions are replaced by noise."""
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, Literal
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Any
 
 import torch
 
 from ...datasets.base import Batch
 from ...errors import Refusal
+from ...methods.context import Context
 from ...models.classifier import Classifier
-from ..base import Metric, Statistic
-from ..ranking import Collapse, Sign, places, tile_grid
-from ._perturbation import Fill, Removal, curve
+from ..base import Columns, Statistic
+from ..ranking import places, tile_grid
+from ._perturbation import Fill, PathMetric, curve
 
 
-class RegionPerturbation(Metric):
+@dataclass(eq=False)
+class RegionPerturbation(PathMetric):
     """The area over the perturbation curve while the first L regions of the map's order are replaced.
 
     Samek et al. 2017: AOPC = 1 / (L + 1) <sum over k = 0..L of f(x) - f(x without k regions)>, most
@@ -25,15 +26,13 @@ class RegionPerturbation(Metric):
     Nothing is normalised: unlike the degradation score, it weighs an image by the probability that it can lose, and
     it sees the L first regions only.
 
-    tile: side of a region in pixels; regions rank by the mean of the map, and ties are broken at random, seeded by
-        the sample. Take one that divides the image's side: slivers at the far edges are means of few pixels, so
-        noisy maps put them first and last, where they lose little (at 64 pixels, 9 leaves 15 slivers of 64 regions).
+    tile: side of a region in pixels; regions rank by the mean of the map. Take one that divides the image's side:
+        slivers at the far edges are means of few pixels, so noisy maps put them first and last, where they lose
+        little (at 64 pixels, 9 leaves 15 slivers of 64 regions).
     regions: L, at most as many as the image has.
     draws: how often both paths are run, each with noise of its own; curves are means over them. The noise belongs to
         the sample: every method meets the same. A fill that is not random has one draw.
-    fill: what a replaced region shows; the definition is `noise`, uniform pixel values. sigma: of the blur.
-    output: `probability` (softmax, the definition) or `logit`.
-    collapse, sign: see `Metric`.
+    fill: the definition is `noise`, uniform pixel values. The others: see `PathMetric`.
 
     Columns: morf, lerf (the two areas), difference = morf - lerf; clean (f on the original); morf_curve and
     lerf_curve (f), over the share of regions replaced, from 0.
@@ -46,35 +45,26 @@ class RegionPerturbation(Metric):
         Statistic("abpc", "higher", "difference", low=-1, high=1, unit="probability"),
     )
 
-    def __init__(
-        self,
-        tile: int = 9,
-        regions: int = 100,
-        draws: int = 1,
-        fill: Fill = "noise",
-        sigma: float = 5.0,
-        output: Literal["probability", "logit"] = "probability",
-        collapse: Collapse | None = None,
-        sign: Sign = "signed",
-    ) -> None:
-        if tile < 1:
-            raise ValueError(f"tile={tile}: expected a positive number of pixels")
-        if regions < 1:
-            raise ValueError(f"regions={regions}: expected at least 1")
-        if draws < 1:
-            raise ValueError(f"draws={draws}: expected at least 1")
-        self.tile, self.regions, self.output = tile, regions, output
-        self.removal = Removal(fill, sigma)
-        self.draws = draws if self.removal.draw([torch.Generator()]) else 1
-        self.collapse, self.sign = collapse, sign
-        if output == "logit":
+    tile: int = 9
+    regions: int = 100
+    draws: int = 1
+    _: KW_ONLY
+    fill: Fill = "noise"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tile < 1:
+            raise ValueError(f"tile={self.tile}: expected a positive number of pixels")
+        if self.regions < 1:
+            raise ValueError(f"regions={self.regions}: expected at least 1")
+        if self.draws < 1:
+            raise ValueError(f"draws={self.draws}: expected at least 1")
+        self.draws = self.draws if self.removal.draw([torch.Generator()]) else 1
+        if self.output == "logit":
             self.statistics = tuple(replace(s, low=None, high=None, unit="logit") for s in self.statistics)
 
     def check(self, classifier: Classifier) -> None:
-        if self.output == "probability" and classifier.output == "raw":
-            raise Refusal(
-                f"region_perturbation: {classifier.name} has no classes, hence no probability: set output=logit"
-            )
+        super().check(classifier)
         if self._total(classifier) < 2:
             height, width = classifier.input_size[1:]
             raise Refusal(f"tile={self.tile}: an input of {height}x{width} pixels would be a single region")
@@ -83,13 +73,11 @@ class RegionPerturbation(Metric):
         return 1 + 2 * len(self._counts(classifier)) * self.draws, 0
 
     def responses_spec(self) -> dict[str, Any]:
-        return {**self.removal.spec(), "draws": self.draws, "output": self.output}
+        return {**super().responses_spec(), "draws": self.draws}
 
-    def respond(
-        self, classifier: Classifier, batch: Batch, generators: list[torch.Generator]
-    ) -> dict[str, torch.Tensor]:
+    def respond(self, classifier: Classifier, batch: Batch, context: Context) -> dict[str, torch.Tensor]:
         """clean: the target's output on the original; and the seeds [B, draws] of a random fill."""
-        draws = [self.removal.draw(generators) for _ in range(self.draws)]
+        draws = [self.removal.draw(context.generators) for _ in range(self.draws)]
         seeds = {name: torch.stack([draw[name] for draw in draws], dim=1) for name in draws[0]}
         return {**seeds, "clean": classifier.scores(batch.inputs, batch.targets, self.output)}
 
@@ -97,21 +85,14 @@ class RegionPerturbation(Metric):
         counts = torch.tensor([0, *self._counts(classifier)], dtype=torch.float64)
         return dict.fromkeys(("morf_curve", "lerf_curve"), counts / self._total(classifier))
 
-    def evaluate(
-        self,
-        classifier: Classifier,
-        batch: Batch,
-        maps: torch.Tensor,
-        responses: Mapping[str, torch.Tensor],
-        generators: list[torch.Generator],
-    ) -> dict[str, torch.Tensor]:
+    def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor, context: Context) -> Columns:
         inputs, targets = batch.inputs, batch.targets
-        order = places(maps.to(inputs.device), generators, self.tile)
+        order = places(maps.to(inputs.device), context.generators, self.tile)
         most_first = self._counts(classifier)
         # With the k least relevant regions replaced, the first ones of the order are kept.
         kept = [self._total(classifier) - count for count in most_first]
-        clean = responses["clean"].to(inputs)
-        seeds = {name: column for name, column in responses.items() if name != "clean"}
+        clean = context.responses["clean"].to(inputs)
+        seeds = {name: column for name, column in context.responses.items() if name != "clean"}
         morf, lerf = [], []
         for draw in range(self.draws):
             remove = self.removal.of(classifier, batch, {name: column[:, draw] for name, column in seeds.items()})

@@ -1,6 +1,5 @@
 """ROAD: removal of the most and the least relevant pixels, which a linear imputer infers from their neighbours."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -8,10 +7,11 @@ import torch
 
 from ...datasets.base import Batch
 from ...errors import Refusal
+from ...methods.context import Context
 from ...models.classifier import Classifier
-from ..base import Metric, Statistic
+from ..base import Columns, Metric, Statistic
 from ..ranking import Collapse, Sign, places
-from ._perturbation import Removal, curve
+from ._perturbation import Removal, check_output, curve
 
 
 class Road(Metric):
@@ -59,8 +59,7 @@ class Road(Metric):
             self.statistics = tuple(replace(s, low=None, high=None) for s in self.statistics)
 
     def check(self, classifier: Classifier) -> None:
-        if self.output != "logit" and classifier.output == "raw":
-            raise Refusal(f"road: {classifier.name} has no classes, hence no {self.output}: set output=logit")
+        check_output(self.output, classifier)
         counts, (height, width) = self._counts(classifier), classifier.input_size[1:]
         if len({0, *counts, height * width}) < len(counts) + 2:
             raise Refusal(f"percentages={list(self.percentages)}: too close for an input of {height}x{width} pixels")
@@ -71,27 +70,18 @@ class Road(Metric):
     def responses_spec(self) -> dict[str, Any]:
         return self.removal.spec()
 
-    def respond(
-        self, classifier: Classifier, batch: Batch, generators: list[torch.Generator]
-    ) -> dict[str, torch.Tensor]:
+    def respond(self, classifier: Classifier, batch: Batch, context: Context) -> dict[str, torch.Tensor]:
         """The seed of each image's noise."""
-        return self.removal.draw(generators)
+        return self.removal.draw(context.generators)
 
     def axes(self, classifier: Classifier) -> dict[str, torch.Tensor]:
         _, height, width = classifier.input_size
         counts = torch.tensor(self._counts(classifier), dtype=torch.float64)
         return dict.fromkeys(("morf_curve", "lerf_curve"), counts / (height * width))
 
-    def evaluate(
-        self,
-        classifier: Classifier,
-        batch: Batch,
-        maps: torch.Tensor,
-        responses: Mapping[str, torch.Tensor],
-        generators: list[torch.Generator],
-    ) -> dict[str, torch.Tensor]:
-        remove = self.removal.of(classifier, batch, responses)
-        order = places(maps.to(batch.inputs.device), generators)
+    def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor, context: Context) -> Columns:
+        remove = self.removal.of(classifier, batch, context.responses)
+        order = places(maps.to(batch.inputs.device), context.generators)
         counts, pixels = self._counts(classifier), order[0].numel()
 
         def path(counts: list[int], keep: bool) -> torch.Tensor:

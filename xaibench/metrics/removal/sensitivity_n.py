@@ -2,7 +2,6 @@
 
 import functools
 import math
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -11,9 +10,10 @@ from torch.nn import functional
 from ... import rng
 from ...datasets.base import Batch
 from ...errors import Refusal
+from ...methods.context import Context
 from ...models.classifier import Classifier
-from ...perturb.versions import masked
-from ..base import Metric, Statistic
+from ...perturb.perturbed import masked
+from ..base import Columns, Metric, Statistic
 from ..ranking import Collapse, Sign, tile_grid
 from ._perturbation import Fill, Removal
 
@@ -93,13 +93,11 @@ class SensitivityN(Metric):
         names = ("tile", "points", "sizes", "largest", "sets")
         return {**self.removal.spec(), **{name: getattr(self, name) for name in names}}
 
-    def respond(
-        self, classifier: Classifier, batch: Batch, generators: list[torch.Generator]
-    ) -> dict[str, torch.Tensor]:
+    def respond(self, classifier: Classifier, batch: Batch, context: Context) -> dict[str, torch.Tensor]:
         """renaming_seed [B]: of each image's renaming. drops [B, points * sets]: f(x) - f(x without each set)."""
         inputs, (height, width) = batch.inputs, batch.inputs.shape[2:]
-        draws = self.removal.draw(generators)
-        seeds = rng.draw_seeds(generators)
+        draws = self.removal.draw(context.generators)
+        seeds = rng.draw_seeds(context.generators)
         family = self._family(classifier).to(inputs.device)
         of_pixel = _features_of_pixels(height, width, self.tile).to(inputs.device)
         names = _renamings(seeds, family.shape[1]).to(inputs.device)[:, of_pixel]
@@ -116,23 +114,16 @@ class SensitivityN(Metric):
         counts = torch.tensor(self._counts(classifier), dtype=torch.float64)
         return {"correlation_curve": counts / self._features(classifier)}
 
-    def evaluate(
-        self,
-        classifier: Classifier,
-        batch: Batch,
-        maps: torch.Tensor,
-        responses: Mapping[str, torch.Tensor],
-        generators: list[torch.Generator],
-    ) -> dict[str, torch.Tensor]:
+    def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor, context: Context) -> Columns:
         family = self._family(classifier).to(maps.device)
         values = functional.avg_pool2d(maps[:, None].double(), self.tile, ceil_mode=True, divisor_override=1).flatten(1)
         # Sets of one size: a constant taken off every feature changes no correlation, and a constant map is exactly 0.
         values = values - values.amin(1, keepdim=True)
-        names = _renamings(responses["renaming_seed"], family.shape[1]).to(maps.device)
+        names = _renamings(context.responses["renaming_seed"], family.shape[1]).to(maps.device)
         renamed = torch.empty_like(values).scatter_(1, names, values)
         rows = max(1, PART // family.shape[1])
         sums = torch.cat([renamed @ part.double().T for part in family.split(rows)], dim=1)
-        drops = responses["drops"].to(sums)
+        drops = context.responses["drops"].to(sums)
         shape = len(maps), -1, self.sets
         curve = _pearson(sums.view(shape), drops.view(shape))
         return {"sensitivity_n": curve.mean(1), "correlation_curve": curve}

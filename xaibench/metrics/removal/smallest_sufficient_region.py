@@ -1,6 +1,5 @@
 """Smallest sufficient region: does the network recognise the class in the tightest crop around the salient region?"""
 
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -8,9 +7,10 @@ from torch.nn import functional
 
 from ...datasets.base import Batch
 from ...errors import Refusal
+from ...methods.context import Context
 from ...models.classifier import Classifier
-from ...perturb.versions import versions
-from ..base import Metric, Statistic
+from ...perturb.perturbed import perturbed
+from ..base import Columns, Metric, Statistic
 from ..ranking import Collapse
 
 SMALLEST = 0.05  # areas below this share of the image count as this: the definition's constant
@@ -64,14 +64,7 @@ class SmallestSufficientRegion(Metric):
     def cost(self, classifier: Classifier) -> tuple[int, int]:
         return 1, 0
 
-    def evaluate(
-        self,
-        classifier: Classifier,
-        batch: Batch,
-        maps: torch.Tensor,
-        responses: Mapping[str, torch.Tensor],
-        generators: list[torch.Generator],
-    ) -> dict[str, torch.Tensor]:
+    def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor, context: Context) -> Columns:
         inputs = batch.inputs
         boxes, defined = self._boxes(maps.to(inputs.device))
         corners = boxes.tolist()
@@ -81,7 +74,7 @@ class SmallestSufficientRegion(Metric):
             crop = inputs[sample, None, :, top:bottom, left:right]
             out.copy_(functional.interpolate(crop, inputs.shape[2:], mode="bilinear", align_corners=False))
 
-        probability = versions(classifier, inputs, 1, paint, batch.targets, "probability")[:, 0]
+        probability = perturbed(classifier, inputs, 1, paint, batch.targets, "probability")[:, 0]
         top, bottom, left, right = boxes.to(inputs).unbind(1)
         area = (bottom - top) * (right - left) / (inputs.shape[2] * inputs.shape[3])
         smallest = torch.finfo(probability.dtype).tiny

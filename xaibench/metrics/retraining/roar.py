@@ -8,7 +8,7 @@ import torch
 
 from ...models.classifier import Classifier
 from ...perturb.fills import Fill
-from ..base import Measure, Statistic
+from ..base import Columns, Measure, Statistic
 from ..ranking import Collapse, Sign
 
 
@@ -54,6 +54,7 @@ class Roar(Measure):
     accuracy_at_F and difference_at_F for every fraction F; accuracy_curve and random_curve from 0 on.
     """
 
+    kind = "retraining"
     x_label = "share of pixels removed"
 
     def __init__(
@@ -113,7 +114,7 @@ class Roar(Measure):
         x = torch.tensor([0.0, *self.fractions], dtype=torch.float64)
         return dict.fromkeys(("accuracy_curve", "random_curve"), x)
 
-    def evaluate(self, accuracies: Mapping[Masking | None, float]) -> dict[str, torch.Tensor]:
+    def evaluate(self, accuracies: Mapping[Masking | None, float]) -> Columns:
         """Columns of one repeat, scalars and curves, from the accuracies of its `maskings`."""
         ours = [masking for masking in accuracies if masking is not None and masking.by == "method"]
         curves = {

@@ -1,16 +1,15 @@
 """Cosine similarity convergence: does what a method hands down still depend on what it was handed?"""
 
-from collections.abc import Callable, Mapping
-
 import torch
 from scipy.special import betaincinv
 
 from ...datasets.base import Batch
 from ...errors import Refusal
+from ...methods.context import Context
 from ...models.classifier import Classifier
 from ...models.cut import LOGITS
-from ...models.graph import Graph
-from ..base import Metric, Statistic
+from ...models.tracing.graph import Graph
+from ..base import Columns, Metric, Statistic
 
 # By default: where vectors start, the logits included, and how many layers they are looked at in.
 STARTS, KEPT = 4, 12
@@ -42,6 +41,7 @@ class CosineConvergence(Metric):
     """
 
     reads_maps = False
+    propagates = True
     statistics = (
         Statistic("cosine", "lower", "cosine", kind="median", low=0, high=1, unit="|cosine|"),
         Statistic("above_random", "lower", "above_random", kind="median", low=-1, high=1, unit="|cosine|"),
@@ -84,26 +84,17 @@ class CosineConvergence(Metric):
                 raise Refusal(f"metric.layers ({where}): none lies below the start {start} in {classifier.name}")
         return found
 
-    def evaluate(
-        self,
-        classifier: Classifier,
-        batch: Batch,
-        maps: torch.Tensor | None,
-        responses: Mapping[str, torch.Tensor],
-        generators: list[torch.Generator],
-        *,
-        propagate: Callable[..., list[dict[str, torch.Tensor]]],
-    ) -> dict[str, torch.Tensor]:
-        graph, inputs = Graph.of(classifier), batch.inputs
+    def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor | None, context: Context) -> Columns:
+        graph, inputs, generators = Graph.of(classifier), batch.inputs, context.generators
         values = graph.run(inputs[:1])
         at_once = max(1, classifier.batch_size // self.vectors)
-        columns: dict[str, torch.Tensor] = {}
+        columns: Columns = {}
         for start, below in self.paths(classifier).items():
             shape, parts = values[graph.place(start)].shape[1:], []
             for first in range(0, len(inputs), at_once):
                 rows = slice(first, first + at_once)
                 drawn = torch.stack([torch.randn(self.vectors, *shape, generator=g) for g in generators[rows]], dim=1)
-                arrived = propagate(inputs[rows], drawn.to(inputs).unbind(), start, below)
+                arrived = context.propagate(inputs[rows], drawn.to(inputs).unbind(), start, below)
                 found = [cosines(torch.stack([signals[layer] for signals in arrived])) for layer in below]
                 curves = _curves(found, [random_baseline(arrived[0][layer].shape[1]) for layer in below])
                 part = {f"{name}_from_{start}": curve for name, curve in curves.items()}

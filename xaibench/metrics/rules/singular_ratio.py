@@ -1,16 +1,16 @@
 """Singular ratio: is what a method does between two layers close to a matrix of rank 1?"""
 
 import math
-from collections.abc import Callable, Mapping
 
 import torch
 
 from ...datasets.base import Batch
 from ...errors import Refusal
+from ...methods.context import Context
 from ...models.classifier import Classifier
 from ...models.cut import LOGITS, output_shape
-from ...models.graph import Graph
-from ..base import Metric, Statistic
+from ...models.tracing.graph import Graph
+from ..base import Columns, Metric, Statistic
 
 # Most values of the layer where the unit vectors start: each is a backward pass.
 LARGEST = 1024
@@ -32,6 +32,7 @@ class SingularRatio(Metric):
     """
 
     reads_maps = False
+    propagates = True
     statistics = (
         Statistic("ratio", "lower", "ratio", kind="median", low=1, unit="sigma_1 / sigma_2", tolerance=0.05),
         Statistic("digits", "lower", "digits", low=0, unit="log10"),
@@ -51,21 +52,12 @@ class SingularRatio(Metric):
     def cost(self, classifier: Classifier) -> tuple[int, int]:
         return (1, math.prod(output_shape(classifier, self.start)))
 
-    def evaluate(
-        self,
-        classifier: Classifier,
-        batch: Batch,
-        maps: torch.Tensor | None,
-        responses: Mapping[str, torch.Tensor],
-        generators: list[torch.Generator],
-        *,
-        propagate: Callable[..., list[dict[str, torch.Tensor]]],
-    ) -> dict[str, torch.Tensor]:
+    def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor | None, context: Context) -> Columns:
         shape, below, ratios = output_shape(classifier, self.start), self._below(classifier), []
         units = torch.eye(math.prod(shape)).view(-1, *shape).to(batch.inputs)
         # One image at a time: a row of each unit vector is what has to fit into memory.
         for image in batch.inputs.split(1):
-            arrived = propagate(image, units.split(1), self.start, [below])
+            arrived = context.propagate(image, units.split(1), self.start, [below])
             matrix = torch.stack([signals[below].flatten() for signals in arrived]).double()
             first, second = torch.linalg.svdvals(matrix)[:2]
             ratio = first / torch.maximum(second, first * torch.finfo(first.dtype).eps)

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..base import Statistic
+from ..base import Columns, Statistic
 from ..ranking import Collapse, Sign
 from ._surface import SurfaceMetric, surfaces
 
@@ -32,7 +32,7 @@ class DimDiff(SurfaceMetric):
     def __init__(self, collapse: Collapse | None = None, sign: Sign = "signed") -> None:
         self.collapse, self.sign = collapse, sign
 
-    def pool(self, maps: torch.Tensor, outputs: torch.Tensor) -> dict[str, torch.Tensor]:
+    def pool(self, maps: torch.Tensor, outputs: torch.Tensor) -> Columns:
         first, second = surfaces(maps)
         difference = (first - second).abs()
         low, high = difference.aminmax()

@@ -1,14 +1,14 @@
 """Gradient independence: does the gradient at a pixel depend on the pixel's value?"""
 
 import math
-from collections.abc import Mapping
 
 import torch
 
 from ...datasets.base import Batch
 from ...errors import Refusal
+from ...methods.context import Context
 from ...models.classifier import Classifier
-from ..base import Metric, Statistic
+from ..base import Columns, Metric, Statistic
 from ..ranking import mid_ranks
 from ..similarity import pearson
 
@@ -47,14 +47,7 @@ class GradientIndependence(Metric):
     def cost(self, classifier: Classifier) -> tuple[int, int]:
         return (1, 1)
 
-    def evaluate(
-        self,
-        classifier: Classifier,
-        batch: Batch,
-        maps: torch.Tensor | None,
-        responses: Mapping[str, torch.Tensor],
-        generators: list[torch.Generator],
-    ) -> dict[str, torch.Tensor]:
+    def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor | None, context: Context) -> Columns:
         gradients = classifier.gradient(batch.inputs, batch.targets)
         pair = [values.flatten(1).double() for values in (batch.inputs, gradients)]
         constant = torch.stack([values.amax(1) == values.amin(1) for values in pair]).any(0)

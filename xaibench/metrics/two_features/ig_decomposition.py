@@ -1,17 +1,17 @@
 """Which of its two factors integrated gradients looks like: the way from the baseline, or the gradient on it."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 
 from ...build import TARGET, locate
 from ...datasets.base import Batch
 from ...errors import Refusal
+from ...job import Job
+from ...methods.context import Context
 from ...methods.gradients.integrated_gradients import IntegratedGradients
 from ...models.classifier import Classifier
-from ..base import Metric, Statistic
+from ..base import Columns, Metric, Statistic
 
 FACTORS = ("difference", "average_gradient")
 
@@ -39,7 +39,7 @@ class IGDecomposition(Metric):
     )
     collapse = "sum"
 
-    def needs(self, job: Any) -> dict[str, Any]:
+    def needs(self, job: Job, classifier: Classifier) -> dict[str, Job]:
         """The two factors of the same maps. Raises Refusal for another method, and for a factor alone."""
         is_own = locate(job.method_spec[TARGET], "method") is IntegratedGradients
         if not is_own or job.method_spec.get("factor", "product") != "product":
@@ -48,18 +48,10 @@ class IGDecomposition(Metric):
             factor: dataclasses.replace(job, method_spec={**job.method_spec, "factor": factor}) for factor in FACTORS
         }
 
-    def evaluate(
-        self,
-        classifier: Classifier,
-        batch: Batch,
-        maps: torch.Tensor,
-        responses: Mapping[str, torch.Tensor],
-        generators: list[torch.Generator],
-        others: Mapping[str, torch.Tensor],
-    ) -> dict[str, torch.Tensor]:
+    def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor, context: Context) -> Columns:
         columns = {}
         for factor in FACTORS:
-            pair = [values.flatten(1).double() for values in (maps, others[factor])]
+            pair = [values.flatten(1).double() for values in (maps, context.others[factor])]
             constant = torch.stack([values.amax(1) == values.amin(1) for values in pair]).any(0)
             for scaling, scaled in (("abs_max", _by_abs_max), ("min_max", _by_extremes)):
                 distance = (scaled(pair[0]) - scaled(pair[1])).abs().mean(1)

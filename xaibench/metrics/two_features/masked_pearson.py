@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 
 from ...errors import one_of
-from ..base import Statistic
+from ..base import Columns, Statistic
 from ..ranking import Collapse, Sign
 from ._surface import SurfaceMetric, surfaces
 
@@ -61,7 +61,7 @@ class MaskedPearson(SurfaceMetric):
             raise ValueError(f"low={low}, high={high}: expected low below high")
         self.align, self.low, self.high, self.collapse, self.sign = align, low, high, collapse, sign
 
-    def pool(self, maps: torch.Tensor, outputs: torch.Tensor) -> dict[str, torch.Tensor]:
+    def pool(self, maps: torch.Tensor, outputs: torch.Tensor) -> Columns:
         first, second = surfaces(maps)
         f = outputs.reshape(first.shape)
         sure = (f < self.low) | (f > self.high)

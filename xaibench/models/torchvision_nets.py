@@ -11,7 +11,7 @@ from torchvision import models
 from torchvision.models import densenet, inception, resnet
 from torchvision.models.googlenet import BasicConv2d as GoogLeNetConv
 
-from ...errors import UserError, first_line, nearest
+from ..errors import UserError, first_line, nearest
 
 # What torchvision's weights were measured with, unless they say otherwise.
 IMAGENET = {

@@ -1,4 +1,4 @@
-"""Changed versions of images, many of each: built in batches on the device, as the network is asked about them."""
+"""Images perturbed in many ways each: built in batches on the device, as the network is asked about them."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -6,17 +6,17 @@ import torch
 
 from ..models.classifier import Classifier
 
-# Writes the versions `points` of one sample into `out` [n,C,H,W]: paint(sample, points, out).
+# Writes the perturbed images `points` of one sample into `out` [n,C,H,W]: paint(sample, points, out).
 Paint = Callable[[int, slice, torch.Tensor], None]
-# Writes how much of each pixel the versions `points` of one sample lose into `out` [n,1,H,W]: 1.0 all, 0.0 nothing.
+# Writes how much of each pixel the images `points` of one sample lose into `out` [n,1,H,W]: 1.0 all, 0.0 nothing.
 Mask = Callable[[int, slice, torch.Tensor], None]
-# A run of versions of one sample within an inner batch: the sample, which of its versions, the rows that they take.
+# A run of images of one sample within an inner batch: the sample, which of its points, the rows that they take.
 Run = tuple[int, slice, slice]
 # Writes an inner batch without the pixels of `masks` [n,1,H,W] into `out` [n,C,H,W]: remove(runs, masks, out).
 Remove = Callable[[Sequence[Run], torch.Tensor, torch.Tensor], None]
 
 
-def versions(
+def perturbed(
     classifier: Classifier,
     like: torch.Tensor,
     points: int,
@@ -24,9 +24,9 @@ def versions(
     targets: torch.Tensor,
     output: str | None = None,
 ) -> torch.Tensor:
-    """The model's scores [B,X] of `points` = X versions of each of B images, which `paint` makes when they are due.
+    """The model's scores [B,X] of B images, each perturbed at `points` = X points, which `paint` makes when due.
 
-    like [B,C,H,W]: the images' number, shape, type and device. targets [B], or [B,X] for a target of each version.
+    like [B,C,H,W]: the images' number, shape, type and device. targets [B], or [B,X] for a target of each point.
 
     The B * X images are rows of one long call, built into one buffer as the inner batches need them: the model is
     called ceil(B * X / classifier.batch_size) times, and no more than one inner batch exists at a time.
@@ -48,7 +48,7 @@ def _scores(
     targets: torch.Tensor,
     output: str | None,
 ) -> torch.Tensor:
-    """`versions` of images that `build(runs, out)` writes an inner batch at a time."""
+    """`perturbed` of images that `build(runs, out)` writes an inner batch at a time."""
     samples = len(like)
     row_targets = targets.view(samples, -1).expand(-1, points).reshape(-1)
     scores = like.new_empty(samples * points)
@@ -69,7 +69,7 @@ def masked(
     targets: torch.Tensor,
     output: str | None = None,
 ) -> torch.Tensor:
-    """The model's scores [B,X] of inputs [B,C,H,W] without the pixels that `mask` names for each of X versions."""
+    """The model's scores [B,X] of inputs [B,C,H,W] without the pixels that `mask` names at each of X points."""
     buffer = inputs.new_empty((min(classifier.batch_size, len(inputs) * points), 1, *inputs.shape[2:]))
 
     def build(runs: Sequence[Run], images: torch.Tensor) -> None:

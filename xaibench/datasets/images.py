@@ -1,0 +1,91 @@
+"""The decoded pixels of a split, as trainings ask for them: kept in memory where they fit, augmented batch by batch."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+import torch.nn.functional as F
+
+from ..errors import UserError
+from ..models.preprocessing import scaled
+from ..models.recipe import Augment
+from ..rng import seed_of
+from .base import Samples
+
+MEMORY = 2 << 30  # bytes of pixels that are decoded once and kept
+SHIFT = 4  # pixels, as He et al. 2016 for CIFAR
+
+
+class Images:
+    """The samples' pixels [C,H,W] after resizing and cropping, and their labels, decoded once.
+
+    identity: of the samples and what is made of them, for the checkpoint of a training. Pixels are kept in memory as
+    long as they take at most 2 GiB, otherwise decoded anew for every batch. Raises UserError if there are no samples.
+    """
+
+    def __init__(self, samples: Samples) -> None:
+        if not len(samples):
+            raise UserError("there is nothing to train on: the data set's split is empty")
+        self.samples = samples
+        self.identity = str(seed_of(samples.dataset.fingerprint, samples.preprocessing, samples.ids))
+        first, _ = self._decode(0)
+        self.shape, self._dtype = first.shape, first.dtype
+        fits = first.nbytes * len(samples) <= MEMORY
+        self._kept = self._decode_all(range(len(samples))) if fits else None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def load(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pixels [B,C,H,W], uint8 or float in [0, 1], and labels [B] of the samples at these positions."""
+        if self._kept is None:
+            return self._decode_all(positions.tolist())
+        return self._kept[0][positions], self._kept[1][positions]
+
+    def batch(
+        self,
+        positions: torch.Tensor,
+        like: torch.Tensor,
+        augment: Augment = "none",
+        random: torch.Generator | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Network inputs [B,C,H,W] of the type and on the device of `like`, augmented if so wanted, and labels."""
+        pixels, labels = self.load(positions)
+        if augment == "crop_flip":
+            pixels = crop_flip(pixels, random)
+        return self.samples.preprocessing.normalise(scaled(pixels.to(like.device))).to(like), labels.to(like.device)
+
+    def _decode_all(self, positions: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        pixels = torch.empty(len(positions), *self.shape, dtype=self._dtype)
+        labels = torch.empty(len(positions), dtype=torch.int64)
+
+        def decode(part: slice) -> None:
+            for place, position in enumerate(positions[part], part.start):
+                image, labels[place] = self._decode(position)
+                if image.shape != self.shape:
+                    raise UserError(
+                        f"the images differ in size ({list(self.shape)} and {list(image.shape)}): "
+                        "set model.resize and model.crop"
+                    )
+                pixels[place] = image
+
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            # A few images per task: one task per image of MNIST would cost more than the image.
+            list(pool.map(decode, (slice(start, start + 16) for start in range(0, len(positions), 16))))
+        return pixels, labels
+
+    def _decode(self, position: int) -> tuple[torch.Tensor, int]:
+        example = self.samples.dataset[self.samples.ids[position]]
+        return self.samples.preprocessing.pixels(example.image), int(example.label)
+
+
+def crop_flip(pixels: torch.Tensor, random: torch.Generator | None) -> torch.Tensor:
+    """Pixels [B,C,H,W], each image shifted by up to 4 pixels, black at the border, and half of them mirrored."""
+    count, _, height, width = pixels.shape
+    padded = F.pad(pixels, (SHIFT,) * 4)
+    top, left = torch.randint(0, 2 * SHIFT + 1, (2, count, 1), generator=random)
+    rows, columns = top + torch.arange(height), left + torch.arange(width)
+    mirrored = torch.rand(count, generator=random) < 0.5
+    columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+    batch = torch.arange(count)[:, None, None]
+    return padded[batch, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()

@@ -1,0 +1,58 @@
+"""What is refused before any work: pairings of network, data, method and metric that cannot work."""
+
+from ..errors import Refusal, UserError
+from ..methods.base import Method
+from ..metrics.base import Measure
+from ..models.loading import check_input
+from .setting import Setting
+
+
+def check(setting: Setting, method: Method, metric: Measure) -> None:
+    """Raise UserError (a Refusal, for a pairing), with the reason, if a Job cannot be done."""
+    check_setting(setting)
+    _check_method(setting, method)
+    _check_metric(setting, method, metric)
+
+
+def check_setting(setting: Setting) -> None:
+    """Raise UserError if the network does not take the data set's inputs, or does not have the outputs it needs."""
+    job, network, dataset = setting.job, setting.network.trained, setting.dataset
+    if len(dataset) == 0:
+        raise UserError(f"dataset={job.dataset}: this split has no samples")
+    first = setting.split.load([0])
+    outputs = check_input(network, first.inputs[0], len(dataset.class_names))
+    if first.labels.is_floating_point() and outputs > 1:
+        raise UserError(f"dataset={job.dataset} has real labels, {job.model} {outputs} outputs: expected 1")
+    if job.target.startswith("fixed:") and int(job.target[6:]) >= outputs:
+        raise UserError(f"target={job.target}: {job.model} has classes 0 to {outputs - 1}")
+
+
+def _check_method(setting: Setting, method: Method) -> None:
+    if method.needs_mask:
+        _check_masks(f"method={setting.job.method}", setting)
+    method.check(setting.network.trained)
+
+
+def _check_metric(setting: Setting, method: Method, metric: Measure) -> None:
+    job, network = setting.job, setting.network.trained
+    name, by = f"metric={job.metric}", f"method={job.method}"
+    if metric.needs_mask:
+        _check_masks(name, setting)
+        if setting.dataset.graded_masks:
+            raise Refusal(f"{name} needs a region: the truth of dataset={job.dataset} is graded")
+    metric.check(network)
+    metric.check_data(setting.dataset)
+    if metric.kind == "per_sample" and metric.explanations(network) and method.own_samples_only:
+        raise Refusal(f"{name} explains inputs of its own, which {by} has no maps of")
+    if metric.propagates and not hasattr(method, "propagate"):
+        raise Refusal(
+            f"{name} sends signals back through the network by a method's rules for its layers, and {by} has none; "
+            "gradient, guided_backprop and the lrp_* methods have"
+        )
+    if metric.kind == "pooled" and len(setting.samples) < len(setting.dataset):
+        raise Refusal(f"{name} is defined over the whole split: set dataset.limit=null and no filter")
+
+
+def _check_masks(name: str, setting: Setting) -> None:
+    if not setting.dataset.has_masks:
+        raise Refusal(f"{name} needs ground-truth masks, dataset={setting.job.dataset} has none (shapes has)")

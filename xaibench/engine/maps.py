@@ -1,0 +1,116 @@
+"""A method's maps in a setting: fitted if need be, made block by block, read collapsed."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from .. import rng
+from ..errors import XaibenchError
+from ..methods.base import Method
+from ..methods.context import Context
+from ..metrics.ranking import collapse
+from ..scores.score_files import NONFINITE_MAP, OK
+from . import keys
+from .setting import Setting
+from .stage import Arrays, Fit, Stage
+
+
+class Maps:
+    """The maps of the samples of a setting by a method, that of its Job.
+
+    kept_collapsed: keep nothing but maps, collapsed in this way, [B,1,H,W]: what the network answers is not asked for
+    them.
+    """
+
+    def __init__(self, setting: Setting, method: Method, kept_collapsed: str | None = None) -> None:
+        job = setting.job
+        self.setting, self.method, self.kept_collapsed = setting, method, kept_collapsed
+        self.fit: Fit | None = setting.fit_of(self.method, job.method, job.method_spec)
+        spec = setting.explained | {
+            "method": keys.method(self.method, job.method_spec),
+            "fit": self.fit and self.fit.artefact.key,
+        }
+        if kept_collapsed is not None:
+            spec["collapsed"] = kept_collapsed
+        answers = () if kept_collapsed is not None else (setting.logits,)
+        self.stage: Stage = setting.stage(
+            "maps",
+            (*setting.names, job.method),
+            spec,
+            setting.samples,
+            self._compute,
+            reads=(*setting.reads, *answers, self.fit),
+            passes=self.method.cost,
+        )
+
+    @property
+    def key(self) -> str:
+        """The key of the maps."""
+        return self.stage.artefact.key
+
+    def attribute(
+        self,
+        inputs: torch.Tensor,
+        targets: torch.Tensor,
+        samples: Sequence[int],
+        *,
+        purpose: str = "method",
+        masks: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The method's maps [B,C or 1,H,W] of any inputs [B,C,H,W]; each draws from its sample's generator.
+
+        purpose: other words give other draws. masks [B,H,W]: what the targets are about in these inputs. labels [B]:
+        of the samples.
+        """
+        setting = self.setting
+        context = Context(
+            generators=rng.sample_generators(setting.job.seed, purpose, samples),
+            fitted=setting.fitted(self.fit),
+            samples=samples,
+            labels=labels,
+            masks=masks,
+        )
+        maps = self.method.attribute(setting.classifier, inputs, targets, context).detach()
+        _check_shape(setting.job.method, maps, inputs)
+        return maps.float()
+
+    def propagate(
+        self, inputs: torch.Tensor, signals: Sequence[torch.Tensor], start: str, keep: Sequence[str]
+    ) -> list[dict[str, torch.Tensor]]:
+        """For each of the signals [B,...] at the output of the layer `start`, what arrives at the layers `keep` by the
+        method's rules for inputs [B,C,H,W]."""
+        context = Context(fitted=self.setting.fitted(self.fit))
+        return self.method.propagate(self.setting.classifier, inputs, signals, start, keep, context)
+
+    def collapsed(self, samples: Sequence[int], how: str, sign: str) -> tuple[torch.Tensor, np.ndarray]:
+        """The maps of these samples as [B,H,W], and whether each is finite: its status [B]."""
+        rows = self.stage.rows(samples)
+        return collapse(torch.from_numpy(rows["maps"]).to(self.setting.device), how, sign), rows["status"]
+
+    def _compute(self, samples: Sequence[int]) -> Arrays:
+        batch = self.setting.load(samples)
+        with self.stage.timed():
+            maps = self.attribute(batch.inputs, batch.targets, samples, masks=batch.masks, labels=batch.labels)
+        if self.kept_collapsed is not None:
+            maps = collapse(maps, self.kept_collapsed)[:, None]
+        columns = {
+            "maps": maps,
+            "target": batch.targets,
+            "status": torch.where(maps.isfinite().all(dim=3).all(dim=2).all(dim=1), OK, NONFINITE_MAP),
+        }
+        if self.kept_collapsed is None:
+            logits, targets = self.setting.logits_of(samples), batch.targets[:, None]
+            columns["logit"] = logits.gather(1, targets)[:, 0].float()
+            columns["probability"] = logits.softmax(-1).gather(1, targets)[:, 0].float()
+        return {name: tensor.cpu().numpy() for name, tensor in columns.items()}
+
+
+def _check_shape(name: str, maps: torch.Tensor, inputs: torch.Tensor) -> None:
+    channels = (1, inputs.shape[1])
+    if maps.ndim != 4 or maps.shape[1] not in channels or maps[:, :1].shape != inputs[:, :1].shape:
+        raise XaibenchError(
+            f"method={name} returned maps of shape {list(maps.shape)} for inputs of shape {list(inputs.shape)}: "
+            "expected [B,C,H,W] or [B,1,H,W]"
+        )

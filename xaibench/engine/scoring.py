@@ -1,0 +1,234 @@
+"""Scoring sample by sample: what most metrics do."""
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from .. import rng
+from ..build import build, with_defaults
+from ..datasets.base import Batch
+from ..errors import Refusal
+from ..methods.base import Method
+from ..methods.context import Context
+from ..metrics.base import Metric
+from ..metrics.ranking import collapse
+from ..models.classifier import Classifier
+from ..scores.score_files import BOOKKEEPING, OK, Record
+from . import keys
+from .checks import check, check_setting
+from .maps import Maps
+from .record import NO_METHOD, collapse_of, planned, record, seconds_of, title
+from .setting import Setting
+from .stage import Arrays, Fit, Stage
+
+
+class PerSample:
+    """The stages of a Job whose metric scores one sample after the other.
+
+    logits, fit, maps: the method's (see `Setting`, `Maps`), and the same of the other Jobs that the metric reads;
+    responses: what the network answers whatever the method; scores: the metric's columns.
+    """
+
+    def __init__(self, setting: Setting, metric: Metric) -> None:
+        job = setting.job
+        self.setting, self.metric = setting, metric
+        method = with_defaults(build(job.method_spec, "method"), Method)
+        check(setting, method, metric)
+        self.maps = Maps(setting, method)
+        self.how = collapse_of(metric, self.maps)
+        wanted = metric.needs(job, setting.classifier)
+        self.others = {name: self._other(setting.of(other)) for name, other in wanted.items()}
+        self.fit: Fit | None = setting.fit_of(metric, job.metric, job.metric_spec)
+        names = (*setting.names, job.metric)
+        responded = setting.explained | {"metric": keys.responses(metric, job.metric_spec)}
+        self.responses = setting.stage(
+            "responses", names, responded, setting.samples, self._respond, reads=setting.reads, passes=metric.cost
+        )
+        scored = {
+            "metric": keys.metric(metric, job.metric_spec),
+            "fit": self.fit and self.fit.artefact.key,
+            "seed": job.seed,
+        }
+        if self.others:
+            scored["others"] = {name: other.key for name, other in self.others.items()}
+        # The key of its maps is that of a method, whether or not there are maps.
+        scored |= {"maps": self.maps.key} if self.scores_method else setting.explained
+        if metric.reads_maps:
+            scored["collapse"] = self.how
+        by = job.method if self.scores_method else NO_METHOD
+        self.scores = setting.stage(
+            "scores", (*names, by), scored, setting.samples, self._score, reads=self._reads(), passes=self._passes
+        )
+
+    @property
+    def title(self) -> str:
+        """The Job for people."""
+        return title(self.setting)
+
+    @property
+    def stages(self) -> list[Stage | Fit]:
+        """From top to bottom; the scores last."""
+        every_maps = (self.maps, *self.others.values())
+        above = [stage for maps in every_maps for stage in (*maps.stage.reads, maps.stage)]
+        answers = [other.setting.logits for other in self.others.values() if self.metric.reads_other_logits]
+        stages = [*self.setting.reads, *answers, *above, self.fit, self.responses, self.scores]
+        return list(dict.fromkeys(stage for stage in stages if stage is not None))
+
+    @property
+    def scores_method(self) -> bool:
+        """Whether the numbers belong to the method: the metric reads its maps, or propagates by its rules. Those of a
+        metric that does neither belong to the model."""
+        return self.metric.reads_maps or self.metric.propagates
+
+    def _other(self, setting: Setting) -> Maps:
+        """The maps of another Job. Of other weights they are kept collapsed: only this kind of metric reads them."""
+        job, method = self.setting.job, with_defaults(build(setting.job.method_spec, "method"), Method)
+        if setting.job.weights_state == job.weights_state:
+            check_setting(setting)
+            method.check(setting.network.trained)
+            return Maps(setting, method)
+        if method.own_samples_only:
+            raise Refusal(f"metric={job.metric} explains other networks, which method={job.method} has no maps of")
+        return Maps(setting, method, kept_collapsed=None if self.how == "none" else self.how)
+
+    def _reads(self) -> list[Stage | Fit | None]:
+        """What scores are made from."""
+        reads: list[Stage | Fit | None] = [*self.setting.reads, self.fit]
+        if self._has_responses:
+            reads.append(self.responses)
+        if self.metric.reads_maps:
+            reads.append(self.maps.stage)
+        elif self.scores_method:
+            reads.append(self.maps.fit)
+        for other in self.others.values():
+            reads.append(other.stage)
+            if self.metric.reads_other_logits:
+                reads.append(other.setting.logits)
+        if self.metric.explanations(self.setting.network.trained):
+            reads.append(self.maps.fit)
+        return reads
+
+    # ---- samples -> columns --------------------------------------------------------------------------------------
+
+    def _score(self, samples: Sequence[int]) -> Arrays:
+        setting, metric = self.setting, self.metric
+        status = np.full(len(samples), OK)
+        maps, others = None, {}
+        if metric.reads_maps:
+            maps, status = self.maps.collapsed(samples, self.how, metric.sign)
+        for name, other in self.others.items():
+            others[name], other_status = other.collapsed(samples, self.how, metric.sign)
+            status = np.where(status == OK, other_status, status)
+        columns: Arrays = {"status": status}
+        usable = status == OK
+        chosen = [sample for sample, good in zip(samples, usable) if good]
+        if not chosen:
+            return columns
+        rows = torch.from_numpy(usable).to(setting.device)
+        batch = setting.load(chosen)
+        context = Context(
+            generators=rng.sample_generators(setting.job.seed, "metric", chosen),
+            fitted=setting.fitted(self.fit),
+            responses=self._responses_of(chosen),
+            others={name: other[rows] for name, other in others.items()},
+            other_logits=self._other_logits(chosen),
+            explain=functools.partial(self._explain, batch),
+            propagate=self.maps.propagate,
+            data=setting.split.samples,
+        )
+        with self.scores.timed():
+            computed = metric.evaluate(setting.classifier, batch, None if maps is None else maps[rows], context)
+        for name, tensor in computed.items():
+            values = tensor.detach().cpu().numpy().astype(np.float64)
+            columns[name] = np.full((len(samples), *values.shape[1:]), np.nan)
+            columns[name][usable] = values
+        return columns
+
+    def _respond(self, samples: Sequence[int]) -> Arrays:
+        generators = rng.sample_generators(self.setting.job.seed, "response", samples)
+        context = Context(generators=generators, data=self.setting.split.samples)
+        batch = self.setting.load(samples)
+        with self.responses.timed():
+            responses = self.metric.respond(self.setting.classifier, batch, context)
+        return {name: tensor.cpu().numpy() for name, tensor in responses.items()}
+
+    def _explain(
+        self,
+        batch: Batch,
+        inputs: torch.Tensor,
+        targets: torch.Tensor,
+        purpose: str,
+        masks: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """What a metric's `evaluate` receives as `explain`, with the batch that it scores."""
+        masks = batch.masks if masks is None else masks
+        purpose = f"method {purpose}".strip()
+        maps = self.maps.attribute(inputs, targets, batch.samples, purpose=purpose, masks=masks, labels=batch.labels)
+        return collapse(maps, self.how, self.metric.sign)
+
+    @property
+    def _has_responses(self) -> bool:
+        return type(self.metric).respond is not Metric.respond
+
+    def _responses_of(self, samples: Sequence[int]) -> dict[str, torch.Tensor]:
+        rows = self.responses.rows(samples) if self._has_responses else {}
+        return {
+            name: torch.from_numpy(array).to(self.setting.device)
+            for name, array in rows.items()
+            if name not in BOOKKEEPING
+        }
+
+    def _other_logits(self, samples: Sequence[int]) -> dict[str, torch.Tensor]:
+        if not self.metric.reads_other_logits:
+            return {}
+        return {name: other.setting.logits_of(samples) for name, other in self.others.items()}
+
+    # ---- for people ----------------------------------------------------------------------------------------------
+
+    def work(self) -> dict[str, int]:
+        """How much there is of each kind, for progress."""
+        samples = len(self.setting.samples)
+        return {"maps": samples * (1 + len(self.others)), "scores": samples}
+
+    def forecast(self) -> str:
+        """What is said of long work ahead; progress says it all."""
+        return ""
+
+    def plan(self) -> list[tuple[str, str, int, int, int]]:
+        """The rows of a Plan."""
+        network = self.setting.classifier
+        every_maps = [*([self.maps] if self.metric.reads_maps else []), *self.others.values()]
+        rows = [planned(maps.stage, sum(maps.method.cost(network))) for maps in every_maps]
+        return [*rows, planned(self.scores, sum(self._passes(network)))]
+
+    def forget(self) -> None:
+        """Remove the maps, those by other weights included, and the scores, for `runner.reuse=force`."""
+        for maps in (self.maps, *self.others.values()):
+            if maps is self.maps or maps.kept_collapsed is not None:
+                maps.stage.artefact.remove()
+        self.scores.artefact.remove()
+
+    def record(self) -> Record:
+        """Everything but the numbers that the result files say."""
+        own = (self.maps.stage, self.responses, self.scores)
+        others = [other.method.cost(other.setting.network.trained) for other in self.others.values()]
+        forwards, backwards = (sum(cost) for cost in zip(self._passes(self.setting.classifier), *others))
+        return record(
+            self.setting,
+            self.maps if self.scores_method else None,
+            self.metric,
+            self.scores,
+            stages=own,
+            metric_cost=(forwards, backwards),
+            seconds=seconds_of(own),
+            others=[(name, other.key) for name, other in self.others.items()],
+        )
+
+    def _passes(self, network: Classifier) -> tuple[int, int]:
+        """Nominal (forward, backward) passes of `evaluate` per sample, the maps that `explain` makes included."""
+        further = self.metric.explanations(network)
+        pairs = zip(self.metric.cost(network), self.maps.method.cost(network))
+        forwards, backwards = (own + further * of_map for own, of_map in pairs)
+        return forwards, backwards

@@ -1,0 +1,370 @@
+"""What all cells of a model and a data set share: the network, the decoded data, the samples and the logits."""
+
+import dataclasses
+import functools
+import logging
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from .. import rng
+from ..build import build
+from ..datasets.base import Batch, Dataset, Samples
+from ..errors import UserError
+from ..job import ORIGINAL, TRAINED, Job
+from ..methods.base import Method
+from ..metrics.base import Metric
+from ..models.classifier import Classifier, predicted
+from ..models.loading import load_classifier, names_file
+from ..models.preprocessing import Preprocessing
+from ..models.randomise import Randomisation, is_randomised, randomised
+from ..store import provenance
+from ..store.cache import SHARD_SAMPLES, Artefact, canonical
+from . import keys
+from .device import default_batch_size, find_device
+from .stage import Arrays, Fit, Stage
+from .training import trained_weights
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+# A block costs about half a minute at most on two CPU cores, so that a kill loses no more than that. For input_iba on
+# the bundled network that is one image.
+BLOCK_FLOPS = 5e11
+# Values of the inputs of a block up to which it may have more than SHARD_SAMPLES.
+SHARD_VALUES = 2**13
+# Bytes of decoded inputs of one split that stay in memory.
+DECODED = 2**29
+
+
+class Kept:
+    """What was made for one cell and serves the next ones: the last few networks, splits and fits.
+
+    A name says what a thing was made from; a file is named with its size and time: a changed one is loaded anew.
+    """
+
+    def __init__(self, most: int = 4) -> None:
+        self.most = most
+        self._kinds: dict[str, OrderedDict[str, Any]] = {}
+
+    def get(self, kind: str, name: Mapping[str, Any], make: Callable[[], T]) -> T:
+        """The thing of this kind and name: the one that is kept, or what `make` returns."""
+        things, key = self._kinds.setdefault(kind, OrderedDict()), canonical(name)
+        if key not in things:
+            things[key] = make()
+            while len(things) > self.most:
+                things.popitem(last=False)
+        things.move_to_end(key)
+        return things[key]
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._kinds.clear()
+
+
+# The one store of the process, of the cells of a sweep; `config` empties it before and after each sweep.
+KEPT = Kept()
+
+
+class Network:
+    """A trained network, and what becomes of it under the weights states that metrics ask for."""
+
+    def __init__(self, trained: Classifier) -> None:
+        self.trained = trained
+        # Of randomised ones the last is kept in memory.
+        self._randomised = functools.lru_cache(maxsize=1)(lambda state: randomised(trained, Randomisation.parse(state)))
+
+    def at(self, state: str) -> Classifier:
+        """The network in a weights state; one that is not a `Randomisation` has been trained so."""
+        return self._randomised(state) if is_randomised(state) else self.trained
+
+    @functools.cached_property
+    def outputs(self) -> int:
+        """How many outputs K it has."""
+        return self.trained.outputs
+
+    @functools.cached_property
+    def forward_flops(self) -> int:
+        """Of one forward pass of one input."""
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            self.trained.module(self.trained.blank)
+        return counter.get_total_flops()
+
+
+class Split:
+    """One split of a data set, decoded as a network takes it; the last DECODED bytes of inputs stay in memory."""
+
+    def __init__(self, dataset: Dataset, preprocessing: Preprocessing, device: torch.device) -> None:
+        self.dataset = dataset
+        self.samples = Samples(dataset, preprocessing, (), device)
+        self._decoded: OrderedDict[int, Batch] = OrderedDict()
+
+    def load(self, samples: Sequence[int]) -> Batch:
+        """Samples as a batch whose targets are the labels. Its tensors are the caller's own."""
+        absent = [sample for sample in samples if sample not in self._decoded]
+        if absent:
+            batch = self.samples.load(absent)
+            self._decoded |= {sample: batch[place : place + 1] for place, sample in enumerate(absent)}
+        loaded = Batch.joined([self._decoded[sample] for sample in samples])
+        most = max(DECODED // max(loaded.inputs[0].nbytes, 1), len(samples))
+        while len(self._decoded) > most:
+            self._decoded.popitem(last=False)
+        return loaded
+
+
+class Setting:
+    """A network and one split of a data set, as a Job names them, with the targets that are explained.
+
+    samples: the ids to explain; None selects them as the job says. original: the setting whose targets
+    `target=original` stands for, of the same data by the network that the Job it belongs to explains.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        root: Path,
+        kept: Kept,
+        samples: Sequence[int] | None = None,
+        original: "Setting | None" = None,
+    ) -> None:
+        self.job, self.root, self.kept, self.original = job, root, kept, original
+        self.device = find_device(job.runner.device)
+        self.network = kept.get("network", self._network_name(), self._load_network)
+        self.preprocessing = self.network.trained.preprocessing
+        self.split = self._split_of(job.dataset_spec)
+        self.dataset = self.split.dataset
+        self.names = (job.model, job.dataset)
+        self.base = {
+            "model": keys.model(self.network.trained, job.weights_state),
+            "data": keys.data(self.dataset, job.dataset_spec),
+        }
+        self.explained = {**self.base, "explained": keys.explained(job)}
+        if job.target == ORIGINAL:
+            self.explained["explained"] = dict(original.explained["explained"])
+            if original.job.target == "predicted":
+                self.explained["explained"]["predicted_by"] = original.base["model"]
+        self._given = samples
+
+    def of(self, job: Job) -> "Setting":
+        """The setting of another Job over the same samples: by other weights, of other targets, by another network."""
+        return Setting(job, self.root, self.kept, self.samples, original=self)
+
+    # ---- the network ---------------------------------------------------------------------------------------------
+
+    @property
+    def classifier(self) -> Classifier:
+        """The network that is explained, made when it is needed."""
+        return self.network.at(self.job.weights_state)
+
+    def _network_name(self) -> dict[str, Any]:
+        """What a loaded network depends on."""
+        job, weights = self.job, self.job.model_spec.get("weights")
+        name = {"name": job.model, "spec": job.model_spec, "output": job.output, "device": str(self.device)}
+        name["batch_size"] = job.runner.batch_size
+        if weights == "recipe":  # one for each weights state that is trained
+            state = TRAINED if is_randomised(job.weights_state) else job.weights_state
+            name |= {"trained_on": {**job.dataset_spec, "split": None}, "state": state, "root": str(self.root)}
+        elif isinstance(weights, str) and names_file(weights) and Path(weights).is_file():
+            stat = Path(weights).stat()
+            name["file"] = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+        return name
+
+    def _load_network(self) -> Network:
+        job = self.job
+        classifier = load_classifier(
+            job.model,
+            job.model_spec,
+            output=job.output,
+            device=self.device,
+            trained=lambda: trained_weights(job, self.root, self.device),
+        )
+        automatic = default_batch_size(classifier.input_size, self.device)
+        classifier.batch_size = job.runner.batch_size or automatic
+        return Network(classifier)
+
+    # ---- the data ------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def logits(self) -> Stage:
+        """The network's outputs for the samples, or for as many as the filter looks at."""
+        order = self._permutation if self._filters and self._given is None else self.samples
+        return self.stage("responses", (*self.names, "logits"), self.base, order, self._compute_logits)
+
+    @property
+    def samples(self) -> Sequence[int]:
+        """The ids of the samples that are explained."""
+        return self._selected[0]
+
+    @property
+    def filtered(self) -> dict[str, int]:
+        """How many samples the filter passed over, by reason."""
+        return self._selected[1]
+
+    def logits_of(self, samples: Sequence[int]) -> torch.Tensor:
+        """The network's logits [B,K] for samples."""
+        return torch.from_numpy(self.logits.rows(samples)["logits"]).to(self.device)
+
+    def load(self, samples: Sequence[int]) -> Batch:
+        """Samples with the targets that are explained. Those of `target=predicted` are read from `logits`."""
+        if self.job.target == ORIGINAL:
+            return self.original.load(samples)
+        batch = self.split.load(samples)
+        if self.network.outputs == 1:
+            return dataclasses.replace(batch, targets=torch.zeros_like(batch.labels, dtype=torch.int64))
+        if self.job.target == "predicted":
+            return dataclasses.replace(batch, targets=self.logits_of(samples).argmax(-1))
+        if self.job.target.startswith("fixed:"):
+            return dataclasses.replace(batch, targets=torch.full_like(batch.labels, int(self.job.target[6:])))
+        return batch
+
+    @property
+    def reads(self) -> tuple[Stage, ...]:
+        """The stages that `load` reads."""
+        if self.job.target == ORIGINAL:
+            return self.original.reads
+        return (self.logits,) if self.job.target == "predicted" and self.network.outputs > 1 else ()
+
+    def _split_of(self, spec: Mapping[str, Any]) -> Split:
+        """A split of the data set, shared with the other cells."""
+        name = {
+            "spec": spec,
+            "preprocessing": dataclasses.asdict(self.preprocessing),
+            "device": str(self.device),
+        }
+        return self.kept.get("split", name, lambda: Split(build(spec, "dataset"), self.preprocessing, self.device))
+
+    @functools.cached_property
+    def _permutation(self) -> list[int]:
+        return rng.permutation(len(self.dataset), self.job.selection.seed)
+
+    @property
+    def _filters(self) -> bool:
+        return self.job.selection.filter.correct or self.job.selection.filter.min_probability > 0
+
+    @functools.cached_property
+    def _selected(self) -> tuple[Sequence[int], dict[str, int]]:
+        """The first `limit` samples that pass the filter, and how many were passed over, by reason."""
+        if self._given is not None:
+            return self._given, {}
+        limit = self.job.selection.limit or len(self._permutation)
+        if not self._filters:
+            return self._permutation[:limit], {}
+        wanted = self.job.selection.filter
+        kept: list[int] = []
+        passed_over = {"not correct": 0, "probability too low": 0}
+        for block in self.logits.blocks():
+            if self.logits.misses(block):
+                self.logits.fill(block)
+            logits, batch = self.logits_of(block), self.load(block)
+            correct = (predicted(logits) == batch.labels).tolist()
+            probability = logits.softmax(-1).gather(1, batch.targets[:, None])[:, 0].tolist()
+            for sample, is_correct, p in zip(block, correct, probability):
+                if len(kept) == limit:
+                    return kept, passed_over
+                if wanted.correct and not is_correct:
+                    passed_over["not correct"] += 1
+                elif p < wanted.min_probability:
+                    passed_over["probability too low"] += 1
+                else:
+                    kept.append(sample)
+        if not kept:
+            raise UserError(f"dataset.filter={dataclasses.asdict(wanted)} leaves no sample")
+        return kept, passed_over
+
+    def _compute_logits(self, samples: Sequence[int]) -> Arrays:
+        return {"logits": self.classifier.logits(self.split.load(samples).inputs).cpu().numpy()}
+
+    def _checksums(self, samples: Sequence[int]) -> np.ndarray:
+        return np.asarray(self.split.load(samples).crc, dtype=np.uint32)
+
+    # ---- what is fitted once -------------------------------------------------------------------------------------
+
+    def fit_of(self, estimator: Method | Metric, name: str, spec: dict[str, Any]) -> Fit | None:
+        """What a method or metric fits to this network; None if it fits nothing."""
+        if estimator.fit is None:
+            return None
+        samples = self._fit_samples(name)
+        data = keys.data(samples.dataset, {**self.job.dataset_spec, "split": self.job.fit.split})
+        fitted = keys.fit(estimator, spec, self.job, data, list(samples.ids))
+
+        def make() -> Arrays:
+            log.info("fitting %s on %d samples of %s", name, len(samples), self.job.fit.split)
+            state = estimator.fit(self.classifier, samples, rng.generator(self.job.fit.seed, "fit"))
+            return {key: tensor.detach().cpu().numpy() for key, tensor in state.items()}
+
+        artefact = Artefact(self.root, "fits", (*self.names, name), {"model": self.base["model"], **fitted})
+        return Fit(artefact, make, self.made_by(), self.only_cache)
+
+    def fitted(self, fit: Fit | None) -> dict[str, torch.Tensor]:
+        """What was fitted, on the device; nothing for None. Of many networks the last few are kept in memory."""
+        if fit is None:
+            return {}
+
+        def read() -> dict[str, torch.Tensor]:
+            return {key: torch.from_numpy(array).to(self.device) for key, array in fit.arrays().items()}
+
+        return self.kept.get("fit", {"key": fit.artefact.key, "folder": str(fit.artefact.folder)}, read)
+
+    def _fit_samples(self, name: str) -> Samples:
+        fit = self.job.fit
+        try:
+            dataset = self._split_of({**self.job.dataset_spec, "split": fit.split}).dataset
+        except UserError as error:
+            hint = f"{name} is fitted on fit.split={fit.split}; set another, such as fit.split=test"
+            raise UserError(f"{error}\n{hint}") from error
+        ids = rng.permutation(len(dataset), fit.seed)[: fit.limit]
+        return Samples(dataset, self.preprocessing, ids, self.device)
+
+    # ---- stages --------------------------------------------------------------------------------------------------
+
+    def stage(
+        self,
+        kind: str,
+        names: Sequence[str],
+        spec: Mapping[str, Any],
+        order: Sequence[int],
+        compute: Callable[[Sequence[int]], Arrays],
+        *,
+        reads: Sequence[Stage | Fit] = (),
+        reads_all: bool = False,
+        passes: Callable[[Classifier], tuple[int, int]] | None = None,
+        size: int | None = None,
+    ) -> Stage:
+        """An artefact with a row per sample of `order`. passes: (forward, backward) that a sample takes, from which
+        follows how many samples make a block; None is next to nothing. size: instead of that."""
+        return Stage(
+            artefact=Artefact(self.root, kind, names, spec),
+            order=order,
+            size=lambda: size or self._block_size(passes and passes(self.network.trained)),
+            compute=compute,
+            provenance=self.made_by(),
+            reads=tuple(stage for stage in reads if stage is not None),
+            reads_all=reads_all,
+            checksums=None if kind == "scores" else self._checksums,
+            only_cache=self.only_cache,
+        )
+
+    @property
+    def only_cache(self) -> bool:
+        """Whether nothing may be computed."""
+        return self.job.runner.reuse == "only-cache"
+
+    def made_by(self) -> dict[str, object]:
+        """Versions, commit and device, for the artefacts' spec.json."""
+        return {"versions": provenance.versions(), "commit": provenance.commit(), "device": str(self.device)}
+
+    def _block_size(self, passes: tuple[int, int] | None) -> int:
+        """Samples per block: at most 64, or of points of a plane, of which 64 would be mostly overhead, thousands;
+        fewer where one of them takes long."""
+        most = max(SHARD_SAMPLES, SHARD_VALUES // math.prod(self.network.trained.input_size))
+        if passes is None:
+            return most
+        forwards, backwards = passes
+        flops = self.network.forward_flops * max(1, forwards + 2 * backwards)
+        return int(min(max(BLOCK_FLOPS // max(flops, 1), 1), most))

@@ -1,0 +1,1 @@
+"""A network as the list of its steps."""

@@ -1,0 +1,295 @@
+"""From a module to its steps, by torch.fx.
+
+It does not matter whether a layer is a module, a function or an operator, whether a module is used twice, or whether it
+works in place.
+"""
+
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional
+
+from ...errors import Refusal, first_line
+from ..classifier import Classifier
+from .steps import (
+    Activation,
+    Affine,
+    Average,
+    Choice,
+    Constant,
+    Convolution,
+    Dense,
+    Elementwise,
+    Maximum,
+    Other,
+    Pooling,
+    Rectifier,
+    Route,
+    Scale,
+    Step,
+    Sum,
+)
+
+# Modules, functions and methods of a tensor by kind. Activations have f(0) = 0.
+ELEMENTWISE = (
+    nn.Sigmoid, nn.Softplus, nn.Hardsigmoid, nn.LogSigmoid, functional.sigmoid, functional.softplus,
+    functional.hardsigmoid, functional.logsigmoid, torch.sigmoid, "sigmoid",
+)  # fmt: skip
+ACTIVATIONS = (
+    nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Tanh, nn.Softsign,
+    functional.leaky_relu, functional.elu, functional.celu, functional.selu, functional.gelu, functional.silu,
+    functional.mish, functional.hardswish, functional.tanh, torch.tanh, torch.selu, "tanh",
+)  # fmt: skip
+MAXIMA = (
+    nn.MaxPool2d, nn.AdaptiveMaxPool2d, functional.max_pool2d, torch.max_pool2d, functional.adaptive_max_pool2d,
+    torch.amax, "amax",
+)  # fmt: skip
+AVERAGES = (
+    nn.AvgPool2d, nn.AdaptiveAvgPool2d, functional.avg_pool2d, functional.adaptive_avg_pool2d, torch.mean, "mean",
+)  # fmt: skip
+ROUTES = (
+    nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.Identity, nn.Flatten, nn.Unflatten, nn.ZeroPad2d, nn.PixelShuffle,
+    nn.PixelUnshuffle, nn.ChannelShuffle, nn.UpsamplingNearest2d,
+    functional.dropout, functional.dropout2d, functional.pad, torch.flatten, torch.reshape, torch.squeeze,
+    torch.unsqueeze, torch.transpose, torch.permute, torch.cat, torch.concat, operator.getitem, "flatten", "view",
+    "reshape", "squeeze", "unsqueeze", "transpose", "permute", "contiguous",
+)  # fmt: skip
+KINDS = {operation: kind for kind, operations in
+         ((Elementwise, ELEMENTWISE), (Activation, ACTIVATIONS), (Maximum, MAXIMA), (Average, AVERAGES),
+          (Route, ROUTES))
+         for operation in operations}  # fmt: skip
+SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
+DIFFERENCES = (operator.sub, operator.isub, torch.sub, "sub", "sub_")
+PRODUCTS = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
+QUOTIENTS = (operator.truediv, operator.itruediv, torch.div, "div", "div_")
+SIZES = (getattr, "size", "dim")
+
+
+class _Tracer(fx.Tracer):
+    """Traces to the layers of torch.nn, and keeps which node is the output of which module, containers included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outputs: dict[str, list[fx.Node]] = {}
+
+    def call_module(self, module: nn.Module, forward: Callable, arguments: tuple, keywords: dict) -> Any:
+        path = self.path_of_module(module)
+        result = super().call_module(module, forward, arguments, keywords)
+        if isinstance(result, fx.Proxy):
+            self.outputs.setdefault(path, []).append(result.node)
+        return result
+
+
+def trace(classifier: Classifier) -> tuple[list[Step], dict[str, list[int]]]:
+    """The steps of a classifier's network, and where each module's outputs are, see `Graph`.
+
+    Tried on a random input against the network itself. Raises Refusal for a network that cannot be traced, or whose
+    trace does something else than the network.
+    """
+    name, module = classifier.name, classifier.module
+    tracer = _Tracer()
+    try:
+        nodes = list(tracer.trace(module).nodes)
+    except Exception as error:
+        raise Refusal(f"{name} cannot be traced by torch.fx: {first_line(error)}") from error
+    inputs = [node for node in nodes if node.op == "placeholder" and not node.args]
+    if len(inputs) != 1:
+        raise Refusal(f"{name} takes {len(inputs)} inputs: a backward pass by rules needs a network of one")
+    # Two samples, so that a step which mixes them or takes the batch for a channel is seen.
+    probe = classifier.probe(2)
+    builder = _Builder(name, module, inputs[0], probe)
+    for node in nodes:
+        builder.add(node)
+    places = {path: [builder.places[node] for node in found] for path, found in tracer.outputs.items()}
+    with torch.no_grad():
+        expected = module(probe.clone())
+    found = builder.values[-1]
+    if found.shape != expected.shape or not torch.allclose(
+        found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())
+    ):
+        raise Refusal(f"the steps of {name} that torch.fx finds do not give its logits: it does something else as well")
+    return builder.steps, places
+
+
+class _Builder:
+    """Takes the nodes of a trace in order and makes their steps; runs them on a probe, so that shapes are known."""
+
+    def __init__(self, name: str, module: nn.Module, source: fx.Node, probe: torch.Tensor) -> None:
+        self.name, self.module = name, module
+        self.modules = dict(module.named_modules())
+        self.steps: list[Step] = []
+        self.places: dict[fx.Node, int] = {source: 0}
+        self.values: list[Any] = [probe]
+        self.depends = {0}
+
+    def add(self, node: fx.Node) -> None:
+        """The step of a node, where it has one of its own."""
+        if node in self.places or node.op in ("placeholder", "output"):
+            return
+        if self._fold(node):
+            return
+        sources = tuple(self.places[source] for source in node.all_input_nodes)
+        self.places[node] = self._append(self._step(node, sources))
+
+    def _append(self, step: Step) -> int:
+        with torch.no_grad():
+            value = step(*(self.values[source] for source in step.sources))
+        if not isinstance(step, Constant):
+            if not isinstance(value, torch.Tensor):
+                raise Refusal(f"'{step.name}' of {self.name} returns several tensors: no rule takes them apart")
+            self.depends.add(len(self.values))
+        self.steps.append(step)
+        self.values.append(value)
+        return len(self.steps)
+
+    def _fold(self, node: fx.Node) -> bool:
+        """Whether the node is a batch normalisation that could be folded into the layer before it; then it has been."""
+        norm = self.modules.get(str(node.target)) if node.op == "call_module" else None
+        if not _normalises(norm):
+            return False
+        before = node.all_input_nodes[0]
+        place = self.places[before]
+        if place == 0 or len(before.users) > 1:
+            return False
+        step = self.steps[place - 1]
+        folded = step.scaled(*_factor_and_shift(norm)) if isinstance(step, Affine) else None
+        if folded is None:
+            return False
+        self.steps[place - 1] = folded
+        with torch.no_grad():
+            self.values[place] = folded(*(self.values[source] for source in folded.sources))
+        self.places[node] = place
+        return True
+
+    def _step(self, node: fx.Node, sources: tuple[int, ...]) -> Step:
+        where, call = (node.name, sources), self._call(node)
+        moving = [s for s in sources if s in self.depends and isinstance(self.values[s], torch.Tensor)]
+        if not moving or node.target in SIZES:
+            return Constant(*where, call)
+        module = self.modules[str(node.target)] if node.op == "call_module" else None
+        ceiling = _ceiling(node, module)
+        if ceiling is not None:
+            return Rectifier(*where, call, ceiling)
+        if type(module) is nn.MaxPool2d and not module.return_indices:
+            return self._pooling(where, module, call)
+        kind = KINDS.get(node.target if module is None else type(module), Other)
+        if kind is Average:
+            return Average(*where, self._one(), None, call)
+        if kind is not Other:
+            return kind(*where, call)
+        affine = self._arithmetic(node, sources, call) if module is None else self._layer(where, module)
+        return affine or Other(*where, call)
+
+    def _pooling(self, where: tuple[str, tuple[int, ...]], module: nn.MaxPool2d, call: Callable) -> Pooling:
+        """Maximum pooling, behind a step that finds the maxima once for both passes."""
+        name, sources = where
+        pairs = [nn.modules.utils._pair(getattr(module, x)) for x in ("kernel_size", "stride", "padding", "dilation")]
+        windows = (*pairs, module.ceil_mode)
+        choice = Choice(f"{name}_places", sources, lambda x: torch.ops.aten.max_pool2d_with_indices(x, *windows))
+        return Pooling(name, (*sources, self._append(choice)), call, windows)
+
+    def _layer(self, where: tuple[str, tuple[int, ...]], module: nn.Module) -> Affine | None:
+        """A module with weights as an affine step, if it is one."""
+        if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and module.padding != "same":
+            options = {name: getattr(module, name) for name in ("stride", "padding", "dilation", "groups")}
+            options["padding"] = (0, 0) if module.padding == "valid" else module.padding
+            bias = None if module.bias is None else module.bias.detach().view(-1, 1, 1)
+            return Convolution(*where, module.weight.detach(), bias, options)
+        if isinstance(module, nn.Linear):
+            return Dense(*where, module.weight.detach(), None if module.bias is None else module.bias.detach())
+        if _normalises(module):
+            factor, shift = _factor_and_shift(module)
+            _, (source,) = where
+            channels = (-1, *(1,) * (self.values[source].dim() - 2))
+            return Scale(*where, factor.view(channels), shift.view(channels))
+        return None
+
+    def _arithmetic(self, node: fx.Node, sources: tuple[int, ...], call: Callable) -> Affine | None:
+        """A sum or difference of tensors of one shape, or arithmetic with a number, as an affine step, if it is one."""
+        target, tensors = node.target, [s for s in sources if isinstance(self.values[s], torch.Tensor)]
+        if len(node.args) != 2 or node.kwargs or len({self.values[source].shape for source in tensors}) != 1:
+            return None
+        if len(tensors) == 2 and target in SUMS:
+            return Sum(node.name, sources, self._one(), None)
+        if len(tensors) == 2 and target in DIFFERENCES:
+            negative = self._append(Scale(f"minus_{node.name}", sources[1:], -self._one(), None))
+            return Sum(node.name, (sources[0], negative), self._one(), None)
+        of_number = target in SUMS + DIFFERENCES + PRODUCTS or (target in QUOTIENTS and node.args[0] in self.places)
+        if len(sources) == 1 and len(tensors) == 1 and of_number and not all(a in self.places for a in node.args):
+            # Affine with one input: its values at 0 and 1 say which.
+            zero, one = (call(torch.full_like(self.values[sources[0]], x)).reshape(-1)[0] for x in (0.0, 1.0))
+            return Scale(node.name, sources, one - zero, zero)
+        return None
+
+    def _one(self) -> torch.Tensor:
+        return torch.ones((), dtype=self.values[0].dtype, device=self.values[0].device)
+
+    def _call(self, node: fx.Node) -> Callable[..., Any]:
+        """The node's operation as a function of its sources, which leaves them as they are."""
+        if node.op == "get_attr":
+            value: Any = self.module
+            for part in str(node.target).split("."):
+                value = getattr(value, part)
+            return lambda: value.detach() if isinstance(value, torch.Tensor) else value
+        if node.op == "call_module":
+            function: Callable[..., Any] = self.modules[str(node.target)].forward
+        elif node.op == "call_method":
+            function = _method(str(node.target).removesuffix("_"))
+        else:
+            function = node.target
+        in_place = node.op == "call_module" and getattr(self.modules[str(node.target)], "inplace", False)
+        keywords = {name: value for name, value in node.kwargs.items() if name != "inplace"}
+
+        def call(*inputs: Any) -> Any:
+            found = dict(zip(node.all_input_nodes, inputs))
+            arguments, named = fx.node.map_arg((node.args, keywords), found.__getitem__)
+            return function(*(x.clone() if in_place else x for x in arguments), **named)
+
+        return call
+
+
+# How the functions that cut a range name its ends.
+_ENDS = {
+    "clamp": ("min", "max"),
+    "clip": ("min", "max"),
+    "clamp_min": ("min", "max"),
+    "hardtanh": ("min_val", "max_val"),
+}
+
+
+def _ceiling(node: fx.Node, module: nn.Module | None) -> float | None:
+    """Above which value a ReLU, however it is written, cuts (infinity: none does); None for what is not a ReLU."""
+    if module is not None:
+        if isinstance(module, nn.Hardtanh):  # nn.ReLU6 is one
+            return float(module.max_val) if module.min_val == 0 else None
+        return math.inf if isinstance(module, nn.ReLU) else None
+    name = getattr(node.target, "__name__", str(node.target)).removesuffix("_")
+    if name in ("relu", "relu6"):
+        return 6.0 if name == "relu6" else math.inf
+    ends = _ENDS.get(name, ())
+    bounds = dict(zip(ends, node.args[1:])) | node.kwargs
+    low, high = (bounds.get(end) for end in ends or ("", ""))
+    if isinstance(low, int | float) and low == 0 and isinstance(high, int | float | None):
+        return math.inf if high is None else float(high)
+    return None
+
+
+def _method(name: str) -> Callable[..., Any]:
+    return lambda tensor, *arguments, **keywords: getattr(tensor, name)(*arguments, **keywords)
+
+
+def _normalises(module: nn.Module | None) -> bool:
+    """Whether it is a batch normalisation by kept statistics, which is a factor and a shift for each channel."""
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
+
+
+def _factor_and_shift(norm: nn.modules.batchnorm._BatchNorm) -> tuple[torch.Tensor, torch.Tensor]:
+    """What batch normalisation in evaluation does to each channel [k]: y = factor * x + shift."""
+    factor = (norm.running_var + norm.eps).rsqrt()
+    factor = factor if norm.weight is None else factor * norm.weight.detach()
+    shift = -norm.running_mean * factor
+    return factor, shift if norm.bias is None else shift + norm.bias.detach()
