@@ -173,7 +173,7 @@ def test_impossible_pairings_are_refused_before_any_work(xaibench, here):
     from PIL import Image
 
     Image.fromarray(np.zeros((64, 64, 3), dtype=np.uint8)).save(images / "0.png")
-    folder = ("dataset=imagefolder", "dataset.root=images")
+    folder = ("dataset=imagefolder", "dataset.root=images", "runner.classes=any")
     (here / "my_net.py").write_text(
         "import torch\n"
         "class Net(torch.nn.Module):\n"

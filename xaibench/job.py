@@ -22,6 +22,7 @@ class Runner:
     device: str = "auto"
     reuse: Literal["missing", "force", "only-cache", "never"] = "missing"
     plan: bool = False
+    classes: Literal["match", "any"] = "match"
     worker: int = 0
 
 

@@ -55,7 +55,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, undisturbed, point, n
     finish(tmp_path)
     assert scores(tmp_path) == undisturbed
     assert shards(tmp_path) | left == shards(tmp_path)
-    assert cache.verify(tmp_path / "cache") == (12, [])
+    assert cache.verify(tmp_path / "cache") == (13, [])  # the shards, and what the probe found
     assert [p for p in (tmp_path / "cache").rglob(".*") if p.is_file()] == []
 
 

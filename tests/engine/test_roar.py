@@ -176,7 +176,7 @@ def test_a_recipe_that_selects_by_validation_masks_that_split_too(xaibench: Call
 
 
 @pytest.mark.parametrize(
-    ("point", "number", "kept"), [("a training kept", 7, 7), ("in the middle of a training", 20, 3)]
+    ("point", "number", "kept"), [("a training kept", 8, 7), ("in the middle of a training", 20, 3)]
 )
 def test_a_killed_run_loses_no_finished_training(tmp_path, point, number, kept):
     undisturbed, killed = make_world(tmp_path / "undisturbed"), make_world(tmp_path / "killed")

@@ -243,7 +243,7 @@ def test_an_image_that_changed_under_its_name_is_noticed(xaibench, here, caplog)
     for number in range(3):
         pixels = np.random.default_rng(number).integers(0, 255, (64, 64, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.bmp")
-    images = ("dataset=imagefolder", "dataset.root=images", "metric.steps=4")
+    images = ("dataset=imagefolder", "dataset.root=images", "metric.steps=4", "runner.classes=any")
     assert xaibench("run", *images)[0] == 0
     Image.fromarray(np.full((64, 64, 3), 9, dtype=np.uint8)).save(folder / "1.bmp")
     assert xaibench("run", *images, "metric.tile=16")[0] == 0
@@ -279,7 +279,8 @@ def test_keys_cover_what_changes_numbers_and_nothing_else(here):
     other = [
         "method=saliency", "metric.tile=4", "metric.sign=absolute", "metric.collapse=max_abs", "seed=1",
         "target=predicted", "output=probability", "dataset.split=validation", "dataset.task=scene",
-        "model.weights=random", "model.mean=[0.4,0.5,0.5]", "model.num_classes=11 model.weights=random",
+        "model.weights=random", "model.mean=[0.4,0.5,0.5]",
+        "model.num_classes=11 model.weights=random runner.classes=any",
     ]  # fmt: skip
     assert {override: key(override) for override in same} == dict.fromkeys(same, reference)
     found = {override: key(*override.split()) for override in other}

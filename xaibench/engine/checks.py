@@ -22,9 +22,24 @@ def check_setting(setting: Setting) -> None:
     first = setting.split.load([0])
     outputs = check_input(network, first.inputs[0], len(dataset.class_names))
     if first.labels.is_floating_point() and outputs > 1:
-        raise UserError(f"dataset={job.dataset} has real labels, {job.model} {outputs} outputs: expected 1")
+        single = "; for its single output set output=raw" if network.adapted.get("two_classes") else ""
+        raise UserError(f"dataset={job.dataset} has real labels, {job.model} {outputs} outputs: expected 1{single}")
+    _check_classes(setting, outputs)
+    if job.selection.filter.min_probability > 0 and not network.has_classes:
+        raise UserError(f"dataset.filter.min_probability: {job.model} returns values, which have no probability")
     if job.target.startswith("fixed:") and int(job.target[6:]) >= outputs:
         raise UserError(f"target={job.target}: {job.model} has classes 0 to {outputs - 1}")
+
+
+def _check_classes(setting: Setting, outputs: int) -> None:
+    """Refuse labels that name other outputs than the network's, where they are what is explained."""
+    job, classes = setting.job, len(setting.dataset.class_names)
+    if job.target != "label" or job.runner.classes == "any" or outputs == 1 or classes in (0, outputs):
+        return
+    raise UserError(
+        f"{job.model} has {outputs} outputs, dataset={job.dataset} {classes} classes: label 0 need not be output 0\n"
+        "name the outputs (dataset.classes=FILE for a folder), set target=predicted, or runner.classes=any if they fit"
+    )
 
 
 def _check_method(setting: Setting, method: Method) -> None:

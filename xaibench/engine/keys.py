@@ -22,13 +22,14 @@ _LOCATION = ("root", "download", "classes", "boxes", "max_box", "path")
 
 def model(classifier: Classifier, state: str = "trained") -> Spec:
     """The network, its weights and what it makes of an image. state: what has become of the classifier's weights."""
-    return {
+    spec = {
         "definition": dict(classifier.definition),
         "weights": classifier.weights_digest,
         "weights_state": classifier.weights_state if state == "trained" else state,
         "preprocessing": asdict(classifier.preprocessing),
         "input_size": list(classifier.input_size),
     }
+    return spec | ({"adapted": dict(classifier.adapted)} if classifier.adapted else {})
 
 
 def data(dataset: Dataset, spec: Mapping[str, Any]) -> Spec:

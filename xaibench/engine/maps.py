@@ -103,7 +103,7 @@ class Maps:
         if self.kept_collapsed is None:
             logits, targets = self.setting.logits_of(samples), batch.targets[:, None]
             columns["logit"] = logits.gather(1, targets)[:, 0].float()
-            columns["probability"] = logits.softmax(-1).gather(1, targets)[:, 0].float()
+            columns["probability"] = self.setting.classifier.probabilities(logits).gather(1, targets)[:, 0].float()
         return {name: tensor.cpu().numpy() for name, tensor in columns.items()}
 
 

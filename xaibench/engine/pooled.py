@@ -49,6 +49,8 @@ class Pooled:
         outputs = self.maps.stage.rows(everything)["logit" if self.setting.network.outputs == 1 else "probability"]
         with self.scores.timed():
             pooled = self.metric.pool(maps, torch.from_numpy(outputs).to(self.setting.device))
+        if not np.isfinite(outputs).all():  # of a network that answers nothing there is nothing to say
+            pooled = {name: torch.full_like(value, torch.nan) for name, value in pooled.items()}
         return {
             "status": np.array([OK]),
             **{name: value.double().cpu().numpy()[None] for name, value in pooled.items()},

@@ -314,6 +314,11 @@ class Trainings:
                 maps = torch.zeros(len(ids), height, width)  # all ties
             else:
                 maps, status = part.collapsed(ids, self._how, self.metric.sign)
+                finite = part.setting.logits_of(ids).isfinite().all(1).cpu().numpy()
+                if not finite.all():
+                    raise XaibenchError(
+                        f"model={self.job.model}: its logits of {(~finite).sum()} of {len(ids)} samples are not finite"
+                    )
                 if (status != OK).any():
                     raise XaibenchError(
                         f"method={self.job.method}: {(status != OK).sum()} of {len(ids)} maps are not finite"

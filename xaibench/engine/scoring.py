@@ -15,7 +15,7 @@ from ..methods.context import Context
 from ..metrics.base import Metric
 from ..metrics.ranking import collapse
 from ..models.classifier import Classifier
-from ..scores.score_files import BOOKKEEPING, OK, Record
+from ..scores.score_files import BOOKKEEPING, NONFINITE_LOGITS, OK, Record
 from . import keys
 from .checks import check, check_setting
 from .maps import Maps
@@ -73,7 +73,7 @@ class PerSample:
         every_maps = (self.maps, *self.others.values())
         above = [stage for maps in every_maps for stage in (*maps.stage.reads, maps.stage)]
         answers = [other.setting.logits for other in self.others.values() if self.metric.reads_other_logits]
-        stages = [*self.setting.reads, *answers, *above, self.fit, self.responses, self.scores]
+        stages = [self.setting.logits, *self.setting.reads, *answers, *above, self.fit, self.responses, self.scores]
         return list(dict.fromkeys(stage for stage in stages if stage is not None))
 
     @property
@@ -95,7 +95,7 @@ class PerSample:
 
     def _reads(self) -> list[Stage | Fit | None]:
         """What scores are made from."""
-        reads: list[Stage | Fit | None] = [*self.setting.reads, self.fit]
+        reads: list[Stage | Fit | None] = [self.setting.logits, *self.setting.reads, self.fit]
         if self._has_responses:
             reads.append(self.responses)
         if self.metric.reads_maps:
@@ -121,6 +121,8 @@ class PerSample:
         for name, other in self.others.items():
             others[name], other_status = other.collapsed(samples, self.how, metric.sign)
             status = np.where(status == OK, other_status, status)
+        finite = setting.logits_of(samples).isfinite().all(1).cpu().numpy()
+        status = np.where(finite, status, NONFINITE_LOGITS)
         columns: Arrays = {"status": status}
         usable = status == OK
         chosen = [sample for sample, good in zip(samples, usable) if good]

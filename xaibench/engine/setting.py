@@ -2,10 +2,12 @@
 
 import dataclasses
 import functools
+import json
 import logging
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +25,7 @@ from ..metrics.base import Metric
 from ..models.classifier import Classifier, predicted
 from ..models.loading import load_classifier, names_file
 from ..models.preprocessing import Preprocessing
+from ..models.probe import PROBE, Findings, adapted, probe
 from ..models.randomise import Randomisation, is_randomised, randomised
 from ..store import provenance
 from ..store.cache import SHARD_SAMPLES, Artefact, canonical
@@ -186,7 +189,24 @@ class Setting:
         )
         automatic = default_batch_size(classifier.input_size, self.device)
         classifier.batch_size = job.runner.batch_size or automatic
-        return Network(classifier)
+        return Network(
+            adapted(classifier, self._probed(classifier), by_recipe=job.model_spec.get("weights") == "recipe")
+        )
+
+    def _probed(self, classifier: Classifier) -> Findings:
+        """What a probe says of the network: once for its weights, kept in the cache."""
+        known = {"definition": dict(classifier.definition), "weights": classifier.weights_digest}
+        spec = {"probe": PROBE, **known, "input_size": list(classifier.input_size)}
+        artefact = Artefact(self.root, "probes", (self.job.model,), spec)
+        arrays = artefact.load_whole("findings")
+        if arrays is not None:
+            return Findings(**json.loads(arrays["findings"].tobytes()))
+        findings = probe(classifier)
+        if findings.outputs and not (self.job.runner.plan or self.only_cache):
+            artefact.create(self.made_by())
+            text = json.dumps(asdict(findings)).encode()
+            artefact.save_whole("findings", {"findings": np.frombuffer(text, dtype=np.uint8)})
+        return findings
 
     # ---- the data ------------------------------------------------------------------------------------------------
 
@@ -263,11 +283,14 @@ class Setting:
                 self.logits.fill(block)
             logits, batch = self.logits_of(block), self.load(block)
             correct = (predicted(logits) == batch.labels).tolist()
-            probability = logits.softmax(-1).gather(1, batch.targets[:, None])[:, 0].tolist()
-            for sample, is_correct, p in zip(block, correct, probability):
+            finite = logits.isfinite().all(-1).tolist()
+            probability = self.classifier.probabilities(logits).gather(1, batch.targets[:, None])[:, 0].tolist()
+            for sample, is_finite, is_correct, p in zip(block, finite, correct, probability):
                 if len(kept) == limit:
                     return kept, passed_over
-                if wanted.correct and not is_correct:
+                if not is_finite:
+                    passed_over["logits not finite"] = passed_over.get("logits not finite", 0) + 1
+                elif wanted.correct and not is_correct:
                     passed_over["not correct"] += 1
                 elif p < wanted.min_probability:
                     passed_over["probability too low"] += 1

@@ -12,6 +12,7 @@ from ..errors import Refusal, UserError, nearest
 from .preprocessing import Preprocessing
 
 OUTPUTS = ("logit", "probability", "raw")
+RETURNS = ("logits", "probabilities", "log_probabilities", "values")
 
 
 def predicted(logits: torch.Tensor) -> torch.Tensor:
@@ -32,7 +33,9 @@ class Classifier:
     layers: alias -> module path, such as {"last_conv": "features"}.
     definition: canonical description of the architecture (class and arguments), part of every key.
     weights_digest, weights_state: identity of the parameters; state `trained` or a randomisation (see DESIGN).
-    output: what is explained: the `logit`, the softmax `probability`, or `raw` for a single-output network.
+    returns: what the network returns, as its configuration says: one of RETURNS; None to have it found (`probe`).
+    adapted: what `probe.adapted` has put around the network; `two_classes` is among it for a single logit.
+    output: what is explained: the `logit`, the `probability`, or `raw` for a single-output network.
     batch_size: most inputs per call of the network. It bounds memory and never changes a number.
     """
 
@@ -45,12 +48,16 @@ class Classifier:
     definition: Mapping[str, Any] = field(default_factory=dict)
     weights_digest: str = ""
     weights_state: str = "trained"
+    returns: str | None = None
+    adapted: Mapping[str, Any] = field(default_factory=dict)
     output: str = "logit"
     batch_size: int = 32
 
     def __post_init__(self) -> None:
         if self.output not in OUTPUTS:
             raise UserError(f"output={self.output}: {nearest(self.output, OUTPUTS)}")
+        if self.returns is not None and self.returns not in RETURNS:
+            raise UserError(f"model.returns={self.returns}: {nearest(self.returns, RETURNS)}")
         if self.batch_size < 1:
             raise UserError(f"batch_size={self.batch_size}: expected at least 1")
         self.module.eval()
@@ -63,6 +70,11 @@ class Classifier:
     @property
     def dtype(self) -> torch.dtype:
         return next(self.module.parameters(), torch.empty(0)).dtype
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether its outputs are logits of classes, which have probabilities, and not values."""
+        return self.output != "raw" and self.returns != "values"
 
     @property
     def outputs(self) -> int:
@@ -101,8 +113,19 @@ class Classifier:
         output = output or self.output
         if output == "accuracy":
             return (logits.argmax(-1) == targets).to(logits)
-        values = logits.softmax(-1) if output == "probability" else logits
+        values = self.probabilities(logits) if output == "probability" else logits
         return values.gather(1, targets.view(-1, 1)).squeeze(1)
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """The softmax of logits [...,K]; for a network of one logit f, whose logits are -f and f, the sigmoids of both.
+
+        For a network that returns values it is meaningless.
+        """
+        return self.softmax_logits(logits).softmax(-1)
+
+    def softmax_logits(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits [...,K] as a softmax or a cross-entropy takes them, see `probabilities`."""
+        return logits / 2 if self.adapted.get("two_classes") else logits
 
     @torch.no_grad()
     def logits(self, inputs: torch.Tensor) -> torch.Tensor:

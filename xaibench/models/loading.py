@@ -14,7 +14,7 @@ from .classifier import Classifier
 from .digest import weights_digest
 from .preprocessing import Preprocessing
 
-RESERVED = ("weights", "mean", "std", "resize", "crop", "interpolation", "input_size", "layers", "recipe")
+RESERVED = ("weights", "mean", "std", "resize", "crop", "interpolation", "input_size", "layers", "recipe", "returns")
 BUNDLED = Path(__file__).parent / "checkpoints"
 AUTO = "auto"
 TORCHVISION = "xaibench.models.torchvision_nets.torchvision_net"  # its frozen name
@@ -40,6 +40,8 @@ def load_classifier(
         input_size: [C,H,W]. Absent, null or `auto`: from mean and crop.
         layers: alias -> module path. `auto`: `last_conv` of a torchvision network.
         recipe: how to train it (read by `xaibench train`).
+        returns: what it returns, if that is no logits: `probabilities`, `log_probabilities`, or `values` of a
+            regressor; `logits` to have it believed without a look. Absent: `probe` looks.
     trained: returns the safetensors file that the recipe made; called only for `weights: recipe`.
     Raises UserError for whatever does not fit together.
     """
@@ -70,6 +72,7 @@ def load_classifier(
         definition=definition,
         weights_digest=weights_digest(module.state_dict(), definition),
         weights_state="random:0" if "weights" in spec and state is None else "trained",
+        returns=spec.get("returns"),
         output=output,
         batch_size=batch_size,
     )

@@ -199,6 +199,8 @@ def _pictures(cell: Cell, maps: Artefact, samples: Sequence[int], rows: Mapping[
     if len(found.samples) < len(samples):
         raise Absent(f"{cell.card['model']}: {replies.folder} lacks what the network answers; run again.")
     logits = torch.from_numpy(found.arrays["logits"])
+    if maps.spec["model"].get("adapted", {}).get("two_classes"):
+        logits = logits / 2  # as `Classifier.softmax_logits`
     values = preprocessing.denormalise(batch.inputs).clamp(0, 1).mul(255).round().byte()
     pixels = values.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
     answers = zip(logits, batch.labels.tolist(), rows["target"].tolist())
@@ -216,7 +218,11 @@ def _said(
         return f"{label:g}", f"{logits.item():.3g}", None, "the output", None
     probabilities = logits.softmax(0)
     best = int(probabilities.argmax())
-    return names[int(label)], names[best], float(probabilities[best]), names[target], float(probabilities[target])
+
+    def name(index: int) -> str:
+        return names[index] if index < len(names) else str(index)
+
+    return name(int(label)), name(best), float(probabilities[best]), name(target), float(probabilities[target])
 
 
 def _dataset(config: Mapping[str, Any]) -> Dataset:

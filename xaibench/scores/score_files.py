@@ -15,8 +15,8 @@ from ..store.cache import SCHEMA, digest, pack, safe_name
 from ..store.files import write_atomically
 
 # Statuses of a sample. In HDF5 they are these numbers, in CSV the words of STATUS.
-OK, NONFINITE_MAP = 0, 1
-STATUS = {OK: "ok", NONFINITE_MAP: "nonfinite_map"}
+OK, NONFINITE_MAP, NONFINITE_LOGITS = 0, 1, 2
+STATUS = {OK: "ok", NONFINITE_MAP: "nonfinite_map", NONFINITE_LOGITS: "nonfinite_logits"}
 UNDEFINED = "undefined"
 COLUMNS = ("schema", "model", "dataset", "method", "metric", "statistic", "x", "sample", "repeat", "status", "value")
 # Columns of an artefact that are not what it is about.

@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 from .files import aside_name, remove_leftovers, write_atomically, write_error, write_synced
 
 SCHEMA = 1
-KINDS = ("maps", "responses", "scores", "fits", "weights", "trainings")
+KINDS = ("maps", "responses", "scores", "fits", "weights", "trainings", "probes")
 SHARD_SAMPLES = 64
 _USER_BLOCK = 512
 _MARK = b"xaibench shard sha256="

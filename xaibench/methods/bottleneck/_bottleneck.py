@@ -159,7 +159,7 @@ def prediction_losses(
     output without noise.
     """
     if name == "cross_entropy":
-        return F.cross_entropy(logits, targets, reduction="none")
+        return F.cross_entropy(classifier.softmax_logits(logits), targets, reduction="none")
     output = classifier.select(logits, targets, "raw")
     return -(output**2) if name == "maximisation" else (output - goal) ** 2
 

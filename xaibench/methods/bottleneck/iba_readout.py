@@ -148,7 +148,8 @@ class IBAReadout(Masking, Fitted):
         with torch.no_grad():
             features = cut.before(inputs)
         z = bottleneck.sample(noise, 1, [generator] * len(inputs))
-        prediction = F.cross_entropy(cut.behind(z, features), targets, reduction="sum")
+        logits = classifier.softmax_logits(cut.behind(z, features))
+        prediction = F.cross_entropy(logits, targets, reduction="sum")
         return prediction + self.beta * bottleneck.information(noise).flatten(1).mean(1).sum()
 
     @property

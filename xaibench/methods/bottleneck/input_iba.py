@@ -221,7 +221,8 @@ class InputIBA(Optimisation, Fitted):
                 bottleneck = self.bottleneck(images, learned)
 
                 def losses(z: torch.Tensor, copies: int, labels=targets[solution.rows]) -> torch.Tensor:
-                    return F.cross_entropy(classifier.module(z), labels.repeat_interleave(copies), reduction="none")
+                    logits = classifier.softmax_logits(classifier.module(z))
+                    return F.cross_entropy(logits, labels.repeat_interleave(copies), reduction="none")
 
                 alpha = find_mask(bottleneck, losses, self, draws, classifier.batch_size)
             mask = alpha.sigmoid() if self.map == "unsmoothed" else 1 - noise_share(alpha, self.smoothing)

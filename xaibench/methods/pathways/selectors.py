@@ -235,7 +235,8 @@ class RoutedPath(Pathway):
         for _ in range(self.steps):
             with torch.enable_grad(), altered(classifier.module, gated):
                 answers = classifier.module(inputs)
-                losses = functional.cross_entropy(answers, logits.softmax(1), reduction="none")
+                wanted = classifier.probabilities(logits)
+                losses = functional.cross_entropy(classifier.softmax_logits(answers), wanted, reduction="none")
                 losses = losses + gamma * sum(gate.abs().flatten(1).sum(1) for gate in gates)
             better = (answers.argmax(1) == logits.argmax(1)) & (losses < best_loss)
             best_loss = torch.where(better, losses.detach(), best_loss)

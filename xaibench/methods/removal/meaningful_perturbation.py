@@ -59,7 +59,7 @@ class MeaningfulPerturbation(Method):
         self.steps, self.learning_rate, self.jitter = steps, learning_rate, jitter
 
     def check(self, classifier: Classifier) -> None:
-        if classifier.output == "raw" or classifier.outputs == 1:
+        if not classifier.has_classes or classifier.outputs == 1:
             raise Refusal(f"meaningful_perturbation lowers a class's probability, {classifier.name} has none")
         _, height, width = classifier.input_size
         if max(height, width) <= self.spacing:

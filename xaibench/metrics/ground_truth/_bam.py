@@ -43,7 +43,7 @@ class BAM(Metric):
         return self.statistics[0].name
 
     def check(self, classifier: Classifier) -> None:
-        if classifier.output == "raw":
+        if not classifier.has_classes:
             raise Refusal(f"{self.name} needs classes that the network may get right, {classifier.name} has none")
 
     def check_data(self, dataset: Dataset) -> None:

@@ -55,7 +55,7 @@ class GridPointingGame(Metric):
         self.grid, self.collapse = grid, collapse
 
     def check(self, classifier: Classifier) -> None:
-        if classifier.output == "raw":
+        if not classifier.has_classes:
             raise Refusal(f"grid_pointing_game: {classifier.name} has no classes to find in a mosaic")
         if min(classifier.input_size[1:]) < self.grid:
             raise Refusal(f"grid={self.grid}: more cells than pixels on a side of {classifier.name}'s input")

@@ -146,8 +146,10 @@ class PathMetric(Metric):
 
 def check_output(output: str, classifier: Classifier) -> None:
     """Raise Refusal where a network has no classes, of which the output is one's probability or the like."""
-    if output != "logit" and classifier.output == "raw":
-        raise Refusal(f"metric.output={output}: {classifier.name} has no classes, hence no {output}: set output=logit")
+    if output != "logit" and not classifier.has_classes:
+        said = f"metric.output={output}: {classifier.name} has no classes, hence no {output}: set metric.output=logit"
+        hint = ", or for the logit of two classes output=logit" if classifier.output == "raw" else ""
+        raise Refusal(said + hint)
 
 
 def _imputation_noise(

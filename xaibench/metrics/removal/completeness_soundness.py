@@ -65,7 +65,7 @@ class CompletenessSoundness(Metric):
         self.statistics = self._statistics(labels)
 
     def check(self, classifier: Classifier) -> None:
-        if classifier.output == "raw":
+        if not classifier.has_classes:
             raise Refusal(f"completeness_soundness: {classifier.name} has no classes, hence no probabilities")
         classes = classifier.outputs
         if self.labels is not None and self.labels > classes:
@@ -91,8 +91,8 @@ class CompletenessSoundness(Metric):
         empty = self.removal.everything(classifier, batch, draws)
         return {
             **draws,
-            "clean": classifier.logits(batch.inputs).softmax(-1),
-            "empty": classifier.logits(empty).softmax(-1),
+            "clean": classifier.probabilities(classifier.logits(batch.inputs)),
+            "empty": classifier.probabilities(classifier.logits(empty)),
         }
 
     def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor, context: Context) -> Columns:

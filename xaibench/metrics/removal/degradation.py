@@ -69,7 +69,7 @@ class Degradation(PathMetric):
     def respond(self, classifier: Classifier, batch: Batch, context: Context) -> dict[str, torch.Tensor]:
         """clean: the target's output on the original; top1: the largest; degraded: the target's on the fill."""
         logits = classifier.logits(batch.inputs)
-        outputs = logits.softmax(-1) if self.output == "probability" else logits
+        outputs = classifier.probabilities(logits) if self.output == "probability" else logits
         draws = self.removal.draw(context.generators)
         fills = self.removal.everything(classifier, batch, draws)
         return {

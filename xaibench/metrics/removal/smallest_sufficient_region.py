@@ -58,7 +58,7 @@ class SmallestSufficientRegion(Metric):
         self.collapse, self.sign = collapse, sign
 
     def check(self, classifier: Classifier) -> None:
-        if classifier.output == "raw":
+        if not classifier.has_classes:
             raise Refusal(f"smallest_sufficient_region: {classifier.name} has no classes, hence no probability")
 
     def cost(self, classifier: Classifier) -> tuple[int, int]:

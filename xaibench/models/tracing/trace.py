@@ -56,7 +56,7 @@ ROUTES = (
     nn.PixelUnshuffle, nn.ChannelShuffle, nn.UpsamplingNearest2d,
     functional.dropout, functional.dropout2d, functional.pad, torch.flatten, torch.reshape, torch.squeeze,
     torch.unsqueeze, torch.transpose, torch.permute, torch.cat, torch.concat, operator.getitem, "flatten", "view",
-    "reshape", "squeeze", "unsqueeze", "transpose", "permute", "contiguous",
+    "reshape", "squeeze", "unsqueeze", "transpose", "permute", "contiguous", "clone",
 )  # fmt: skip
 KINDS = {operation: kind for kind, operations in
          ((Elementwise, ELEMENTWISE), (Activation, ACTIVATIONS), (Maximum, MAXIMA), (Average, AVERAGES),
