@@ -19,6 +19,8 @@ memory    (Linux, CPU) For each number of samples processes of their own: the pe
           in some runs than in others, and once returning every large block when it is freed.
 cascade   The runner's maps under k randomised networks over k times the bare maps of the same images.
 trainings ROAR's trainings per hour, one by one and stacked.
+probes    What the look at a network before it is believed takes of a first run of 50 samples (target: 0.05), and
+          whether a second run asks it anything.
 rendering Two4Two's images drawn together over the same ones drawn one by one, and the minutes that 10 000 take (target:
           3, of 64 pixels).
 
@@ -62,6 +64,7 @@ from xaibench.metrics.ranking import collapse
 from xaibench.metrics.removal._perturbation import Removal
 from xaibench.models.classifier import Classifier
 from xaibench.models.loading import load_classifier
+from xaibench.models.probe import probe
 from xaibench.models.recipe import train
 from xaibench.models.stacked import train_stacked
 from xaibench.rng import sample_generators
@@ -75,6 +78,8 @@ PASSES = 100
 SHARING = ("sensitivity_n", "infidelity")
 SHARING_METHODS = 10
 SHARING_TARGET = 1.3
+
+PROBE_TARGET = 0.05
 
 MEMORY_TARGET = 1.10
 MEMORY_SAMPLES = (100, 1000)
@@ -393,6 +398,27 @@ def cascade(options: argparse.Namespace) -> list[Table]:
     return [table]
 
 
+def probes(options: argparse.Namespace, samples: int = 50) -> list[Table]:
+    columns = ("model", "probe ms", "first run s", "share", "quartiles", "target", "asked in a second run")
+    table = Table(*columns, title=f"the probe beside a first run of gradient under degradation, {samples} samples")
+    for model in options.models:
+        print(f"{model} probes ...", file=sys.stderr)
+        classifier, found, asked = classifier_of(model, options), [], 0
+        for _ in range(options.pairs):
+            with tempfile.TemporaryDirectory() as folder:
+                job = job_of(model, "degradation", samples, folder, [])
+                shares = seconds(lambda network=classifier: probe(network)), seconds(lambda job=job: run(job))
+                found.append(shares)
+                before = list(Path(folder).rglob("findings.h5"))
+                stamp = [path.stat().st_mtime_ns for path in before]
+                run(job)
+                asked += [path.stat().st_mtime_ns for path in Path(folder).rglob("findings.h5")] != stamp
+        times = [statistics.median(values) for values in zip(*found)]
+        row = [f"{1e3 * times[0]:.1f}", f"{times[1]:.1f}", *ratio_of(found, PROBE_TARGET)]
+        table.add_row(model, *row, "no" if not asked else f"{asked} times")
+    return [table]
+
+
 def trainings(options: argparse.Namespace, networks: int = 4, images: int = 256) -> list[Table]:
     columns = ("model", "trained", "seconds each", "trainings per hour")
     table = Table(*columns, title=f"ROAR's trainings: an epoch of {images} images, {networks} networks")
@@ -462,7 +488,7 @@ def job_of(model: str, metric: str, samples: int, folder: str, overrides: list[s
     """A run on shapes with maps of `gradient` and random weights that leaves nothing behind."""
     names = [f"model={model}", "model.weights=random", "method=gradient", f"metric={metric}"]
     rest = [f"dataset.limit={samples}", f"paths.cache={folder}/cache", f"paths.results={folder}/results"]
-    return compose_job([*names, *rest, "runner.device=cpu", *overrides])
+    return compose_job([*names, *rest, "runner.device=cpu", "runner.classes=any", *overrides])
 
 
 def pairs(
@@ -502,6 +528,7 @@ TABLES: dict[str, Callable[[argparse.Namespace], list[Table]]] = {
     "memory": memory,
     "cascade": cascade,
     "trainings": trainings,
+    "probes": probes,
     "rendering": rendering,
 }
 
