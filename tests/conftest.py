@@ -32,6 +32,12 @@ def pytest_configure() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _memo(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What is remembered of files stays out of the home."""
+    os.environ["XAIBENCH_MEMO"] = str(tmp_path_factory.mktemp("memo"))
+
+
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory."""

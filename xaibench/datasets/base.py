@@ -2,9 +2,10 @@
 
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
@@ -33,13 +34,15 @@ class Dataset(ABC):
     same data (for what is fitted or retrained) is the same yaml with another `split`.
 
     class_names: one per label.
-    fingerprint: what identifies the content, such as a digest of the file listing or of the generator's version.
+    fingerprint: what identifies the content, such as a digest of the files or of the generator's version.
+    left_out: what lies beside the samples and is none, as plain data for the score card: by kind, how many or which.
     has_masks: whether every example carries a ground-truth mask.
     graded_masks: whether these say how much each pixel matters, instead of marking a region.
     """
 
     class_names: tuple[str, ...] = ()
     fingerprint: str = ""
+    left_out: Mapping[str, Any] = {}
     has_masks: bool = False
     graded_masks: bool = False
 

@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from torchvision import datasets
+from torchvision.datasets import imagenet
 
-from ..errors import UserError, first_line
+from ..errors import UserError, first_line, nearest
 from ..store.files import existing, fingerprint
+from ..store.memo import contents
+from . import pictures
 from .base import Dataset, Example
+from .pictures import PictureFolder
 
 Split = Literal["train", "validation", "test"]
 
@@ -34,7 +38,8 @@ class _TrainAndTest(Dataset):
         tail = total - self.held_out
         self._ids = {"train": range(tail), "validation": range(tail, total), "test": range(total)}[split]
         self.class_names = tuple(self._data.classes)
-        self.fingerprint = fingerprint(Path(root), Path(root).glob(self.files), self.source.__name__, split)
+        files = contents(Path(root), sorted(Path(root).glob(self.files)))
+        self.fingerprint = fingerprint(files, self.source.__name__, split)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -83,29 +88,45 @@ class CIFAR10(_TrainAndTest):
     source, files, held_out = datasets.CIFAR10, "cifar-10-batches-py/*_batch*", 5000
 
 
-class ImageNet(Dataset):
+class ImageNet(PictureFolder):
     """ImageNet's 2012 challenge: `root` holds the archives that the user got from image-net.org, or torchvision's
-    folders made from them (`train`, `val`, `meta.bin`).
+    folders made from them (`train`, `val`, `meta.bin`), which `pictures` lists and decodes.
 
     split: `validation` is the official one; the test labels are not public, and `test` is refused.
-    Raises UserError if the files are not there.
+    unreadable: as of `imagefolder.ImageFolder`.
+    Raises UserError if the files are not there, and for a folder that is none of the classes.
     """
 
-    def __init__(self, root: str = "data", split: Split = "validation") -> None:
+    def __init__(
+        self, root: str = "data", split: Split = "validation", unreadable: pictures.Unreadable = "refuse"
+    ) -> None:
         if split == "test":
             raise UserError("dataset.split=test: ImageNet's test labels are not public, use dataset.split=validation")
         folder = existing(root, "dataset.root")
         try:
-            self._data = datasets.ImageNet(folder, split="val" if split == "validation" else "train")
+            names = _names_of_imagenet(folder, split)
         except (RuntimeError, OSError) as error:
             raise UserError(f"dataset.root={root}: {first_line(error)}") from error
-        self.class_names = tuple(names[0] for names in self._data.classes)
-        files = (Path(path) for path, _ in self._data.samples)
-        self.fingerprint = fingerprint(folder, files, "ImageNet", split)
+        split_folder = folder / ("val" if split == "validation" else "train")
+        listing = pictures.listing(split_folder, unreadable=unreadable)
+        pictures.warn(split_folder, listing)
+        if unknown := [wnid for wnid in listing.classes if wnid not in names]:
+            raise UserError(
+                f"dataset.root={root}: the folder {split_folder / unknown[0]} is no class of ImageNet\n"
+                f"remove it, or use dataset=imagefolder: {nearest(unknown[0], names)}"
+            )
+        self.class_names = tuple(names[wnid][0] for wnid in listing.classes)
+        super().__init__(split_folder, [(str(path), label) for path, label in listing.files], listing.left_out)
+        unread = sorted(listing.left_out.get("unreadable", ()))
+        self.fingerprint = fingerprint(self._digests, "ImageNet", pictures.VERSION, split, listing.classes, unread)
 
-    def __len__(self) -> int:
-        return len(self._data)
 
-    def __getitem__(self, index: int) -> Example:
-        image, label = self._data[index]
-        return Example(image, label)
+def _names_of_imagenet(folder: Path, split: Split) -> dict[str, tuple[str, ...]]:
+    """The names of each class by its wnid; archives are unpacked where their folders are missing, by torchvision."""
+    if not (folder / imagenet.META_FILE).is_file():
+        imagenet.parse_devkit_archive(folder)
+    if split == "train" and not (folder / "train").is_dir():
+        imagenet.parse_train_archive(folder)
+    if split == "validation" and not (folder / "val").is_dir():
+        imagenet.parse_val_archive(folder)
+    return imagenet.load_meta_file(folder)[0]

@@ -16,8 +16,8 @@ from ..models.classifier import Classifier
 
 Spec = dict[str, Any]
 
-# Where data lies and how it got there is not what it is: the fingerprint covers the content.
-_LOCATION = ("root", "download", "classes", "boxes", "max_box", "path")
+# Where data lies, how it got there and what was chosen of it is not what it is: the fingerprint covers the content.
+_LOCATION = ("root", "download", "classes", "boxes", "max_box", "sort", "unreadable", "path")
 
 
 def model(classifier: Classifier, state: str = "trained") -> Spec:

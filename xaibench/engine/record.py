@@ -93,6 +93,7 @@ def record(
             "device": str(setting.device),
             "threads": torch.get_num_threads(),
             "x_label": metric.x_label,
+            "left_out": dict(setting.dataset.left_out),
             "config": job.config,
             "command": job.command,
         },

@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import uuid
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import CacheError, UserError, nearest
@@ -25,10 +25,9 @@ def existing(path: str | Path, where: str) -> Path:
     raise UserError(f"{where}={path}: there is no '{missing.name}' in {missing.parent.absolute()}\n{near}".rstrip())
 
 
-def fingerprint(root: Path, files: Iterable[Path], *identity: object) -> str:
-    """sha256 over the sorted (path relative to root, size) of files, and over what else makes up the identity."""
-    listing = sorted((path.relative_to(root).as_posix(), path.stat().st_size) for path in files)
-    return hashlib.sha256(json.dumps([*identity, listing]).encode()).hexdigest()
+def fingerprint(contents: Mapping[str, str], *identity: object) -> str:
+    """sha256 over files, each by its path and the digest of its content (`memo.contents`), and what else identifies."""
+    return hashlib.sha256(json.dumps([*identity, sorted(contents.items())]).encode()).hexdigest()
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
