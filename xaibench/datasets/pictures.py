@@ -239,7 +239,7 @@ def _unreadable(folder: Path, files: Sequence[Path]) -> dict[Path, str]:
 def _reason(error: Exception) -> str:
     # Pillow's own text names an address in memory.
     known = not isinstance(error, UnidentifiedImageError)
-    return first_line(error) if known else "it is empty or of a format that Pillow does not know"
+    return first_line(error) if known else "it is empty, damaged or of a format that Pillow does not know"
 
 
 # ---- pixels ----------------------------------------------------------------------------------------------------------
