@@ -237,17 +237,32 @@ def test_the_target_is_what_is_explained(here, target):
     np.testing.assert_allclose(maps["maps"], gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_an_image_that_changed_under_its_name_is_noticed(xaibench, here, caplog):
-    folder = here / "images" / "a"
-    folder.mkdir(parents=True)
+def test_an_image_that_changed_under_its_name_is_noticed(xaibench, here):
+    """In a data set of the user's, whose fingerprint says nothing of the content (that of a folder of images does)."""
+    (here / "images").mkdir()
+    (here / "bitmaps.py").write_text(
+        "from PIL import Image\n"
+        "from xaibench.datasets.base import Dataset, Example\n"
+        "class Bitmaps(Dataset):\n"
+        "    fingerprint = 'bitmaps'\n"
+        "    class_names = ('a',)\n"
+        "    def __init__(self, split: str = 'test'): pass\n"
+        "    def __len__(self): return 3\n"
+        "    def __getitem__(self, index): return Example(Image.open(f'images/{index}.bmp'), 0)\n"
+    )
+    (here / "conf" / "dataset").mkdir(parents=True)
+    (here / "conf" / "dataset" / "bitmaps.yaml").write_text(
+        "# Bitmaps.\n_target_: bitmaps.Bitmaps\nsplit: test\nlimit: null\nseed: 0\n"
+        "filter: {correct: false, min_probability: 0.0}\n"
+    )
     for number in range(3):
         pixels = np.random.default_rng(number).integers(0, 255, (64, 64, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.bmp")
-    images = ("dataset=imagefolder", "dataset.root=images", "metric.steps=4", "runner.classes=any")
+        Image.fromarray(pixels).save(here / "images" / f"{number}.bmp")
+    images = ("--config-dir", "conf", "dataset=bitmaps", "metric.steps=4", "runner.classes=any")
     assert xaibench("run", *images)[0] == 0
-    Image.fromarray(np.full((64, 64, 3), 9, dtype=np.uint8)).save(folder / "1.bmp")
-    assert xaibench("run", *images, "metric.tile=16")[0] == 0
-    assert "1 inputs have changed since their maps" in caplog.text
+    Image.fromarray(np.full((64, 64, 3), 9, dtype=np.uint8)).save(here / "images" / "1.bmp")
+    code, _, said = xaibench("run", *images, "metric.tile=16")
+    assert code == 0 and "1 inputs have changed since their maps" in said
     assert xaibench("run", *images, "metric.tile=16", "paths.cache=fresh", "paths.results=fresh")[0] == 0
     (found,) = (p.read_bytes() for p in here.glob("fresh/scores/*/*/*/*.csv"))
     assert found in [p.read_bytes() for p in here.glob("results/scores/*/*/*/*.csv")]
