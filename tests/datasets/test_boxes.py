@@ -244,7 +244,8 @@ def test_inverted_corners_in_xml(root, annotate):
 
 def test_from_the_command_line(xaibench, root, table):
     """Without boxes the pairing is refused; under them the oracle is perfect, on the images that are left."""
-    common = ["run", "dataset=imagefolder", f"dataset.root={root}", "method=oracle", "metric=rank_accuracy"]
+    folder = ("dataset=imagefolder", f"dataset.root={root}", "runner.classes=any")
+    common = ["run", *folder, "method=oracle", "metric=rank_accuracy"]
     common += ["model.resize=64", "model.crop=64"]
     code, _, error = xaibench(*common)
     assert code == 2 and "needs ground-truth masks" in error

@@ -338,7 +338,8 @@ def test_the_identity_is_the_content(photos):
     assert ImageFolder(str(photos)).fingerprint == first.fingerprint and first[0].image.size == (64, 64)
 
 
-RUN = ("run", "dataset=imagefolder", "dataset.root=photos", "method=gradient", "metric=sparseness")
+FOLDER = ("dataset=imagefolder", "dataset.root=photos", "runner.classes=any")
+RUN = ("run", *FOLDER, "method=gradient", "metric=sparseness")
 
 
 def scores(folder):
