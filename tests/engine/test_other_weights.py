@@ -201,6 +201,41 @@ def test_random_maps_are_kept_collapsed_and_read_the_same(here):
             assert torch.equal(kept, collapse(whole, cell.how, sign))
 
 
+def test_a_sign_that_is_the_logits_acquits_no_rule(here, xaibench):
+    """The z+ rule fails the check alike, started at the logit or at 1; so do rules that forget what lies above them,
+    beside gradients. Without the negative map they would pass, by the sign of random logits."""
+    methods = ("lrp_zplus", "excitation_bp", "dtd", "rap", "saliency", "deeplift")
+    settings = ["metric=parameter_randomization", "metric.blocks=4", "metric.seeds=2", "dataset.limit=5"]
+    code, _, said = xaibench("run", "-m", *settings, f"method={','.join(methods)}")
+    assert code == 0, said
+    found, cards = {}, {}
+    for path in here.glob("results/scores/*/*/parameter_randomization/*.csv"):
+        rows = pd.read_csv(path)
+        method = path.name.partition("-")[0]
+        found[method] = rows[rows["sample"] >= 0].groupby("statistic")["value"].mean()
+        cards[method] = json.loads(path.with_suffix(".json").read_text())["sign_of_logit"]
+    assert abs(found["lrp_zplus"]["ssim"] - found["excitation_bp"]["ssim"]) < 1e-3
+    for method in ("lrp_zplus", "dtd", "rap"):
+        assert found[method]["ssim"] > max(found["saliency"]["ssim"], found["deeplift"]["ssim"]) + 0.1
+        assert found[method]["ssim_signed"] < found[method]["ssim_either_sign"] - 0.2
+        assert found[method]["flipped"] == 1 and cards[method] is True
+    assert found["deeplift"]["ssim"] == found["deeplift"]["ssim_signed"] < found["deeplift"]["ssim_either_sign"]
+    assert found["deeplift"]["flipped"] == 0 and cards["deeplift"] is False
+
+
+def test_a_method_that_says_nothing_of_its_sign_is_marked_so(here, xaibench):
+    (here / "mine.py").write_text("class Mine:\n    def attribute(self, classifier, inputs, targets, context):\n"
+                                  "        return classifier.gradient(inputs, targets)\n")  # fmt: skip
+    (here / "conf" / "method").mkdir(parents=True)
+    (here / "conf" / "method" / "mine.yaml").write_text("# Mine.\n_target_: mine.Mine\n")
+    code, _, said = xaibench("run", "--config-dir=conf", "method=mine", "metric=class_sensitivity", "dataset.limit=2")
+    assert code == 0, said
+    (path,) = here.glob("results/scores/*/*/class_sensitivity/*.json")
+    assert json.loads(path.read_text())["sign_of_logit"] == "undeclared"
+    rows = pd.read_csv(path.with_suffix(".csv"))
+    assert (rows[rows["statistic"] == "flipped"]["value"] == 0).all()
+
+
 def test_the_rows_and_the_card_say_what_was_compared(here, xaibench):
     code, _, said = xaibench("run", *RANDOM, "method=gradient")
     assert code == 0, said

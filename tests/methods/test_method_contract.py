@@ -8,7 +8,7 @@ import torch
 
 from tests.methods.helpers import YAMLS, settings
 from tests.methods.helpers import samples as images
-from tests.methods.nets import SIZE, FullyConnected, Pooled, VGGLike, classifier, photographs
+from tests.methods.nets import SIZE, FullyConnected, Pooled, VGGLike, classifier, photographs, seeded
 from xaibench.build import build, locate
 from xaibench.methods.base import Fitted
 from xaibench.methods.bridges.captum import Captum
@@ -32,6 +32,39 @@ DIRECT = [name for name in NAMES if not issubclass(locate(settings(name)["_targe
 # Modified backpropagation and full DTD run the steps of a network, not its module.
 STAGES = Pathway | GuidedGradCAM | Captum | ExtremalPerturbation | MeaningfulPerturbation | ModifiedBackprop | FullDTD
 STAGED = [name for name in DIRECT if issubclass(locate(settings(name)["_target_"], "method"), STAGES)]
+
+
+# Those whose maps turn their sign with the explained logit; the others' do not.
+BY_SIGN = {
+    "lrp_alphabeta", "lrp_cmp", "lrp_flat", "lrp_gamma", "lrp_wsquare", "lrp_zplus", "dtd", "dtd_full",
+    "dtd_train_free",
+    "rap", "pattern_net", "pattern_attribution",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "precomputed"])
+def test_every_method_declares_whether_the_logit_turns_its_sign(name, make):
+    assert make(name).sign_of_logit is (name in BY_SIGN)
+
+
+@pytest.mark.parametrize("name", ["lrp_zplus", "lrp_alphabeta", "lrp_wsquare", "lrp_flat", "dtd", "rap", "lrp_zero"])
+def test_a_logit_pushed_below_zero_turns_the_whole_map(name, make):
+    """By the bias of the last layer alone, so that nothing else changes: the map is the same, times a negative number;
+    of LRP-z with its bias it is the same."""
+    network, method = classifier(VGGLike()), make(name)
+    inputs, targets = seeded(2).clamp(-2, 2), torch.tensor([1, 1])
+    maps = []
+    for bias in (50.0, -50.0):
+        with torch.no_grad():
+            network.module.head[-1].bias.fill_(bias)
+        maps.append(method.attribute(network, inputs, targets, Context(sample_generators(0, "maps", range(2)))))
+    if not method.sign_of_logit:
+        torch.testing.assert_close(maps[1], maps[0], rtol=1e-6, atol=1e-9)
+        return
+    for above, below in zip(*maps):
+        factor = (above * below).sum() / (above * above).sum()
+        assert factor < 0
+        torch.testing.assert_close(below, factor * above, rtol=1e-6, atol=1e-9 * float(below.abs().max()))
 
 
 def net_for(name):

@@ -8,7 +8,7 @@ from skimage.feature import hog
 from skimage.metrics import structural_similarity
 
 from xaibench.metrics.randomisation.class_sensitivity import ClassSensitivity
-from xaibench.metrics.similarity import FLOORS, MEASURES, pearson, ssim
+from xaibench.metrics.similarity import EITHER, FLOORS, MEASURES, pearson, ssim
 from xaibench.rng import sample_generators
 
 
@@ -43,7 +43,7 @@ def test_ssim_equals_scikit_image(pairs, window, data_range):
 def test_measures_equal_scikit_image_and_scipy(pairs, clip, scaling, data_range):
     a, b = pairs
     found = metric(clip=clip, scaling=scaling, data_range=data_range).similarities(a, b)
-    assert set(found) == set(MEASURES)
+    assert set(found) == {*MEASURES, *EITHER}
     for i, (x, y) in enumerate(zip(a.double().numpy(), b.double().numpy())):
         p, q = (scaled_by_numpy(values, clip, scaling) for values in (x, y))
         expected = {
@@ -70,6 +70,17 @@ def test_flip_max_takes_the_greater_of_both_signs(pairs):
         assert torch.equal(plain[name], torch.maximum(one[name], other[name]))
     assert torch.equal(metric(flip_max=True).similarities(a, -a)["ssim"], torch.ones(6, dtype=torch.float64))
     assert (metric().similarities(a, -a)["ssim"] < 0.5).all()
+
+
+def test_auto_flips_for_methods_alone_that_declare_it_and_both_are_there(pairs):
+    a, b = pairs
+    signed, turned = (metric(flip_max=False).similarities(a, sign * b)["ssim"] for sign in (1, -1))
+    for declared in (True, False, None):
+        found = metric().similarities(a, -b, declared)
+        assert torch.equal(found["ssim_signed"], turned)
+        assert torch.equal(found["ssim_either_sign"], torch.maximum(signed, turned))
+        assert torch.equal(found["ssim"], found["ssim_either_sign" if declared else "ssim_signed"])
+    assert (signed > turned + 0.1).sum() >= 3  # so that the two differ
 
 
 @pytest.mark.parametrize("scaling", ["min_max", "max_abs"])

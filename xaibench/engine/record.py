@@ -84,6 +84,7 @@ def record(
         details={
             "collapse": collapse_of(metric, maps) if metric.reads_maps else None,
             "sign": metric.sign if metric.reads_maps else None,
+            "sign_of_logit": declared_sign(maps) if maps else None,
             "method_cost": maps.method.cost(setting.classifier) if maps else (0, 0),
             "metric_cost": metric_cost,
             "others": [list(other) for other in others],
@@ -98,6 +99,12 @@ def record(
             "command": job.command,
         },
     )
+
+
+def declared_sign(maps: Maps) -> bool | str:
+    """What the method declares as `sign_of_logit`, or that it declares nothing."""
+    sign = maps.method.sign_of_logit
+    return "undeclared" if sign is None else sign
 
 
 def collapse_of(metric: Measure, maps: Maps) -> str:

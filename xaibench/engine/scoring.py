@@ -139,6 +139,7 @@ class PerSample:
             explain=functools.partial(self._explain, batch),
             propagate=self.maps.propagate,
             data=setting.split.samples,
+            sign_of_logit=self.maps.method.sign_of_logit,
         )
         with self.scores.timed():
             computed = metric.evaluate(setting.classifier, batch, None if maps is None else maps[rows], context)

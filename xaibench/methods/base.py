@@ -18,6 +18,9 @@ class Method(ABC):
         `sum` (signed), `sum_abs`, `max_abs`, `mean`.
     needs_mask: whether the data set must have ground-truth masks.
     own_samples_only: whether it has maps of the data set's own samples only and of no other inputs.
+    sign_of_logit: whether a map is a multiple of the explained logit, so that a negative one turns its sign as a whole
+        (rules that hand down the logit). A random network's logit has either sign, and by `flip_max: auto` the metrics
+        of `metrics.similarity` then compare with the negative map too. None: not declared, and read as False.
     fit: None where nothing is to be estimated from data; otherwise as in `Fitted`.
     fit_parameters: the constructor's parameters that `fit` depends on (None: all), so that methods which differ in
         others share what was fitted.
@@ -29,6 +32,7 @@ class Method(ABC):
     collapse: str = "sum"
     needs_mask: bool = False
     own_samples_only: bool = False
+    sign_of_logit: bool | None = None
     fit: Callable[[Classifier, Samples, torch.Generator], dict[str, torch.Tensor]] | None = None
     fit_parameters: tuple[str, ...] | None = None
 

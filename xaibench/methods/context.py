@@ -30,6 +30,7 @@ class Context:
     propagate(inputs, signals, start, keep): what the method's rules make of signals at a layer, see
         `methods.rules`; only where the metric declares `propagates`.
     data: the samples of the split, from which others can be loaded.
+    sign_of_logit: what the method declares of its maps, see `Method`; None where it declares nothing.
     """
 
     generators: Sequence[torch.Generator] = ()
@@ -43,3 +44,4 @@ class Context:
     explain: Callable[..., torch.Tensor] | None = None
     propagate: Callable[..., list[dict[str, torch.Tensor]]] | None = None
     data: Samples | None = None
+    sign_of_logit: bool | None = None

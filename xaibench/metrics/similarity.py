@@ -15,10 +15,12 @@ from ..errors import Refusal
 from ..methods.context import Context
 from ..methods.controls.controls import Sobel
 from ..models.classifier import Classifier
-from .base import Metric, Statistic
+from .base import Columns, Metric, Statistic
 from .ranking import Collapse, Sign, collapse, mid_ranks
 
 Scaling = Literal["min_max", "max_abs"]
+# SSIM of the maps as they are, and the greater of that and of the SSIM with the negative map: one of the two is `ssim`.
+EITHER = ("ssim_signed", "ssim_either_sign")
 MEASURES = ("ssim", "spearman", "spearman_abs", "hog")
 FLOORS = ("floor_shuffled", "floor_noise", "floor_edges", "floor_input")
 CELLS = 3  # cells along a side of a block of HOG, scikit-image's default
@@ -45,15 +47,18 @@ class SimilarityMetric(Metric):
     clip: percentiles beyond which a map is cut off; [0, 100] leaves it whole. Where they coincide, in a map that is
         mostly one value, it is left whole too.
     scaling: `min_max` to [0, 1], `max_abs` by the largest absolute value to [-1, 1], which keeps zero where it is.
-    flip_max: compare with the negative map too, and take the greater (Sixt 2022, for rules whose sign depends on the
-        sign of the logit). hog_cell: side of a cell of HOG in pixels. collapse, sign: see `Metric`.
+    flip_max: compare with the negative map too, and take the greater: `true`, `false`, or `auto`, for methods that
+        declare that the logit's sign turns their maps (`Method.sign_of_logit`). That is what Sixt 2022 (chapters 3 and
+        4) does for such rules; of methods whose sign means something it only raises the score. `ssim_signed` and
+        `ssim_either_sign` stand in the rows whatever it says, and `flipped` (0 or 1) says which is `ssim`.
+    hog_cell: side of a cell of HOG in pixels. collapse, sign: see `Metric`.
     """
 
     window: int = 5
     data_range: float = 1.0
     clip: list[float] = (1.0, 99.0)
     scaling: Scaling = "min_max"
-    flip_max: bool = False
+    flip_max: bool | Literal["auto"] = "auto"
     hog_cell: int = 8
     collapse: Collapse | None = None
     sign: Sign = "signed"
@@ -77,17 +82,31 @@ class SimilarityMetric(Metric):
                 f"metric.hog_cell={self.hog_cell}: {classifier.name} has maps of {side} pixels, not {CELLS} cells"
             )
 
-    def similarities(self, maps: torch.Tensor, others: torch.Tensor) -> dict[str, torch.Tensor]:
-        """MEASURES of maps and others [B,H,W] -> float64 [B] each; NaN where one of the two is not finite."""
+    def flips(self, sign_of_logit: bool | None) -> bool:
+        """Whether the negative map counts too, for a method that declares this of its maps."""
+        return sign_of_logit is True if self.flip_max == "auto" else self.flip_max
+
+    def similarities(
+        self, maps: torch.Tensor, others: torch.Tensor, sign_of_logit: bool | None = None
+    ) -> dict[str, torch.Tensor]:
+        """MEASURES and EITHER of maps and others [B,H,W] -> float64 [B] each; NaN where one of the two is not
+        finite."""
         found = self._one_way(maps, others)
-        if self.flip_max:
+        signed, turned = found["ssim"], self._ssim(maps, -others)
+        if self.flips(sign_of_logit):
             flipped = self._one_way(maps, -others)
             found = {name: torch.maximum(value, flipped[name]) for name, value in found.items()}
+        found |= dict(zip(EITHER, (signed, torch.maximum(signed, turned))))
         finite = (maps + others).isfinite().flatten(1).all(1)
         return {name: value.where(finite, torch.nan) for name, value in found.items()}
 
     def floors(
-        self, classifier: Classifier, batch: Batch, maps: torch.Tensor, generators: Sequence[torch.Generator]
+        self,
+        classifier: Classifier,
+        batch: Batch,
+        maps: torch.Tensor,
+        generators: Sequence[torch.Generator],
+        sign_of_logit: bool | None = None,
     ) -> dict[str, torch.Tensor]:
         """FLOORS: the SSIM of maps [B,H,W] with maps that know nothing of the network -> float64 [B] each."""
         size = maps[0].numel()
@@ -99,15 +118,28 @@ class SimilarityMetric(Metric):
             Sobel().attribute(classifier, batch.inputs, batch.targets, Context())[:, 0].to(maps),
             batch.inputs.abs().sum(1).to(maps),
         )
-        return {name: self.ssim_of(maps, other) for name, other in zip(FLOORS, unrelated)}
+        signs = (1, -1) if self.flips(sign_of_logit) else (1,)
+        return {
+            name: torch.stack([self._ssim(maps, sign * other) for sign in signs]).amax(0)
+            for name, other in zip(FLOORS, unrelated)
+        }
 
-    def ssim_of(self, maps: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-        """The SSIM of maps [B,H,W] alone, after clipping and scaling, `flip_max` included."""
-        original = self.scaled(maps)
-        found = ssim(original, self.scaled(others), self.window, self.data_range)
-        if self.flip_max:
-            found = torch.maximum(found, ssim(original, self.scaled(-others), self.window, self.data_range))
-        return found
+    def compared(
+        self,
+        classifier: Classifier,
+        batch: Batch,
+        maps: torch.Tensor,
+        similarities: Mapping[str, torch.Tensor],
+        context: Context,
+    ) -> Columns:
+        """The columns that all these metrics have: `similarities` [B], the floors, and `flipped` [B]."""
+        flipped = torch.full((len(maps),), float(self.flips(context.sign_of_logit)), dtype=torch.float64)
+        floors = self.floors(classifier, batch, maps, context.generators, context.sign_of_logit)
+        return {**similarities, **floors, "flipped": flipped.to(maps.device)}
+
+    def _ssim(self, maps: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+        """The SSIM of maps [B,H,W] after clipping and scaling."""
+        return ssim(self.scaled(maps), self.scaled(others), self.window, self.data_range)
 
     def scaled(self, maps: torch.Tensor) -> torch.Tensor:
         """Maps [B,H,W] clipped and scaled, in float64; a map of one value is 0 everywhere."""

@@ -56,6 +56,8 @@ class PerSample(Optimisation, Fitted):
         with a scalar output. value: the output that `squared_error` aims at; null for each sample's own label.
     """
 
+    sign_of_logit = False
+
     channels: Literal["sum", "max"] = "sum"
     loss: Loss = "cross_entropy"
     value: float | None = None

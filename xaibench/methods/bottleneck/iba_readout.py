@@ -50,6 +50,8 @@ class IBAReadout(Masking, Fitted):
         paper's own code divides by the deviation only.
     """
 
+    sign_of_logit = False
+
     learning_rate: float = 1e-5
     layer: str = LAYER
     readouts: list[str] = (LAYER, "last_conv", "logits")

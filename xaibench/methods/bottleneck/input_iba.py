@@ -144,6 +144,8 @@ class InputIBA(Optimisation, Fitted):
     copies, initial, min_std, min_active: as for `IBA`, both bottlenecks.
     """
 
+    sign_of_logit = False
+
     beta: float = 20.0
     steps: int = 60
     layer: str = LAYER

@@ -53,6 +53,9 @@ class Captum(Method):
     not installed, and for attributors that change ReLUs on networks with ReLUs that they would silently pass over.
     """
 
+    # Its LRP, by the default rules, is gradient x input but for epsilon.
+    sign_of_logit = False
+
     def __init__(
         self,
         attributor: str = "IntegratedGradients",

@@ -24,6 +24,8 @@ class GradCAM(Method):
     relu: keep only what speaks for the explained output, as in the paper; otherwise the map is signed.
     """
 
+    sign_of_logit = False
+
     def __init__(self, layer: str = "last_conv", relu: bool = True) -> None:
         self.layer, self.relu = layer, relu
 
@@ -157,6 +159,8 @@ class GuidedGradCAM(Method):
     layer: of the class activation map, which is rectified and enlarged bilinearly as in `GradCAM`.
     Raises ValueError for another cam.
     """
+
+    sign_of_logit = False
 
     def __init__(self, layer: str = "last_conv", cam: Literal["gradcam", "gradcam_pp"] = "gradcam") -> None:
         one_of("cam", cam, CAMS)

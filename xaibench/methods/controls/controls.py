@@ -12,6 +12,8 @@ from ..context import Context
 class Control(Method):
     """A map that does not ask the network: no passes."""
 
+    sign_of_logit = False
+
     def cost(self, classifier: Classifier) -> tuple[int, int]:
         return (0, 0)
 

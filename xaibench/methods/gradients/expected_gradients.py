@@ -27,6 +27,8 @@ class ExpectedGradients(Method):
     Raises ValueError for another word, no draws, negative noise and figures out of range.
     """
 
+    sign_of_logit = False
+
     fit_parameters = ("references",)
 
     def __init__(

@@ -43,6 +43,8 @@ class FullGrad(Method):
     Raises ValueError for another psi.
     """
 
+    sign_of_logit = False
+
     def __init__(self, psi: Psi = "rescaled") -> None:
         one_of("psi", psi, get_args(Psi))
         self.psi = psi

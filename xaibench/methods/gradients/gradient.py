@@ -17,6 +17,8 @@ class Gradient(Method):
     Baehrens et al. 2010; called "sensitivity" or "vanilla gradient".
     """
 
+    sign_of_logit = False
+
     def attribute(
         self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
     ) -> torch.Tensor:
@@ -43,6 +45,8 @@ class Saliency(Method):
     Simonyan et al. 2014, section 3.1: M_ij = max_c |w_ijc|. The channels are kept here and collapsed by the reader.
     """
 
+    sign_of_logit = False
+
     collapse = "max_abs"
 
     def attribute(
@@ -56,6 +60,8 @@ class InputXGradient(Method):
 
     Shrikumar et al. 2016 ("Not just a black box"). A map sums to the first-order change of the output from zero input.
     """
+
+    sign_of_logit = False
 
     def attribute(
         self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context

@@ -32,6 +32,8 @@ class IntegratedGradients(Method):
     Raises ValueError for another word, for no steps (trapezoid: fewer than two) and for figures out of range.
     """
 
+    sign_of_logit = False
+
     fit_parameters = ("references",)
 
     def __init__(

@@ -60,6 +60,8 @@ class SmoothGrad(Method):
         if method.own_samples_only:
             raise ValueError(f"method={type(method).__name__}: it has no maps of noisy copies")
         self.collapse, self.needs_mask, self.fit = method.collapse, method.needs_mask, method.fit
+        # Squares and variances have no sign.
+        self.sign_of_logit = method.sign_of_logit if aggregate == "mean" else False
 
     def check(self, classifier: Classifier) -> None:
         self.method.check(classifier)

@@ -39,6 +39,8 @@ class Pathway(Method):
     pixel speaks for. (The thesis takes the value of largest magnitude; its released code ranks it with its sign.)
     """
 
+    sign_of_logit = False
+
     collapse = "max_abs"
 
     def __init__(self, off_path: OffPath = "constant", opening: int = 1) -> None:

@@ -33,6 +33,8 @@ class Coalitions(Method):
     Raises ValueError for no players, another word and a sigma that is not positive.
     """
 
+    sign_of_logit = False
+
     players: int = 49
     segments: Segments = "grid"
     fill: Fill = "zero"

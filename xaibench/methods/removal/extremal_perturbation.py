@@ -50,6 +50,8 @@ class ExtremalPerturbation(Method):
     Raises ValueError for values that make no sense.
     """
 
+    sign_of_logit = False
+
     def __init__(
         self,
         areas: list[float] = (0.1,),

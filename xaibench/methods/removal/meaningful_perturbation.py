@@ -31,6 +31,8 @@ class MeaningfulPerturbation(Method):
     Raises ValueError for values that make no sense.
     """
 
+    sign_of_logit = False
+
     def __init__(
         self,
         fill: Fill = "blur",

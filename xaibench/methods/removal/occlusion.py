@@ -22,6 +22,8 @@ class Occlusion(Method):
     Raises ValueError for another word, sizes below one and a stride that would leave gaps.
     """
 
+    sign_of_logit = False
+
     def __init__(self, patch: int = 8, stride: int | None = None, fill: Fill = "zero", sigma: float = 5.0) -> None:
         if patch < 1:
             raise ValueError(f"patch={patch}: expected at least 1 pixel")

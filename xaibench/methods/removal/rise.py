@@ -35,6 +35,8 @@ class Rise(Method):
     positive.
     """
 
+    sign_of_logit = False
+
     def __init__(
         self, samples: int = 4000, cells: int = 7, probability: float = 0.5, fill: Fill = "zero", sigma: float = 5.0
     ) -> None:

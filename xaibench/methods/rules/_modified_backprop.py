@@ -24,10 +24,17 @@ class ModifiedBackprop(Method):
 
     A network that torch.fx cannot trace, or with a step that the method has no rule for, is refused.
 
-    served: the kinds of steps that it has a rule for.
+    served: the kinds of steps that it has a rule for. start: `logit` where the backward pass starts from the value of
+        the explained logit.
     """
 
     served: tuple[type[Step], ...] = (Affine, Activation, Route, Constant)
+    start: Start | None = None
+
+    @property
+    def sign_of_logit(self) -> bool:
+        """See `Method`: rules are linear in the signal, so that the logit's sign is that of everything below it."""
+        return self.start == "logit"
 
     @abstractmethod
     def rules(self, classifier: Classifier, inputs: torch.Tensor, context: Context) -> Callable[[Step], Rule]:

@@ -72,6 +72,8 @@ class TrainFreeDTD(ModifiedBackprop):
     lrp_zplus (inputs of 0 and more), lrp_gamma, lrp_wsquare and lrp_zero with `bias: dropped`.
     """
 
+    start = "logit"
+
     def __init__(self, root: RootName = "zplus", gamma: float = 1.0) -> None:
         self.rule = TrainFreeRoots(root, gamma)
 
@@ -218,6 +220,8 @@ class FullDTD(Method):
 
     For small fully connected networks: a sample is decomposed at the product of (neurons + candidates) over the layers.
     """
+
+    sign_of_logit = True
 
     def __init__(self, finder: RootFinder | None = None) -> None:
         self.finder = InterpolatedRoots() if finder is None else finder

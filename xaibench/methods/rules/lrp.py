@@ -49,6 +49,14 @@ class LRP(ModifiedBackprop):
         self.residual = one_of("residual", residual, get_args(Residual))
         self.first, self.start = one_of("first", first, get_args(First)), one_of("start", start, get_args(Start))
 
+    @property
+    def sign_of_logit(self) -> bool:
+        """See `Method`. LRP-z and LRP-epsilon with the bias kept are gradient x input (but for epsilon): the logit is
+        the denominator of the last layer, and cancels."""
+        rules = [rule for rule in (self.rule, self.dense) if rule is not None]
+        cancels = all(isinstance(rule, Epsilon) and rule.bias == "kept" for rule in rules)
+        return super().sign_of_logit and not cancels
+
     def check(self, classifier: Classifier) -> None:
         refuse_probability(classifier, "layer-wise relevance propagation")
         super().check(classifier)

@@ -27,10 +27,12 @@ class ClassSensitivity(SimilarityMetric):
         which it is the explained class too is undefined.
     The others: see `SimilarityMetric`.
 
-    Columns: ssim, spearman, spearman_abs, hog; the floors; with masks inside, inside_other and gain, their difference
-    (NaN where a map has no positive values, or the mask covers nothing or everything).
+    Columns: ssim, spearman, spearman_abs, hog; ssim_signed, ssim_either_sign, flipped; the floors; with masks
+    inside, inside_other and gain, their difference (NaN where a map has no positive values, or the mask
+    covers nothing or everything).
     """
 
+    version = 2
     statistics = (Statistic("ssim", "lower", "ssim", low=-1, high=1, unit="SSIM"), *further_statistics())
 
     other: str = "second"
@@ -62,7 +64,8 @@ class ClassSensitivity(SimilarityMetric):
 
     def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor, context: Context) -> Columns:
         others, same = self.other_class.maps(classifier, batch, context)
-        columns = self.similarities(maps, others) | self.floors(classifier, batch, maps, context.generators)
+        found = self.similarities(maps, others, context.sign_of_logit)
+        columns = self.compared(classifier, batch, maps, found, context)
         if batch.masks is not None and batch.masks.dtype == torch.bool:
             columns["inside"], columns["inside_other"] = (_inside(m, batch.masks) for m in (maps, others))
             columns["gain"] = columns["inside"] - columns["inside_other"]

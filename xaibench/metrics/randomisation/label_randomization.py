@@ -29,10 +29,12 @@ class LabelRandomization(SimilarityMetric):
     seeds: permutations, 0, 1, ..., each a training; similarities are averaged over them.
     The others: see `SimilarityMetric`.
 
-    Columns: ssim, spearman, spearman_abs, hog; the floors; right, the share of the permuted networks that predict the
-    label, which is 1 / classes where nothing of the true labels has leaked.
+    Columns: ssim, spearman, spearman_abs, hog; ssim_signed, ssim_either_sign, flipped; the floors; right, the
+    share of the permuted networks that predict the label, which is 1 / classes where nothing of the true labels
+    has leaked.
     """
 
+    version = 2
     reads_other_logits = True
     statistics = (
         Statistic("ssim", "lower", "ssim", low=-1, high=1, unit="SSIM"),
@@ -58,7 +60,7 @@ class LabelRandomization(SimilarityMetric):
         return {state: replace(job, weights_state=state, target="original") for state in states}
 
     def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor, context: Context) -> Columns:
-        columns = averaged([self.similarities(maps, other) for other in context.others.values()])
+        others = context.others.values()
+        found = averaged([self.similarities(maps, other, context.sign_of_logit) for other in others])
         right = [(logits.argmax(1) == batch.labels).double() for logits in context.other_logits.values()]
-        floors = self.floors(classifier, batch, maps, context.generators)
-        return {**columns, **floors, "right": torch.stack(right).mean(0)}
+        return self.compared(classifier, batch, maps, found, context) | {"right": torch.stack(right).mean(0)}

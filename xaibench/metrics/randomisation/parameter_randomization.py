@@ -11,10 +11,12 @@ from ...methods.context import Context
 from ...models.classifier import Classifier
 from ...models.randomise import BatchNorm, Init, Mode, Randomisation, blocks
 from ..base import Columns, Statistic
-from ..similarity import MEASURES, SimilarityMetric, averaged, further_statistics
+from ..similarity import EITHER, MEASURES, SimilarityMetric, averaged, further_statistics
 
 # SSIM from which a map counts as unchanged.
 SAME = 1 - 1e-6
+# What has a curve over the steps.
+CURVES = (*MEASURES, *EITHER)
 
 
 @dataclass(eq=False)
@@ -35,11 +37,13 @@ class ParameterRandomization(SimilarityMetric):
         that each network itself predicts (Khakzar 2022, chapter 4).
     The others: see `SimilarityMetric`.
 
-    Columns: ssim, spearman, spearman_abs, hog, means over the steps; first, the SSIM of the first step; unchanged, 0 or
-    1; the floors; seed_std, the standard deviation of SSIM over the seeds, mean over the steps; and the curves of the
-    four measures over the number of the step, from 1 (the network as it was trained is no step).
+    Columns: ssim, spearman, spearman_abs, hog, ssim_signed, ssim_either_sign, means over the steps; flipped;
+    first, the SSIM of the first step; unchanged, 0 or 1; the floors; seed_std, the standard deviation of SSIM over the
+    seeds, mean over the steps; and the curves of all that is a mean over the steps, over the number of the step, from 1
+    (the network as it was trained is no step).
     """
 
+    version = 2
     x_label = "randomised blocks"
     statistics = (
         Statistic("ssim", "lower", "ssim", low=-1, high=1, unit="SSIM, mean over the steps"),
@@ -68,21 +72,21 @@ class ParameterRandomization(SimilarityMetric):
 
     def axes(self, classifier: Classifier) -> dict[str, torch.Tensor]:
         steps = torch.arange(1, len(self._steps(classifier)) + 1)
-        return {f"{name}_curve": steps for name in MEASURES}
+        return {f"{name}_curve": steps for name in CURVES}
 
     def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor, context: Context) -> Columns:
         steps, by_seed = [], []
         for states in self._steps(classifier):
-            found = [self.similarities(maps, context.others[str(state)]) for state in states]
+            found = [self.similarities(maps, context.others[str(state)], context.sign_of_logit) for state in states]
             steps.append(averaged(found))
             by_seed.append(torch.stack([similarity["ssim"] for similarity in found]))
-        curves = {name: torch.stack([step[name] for step in steps], dim=1) for name in MEASURES}
+        curves = {name: torch.stack([step[name] for step in steps], dim=1) for name in CURVES}
         columns = {name: curve.mean(1) for name, curve in curves.items()}
         columns |= {f"{name}_curve": curve for name, curve in curves.items()}
         columns |= {"first": by_seed[0].mean(0), "unchanged": (by_seed[0].amin(0) >= SAME).double()}
         if self.seeds > 1:
             columns["seed_std"] = torch.stack([values.std(0) for values in by_seed]).mean(0)
-        return columns | self.floors(classifier, batch, maps, context.generators)
+        return self.compared(classifier, batch, maps, columns, context)
 
     def _steps(self, classifier: Classifier) -> list[list[Randomisation]]:
         """The states of every step, one per seed."""
