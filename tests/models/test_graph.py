@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import operator
 import weakref
 
 import pytest
@@ -12,6 +13,8 @@ from torchvision import models
 
 from tests.methods.nets import VGGLike, classifier, seeded
 from xaibench.errors import Refusal
+from xaibench.methods.context import Context
+from xaibench.methods.rules.deeplift import DeepLIFT
 from xaibench.methods.rules.lrp import LRP
 from xaibench.methods.rules.rules import AlphaBeta, Composite, passed_on
 from xaibench.models.classifier import Classifier
@@ -118,6 +121,98 @@ def test_the_signal_at_a_named_layer_is_the_gradient_there():
     torch.testing.assert_close(found["layer1"], expected[1])
     assert torch.equal(found["layer2"], signal)
     assert torch.equal(found["linear"], torch.zeros_like(values[-1]))
+
+
+# The same network, its second convolution's output changed in place in many ways, and the same out of place.
+IN_PLACE = {
+    "torch.relu_": (lambda x: torch.relu_(x), F.relu),
+    "F.relu_": (lambda x: F.relu_(x), F.relu),
+    "method relu_": (lambda x: x.relu_(), F.relu),
+    "F.relu inplace by name": (lambda x: F.relu(x, inplace=True), F.relu),
+    "F.relu inplace by place": (lambda x: F.relu(x, True), F.relu),
+    "F.relu6 inplace": (lambda x: F.relu6(x, True), F.relu6),
+    "F.hardtanh inplace": (lambda x: F.hardtanh(x, 0.0, 2.0, True), lambda x: x.clamp(0, 2)),
+    "torch.clamp_": (lambda x: torch.clamp_(x, min=0), F.relu),
+    "method clamp_": (lambda x: x.clamp_(0, 1), lambda x: x.clamp(0, 1)),
+    "method clamp_min_": (lambda x: x.clamp_min_(0), F.relu),
+    "F.leaky_relu_": (lambda x: F.leaky_relu_(x, 0.1), lambda x: F.leaky_relu(x, 0.1)),
+    "F.elu inplace": (lambda x: F.elu(x, 1.0, True), F.elu),
+    "torch.tanh_": (lambda x: torch.tanh_(x), torch.tanh),
+    "method sigmoid_": (lambda x: x.sigmoid_(), torch.sigmoid),
+    "silu inplace": (lambda x: F.silu(x, inplace=True), F.silu),
+    "add_ of a number": (lambda x: x.add_(1), lambda x: x + 1),
+    "mul_ of a number": (lambda x: x.mul_(0.5), lambda x: x * 0.5),
+    "sub_ and div_": (lambda x: x.sub_(1).div_(2), lambda x: (x - 1) / 2),
+    "operator": (lambda x: operator.imul(operator.iadd(x, 1), 2), lambda x: (x + 1) * 2),
+    "add_ of itself": (lambda x: x.add_(x), lambda x: x + x),
+    "unsqueeze_ and squeeze_": (lambda x: F.relu_(x.unsqueeze_(1).squeeze_(1)), F.relu),
+    "zero_, for which there is no other": (lambda x: x + x.clone().zero_(), lambda x: x),
+    "what it returns is not read": (lambda x: (x.relu_(), x)[1], F.relu),
+    "what it returns is not read, twice": (lambda x: (x.add_(1), torch.relu_(x), x)[2], lambda x: F.relu(x + 1)),
+    "read before and after": (lambda x: (x * 2, x.relu_(), x)[0] + x, lambda x: 2 * x + F.relu(x)),
+    "itself and what it returns": (lambda x: F.relu(x, True) + x, lambda x: 2 * F.relu(x)),
+    "a view that nobody reads afterwards": (lambda x: torch.relu_(x.flatten(2)).view(-1, 6, 16, 16), F.relu),
+    "dropout, which is nothing": (lambda x: F.relu_(F.dropout(x, 0.5, False, True)), F.relu),
+}  # fmt: skip
+
+
+class Changing(nn.Module):
+    """Two convolutions with something between them and the head."""
+
+    def __init__(self, change) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+        self.head, self.change = nn.Linear(6, 5), change
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.second(F.relu(self.first(x)))
+        return self.head(F.adaptive_avg_pool2d(self.change(x), 1).flatten(1))
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_a_network_that_works_in_place_is_the_one_that_does_not(name):
+    in_place, plain = (classifier(Changing(change)) for change in IN_PLACE[name])
+    inputs, targets = seeded(3), torch.tensor([0, 3, 4])
+    torch.testing.assert_close(in_place.logits(inputs), plain.logits(inputs))  # so that the pair is one
+    hot = F.one_hot(targets, 5).double()
+    found, signals = [], []
+    for network in (in_place, plain):
+        graph = Graph.of(network)
+        values = graph.run(inputs)
+        copies = [value.clone() if isinstance(value, torch.Tensor) else None for value in values]
+        signals.append(graph.back(values, hot, Composite())["input"])
+        # No step has written into the value of another.
+        assert all(copy is None or torch.equal(copy, value) for copy, value in zip(copies, values))
+        maps = DeepLIFT().attribute(network, inputs, targets, Context()) if name not in NO_RULE else None
+        found.append((values[-1], maps))
+    torch.testing.assert_close(signals[0], plain.gradient(inputs, targets))
+    torch.testing.assert_close(signals[0], signals[1])
+    torch.testing.assert_close(found[0][0], found[1][0])
+    if name not in NO_RULE:
+        torch.testing.assert_close(found[0][1], found[1][1])
+        zero = plain.logits(torch.zeros_like(inputs))
+        drop = (plain.logits(inputs) - zero).gather(1, targets[:, None])[:, 0]
+        error = (found[0][1].sum((1, 2, 3)) - drop).abs() / drop.abs()
+        assert error.max() < 1e-6
+
+
+# x + 0 * x has a step that no rule is for.
+NO_RULE = {"zero_, for which there is no other"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: (x[:, :3].relu_(), x)[1],
+        lambda x: (torch.relu_(x.view(-1, 6, 256)), x)[1],
+        lambda x: (x.flatten(2), x.relu_())[0].view(-1, 6, 16, 16),
+        lambda x: x + F.dropout(x, 0.5, False).relu_(),
+    ],
+)
+def test_a_view_changed_in_place_beside_one_that_is_read_is_refused(change):
+    with pytest.raises(Refusal, match=r"works in place on a view, and '.*', a view of the same values, is read"):
+        Graph.of(classifier(Changing(change)))
 
 
 def test_batch_normalisation_is_folded_where_nothing_else_reads_the_layer():

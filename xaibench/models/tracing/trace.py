@@ -1,9 +1,11 @@
 """From a module to its steps, by torch.fx.
 
 It does not matter whether a layer is a module, a function or an operator, whether a module is used twice, or whether it
-works in place.
+works in place: what works in place becomes a step that leaves its input as it is, and what reads that input afterwards
+reads the step instead. Only where another view of the same memory is read afterwards is there no such step.
 """
 
+import inspect
 import math
 import operator
 from collections.abc import Callable
@@ -62,10 +64,14 @@ KINDS = {operation: kind for kind, operations in
          ((Elementwise, ELEMENTWISE), (Activation, ACTIVATIONS), (Maximum, MAXIMA), (Average, AVERAGES),
           (Route, ROUTES))
          for operation in operations}  # fmt: skip
-SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
-DIFFERENCES = (operator.sub, operator.isub, torch.sub, "sub", "sub_")
-PRODUCTS = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
-QUOTIENTS = (operator.truediv, operator.itruediv, torch.div, "div", "div_")
+SUMS = (operator.add, torch.add, "add")
+DIFFERENCES = (operator.sub, torch.sub, "sub")
+PRODUCTS = (operator.mul, torch.mul, "mul")
+QUOTIENTS = (operator.truediv, torch.div, "div")
+# Operators that work in place, and the same out of place.
+OPERATORS = {getattr(operator, f"i{name}"): getattr(operator, name) for name in (
+    "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and_", "or_", "xor",
+) if hasattr(operator, f"i{name}")}  # fmt: skip
 SIZES = (getattr, "size", "dim")
 
 
@@ -130,10 +136,35 @@ class _Builder:
         """The step of a node, where it has one of its own."""
         if node in self.places or node.op in ("placeholder", "output"):
             return
-        if self._fold(node):
-            return
-        sources = tuple(self.places[source] for source in node.all_input_nodes)
-        self.places[node] = self._append(self._step(node, sources))
+        changed = self._out_of_place(node)
+        if not self._fold(node):
+            sources = tuple(self.places[source] for source in node.all_input_nodes)
+            self.places[node] = self._append(self._step(node, sources, changed is not None))
+        if changed is not None:
+            changed.replace_all_uses_with(node, delete_user_cb=lambda user: user not in self.places)
+
+    def _out_of_place(self, node: fx.Node) -> fx.Node | None:
+        """The node whose value this one changes in place, if it does; then its operation has become the one that does
+        not, where there is one. Raises Refusal where another view of that value is read afterwards."""
+        changes = _works_in_place(node, self.modules)
+        node.target, node.args, node.kwargs = _same_out_of_place(node)
+        changed = (node.args[0] if node.args else node.kwargs.get("input")) if changes else None
+        if not isinstance(changed, fx.Node) or not isinstance(self.values[self.places[changed]], torch.Tensor):
+            return None
+        memory = self.values[self.places[changed]].untyped_storage().data_ptr()
+        for other, place in self.places.items():
+            value = self.values[place]
+            same = isinstance(value, torch.Tensor) and value.untyped_storage().data_ptr() == memory
+            if (
+                same
+                and other is not changed
+                and any(user not in self.places and user is not node for user in other.users)
+            ):
+                raise Refusal(
+                    f"'{node.name}' of {self.name} works in place on a view, and '{other.name}', a view of the same "
+                    "values, is read afterwards: write it out of place"
+                )
+        return changed
 
     def _append(self, step: Step) -> int:
         with torch.no_grad():
@@ -165,8 +196,8 @@ class _Builder:
         self.places[node] = place
         return True
 
-    def _step(self, node: fx.Node, sources: tuple[int, ...]) -> Step:
-        where, call = (node.name, sources), self._call(node)
+    def _step(self, node: fx.Node, sources: tuple[int, ...], in_place: bool) -> Step:
+        where, call = (node.name, sources), self._call(node, in_place)
         moving = [s for s in sources if s in self.depends and isinstance(self.values[s], torch.Tensor)]
         if not moving or node.target in SIZES:
             return Constant(*where, call)
@@ -228,8 +259,11 @@ class _Builder:
     def _one(self) -> torch.Tensor:
         return torch.ones((), dtype=self.values[0].dtype, device=self.values[0].device)
 
-    def _call(self, node: fx.Node) -> Callable[..., Any]:
-        """The node's operation as a function of its sources, which leaves them as they are."""
+    def _call(self, node: fx.Node, in_place: bool) -> Callable[..., Any]:
+        """The node's operation as a function of its sources, which leaves them as they are.
+
+        in_place: whether it may work in place on the first of its arguments; then it gets a copy.
+        """
         if node.op == "get_attr":
             value: Any = self.module
             for part in str(node.target).split("."):
@@ -238,18 +272,61 @@ class _Builder:
         if node.op == "call_module":
             function: Callable[..., Any] = self.modules[str(node.target)].forward
         elif node.op == "call_method":
-            function = _method(str(node.target).removesuffix("_"))
+            function = _method(str(node.target))
         else:
             function = node.target
-        in_place = node.op == "call_module" and getattr(self.modules[str(node.target)], "inplace", False)
-        keywords = {name: value for name, value in node.kwargs.items() if name != "inplace"}
+        # As they are now: a step in place further up changes what this node reads, not what it makes of it.
+        read, positional, keywords = tuple(node.all_input_nodes), node.args, node.kwargs
 
         def call(*inputs: Any) -> Any:
-            found = dict(zip(node.all_input_nodes, inputs))
-            arguments, named = fx.node.map_arg((node.args, keywords), found.__getitem__)
-            return function(*(x.clone() if in_place else x for x in arguments), **named)
+            arguments, named = fx.node.map_arg((positional, keywords), dict(zip(read, inputs)).__getitem__)
+            first = [arguments[0].clone()] if in_place else arguments[:1]
+            return function(*first, *arguments[1:], **named)
 
         return call
+
+
+def _works_in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether a node changes its first argument, or may."""
+    if node.op == "call_module":
+        return bool(getattr(modules[str(node.target)], "inplace", False))
+    if node.op == "call_method":
+        return _in_place_name(str(node.target))
+    if node.op != "call_function":
+        return False
+    name = getattr(node.target, "__name__", "")
+    return node.target in OPERATORS or _in_place_name(name) or bool(_arguments(node).get("inplace", False))
+
+
+def _in_place_name(name: str) -> bool:
+    return name.endswith("_") and not name.endswith("__") and name not in ("and_", "or_", "not_", "is_")
+
+
+def _same_out_of_place(node: fx.Node) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """Target, arguments and keywords of a node, of the operation that does the same out of place if there is one."""
+    target, arguments, keywords = node.target, node.args, dict(node.kwargs)
+    if node.op == "call_method" and _in_place_name(str(target)):
+        plain = str(target).removesuffix("_")
+        target = plain if callable(getattr(torch.Tensor, plain, None)) else target
+    if node.op == "call_function":
+        name = getattr(target, "__name__", "")
+        if "inplace" in _arguments(node):
+            keywords.pop("inplace", None)
+            arguments = arguments[: list(inspect.signature(target).parameters).index("inplace")]
+        if target in OPERATORS:
+            target = OPERATORS[target]
+        elif _in_place_name(name):
+            found = (getattr(home, name.removesuffix("_"), None) for home in (functional, torch))
+            target = next((function for function in found if callable(function)), target)
+    return target, arguments, keywords
+
+
+def _arguments(node: fx.Node) -> dict[str, Any]:
+    """The arguments of a call of a Python function by name; empty where it has no signature."""
+    try:
+        return dict(inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments)
+    except (TypeError, ValueError):
+        return {}
 
 
 # How the functions that cut a range name its ends.
@@ -267,7 +344,7 @@ def _ceiling(node: fx.Node, module: nn.Module | None) -> float | None:
         if isinstance(module, nn.Hardtanh):  # nn.ReLU6 is one
             return float(module.max_val) if module.min_val == 0 else None
         return math.inf if isinstance(module, nn.ReLU) else None
-    name = getattr(node.target, "__name__", str(node.target)).removesuffix("_")
+    name = getattr(node.target, "__name__", str(node.target))
     if name in ("relu", "relu6"):
         return 6.0 if name == "relu6" else math.inf
     ends = _ENDS.get(name, ())
