@@ -1,13 +1,21 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from xaibench.metrics.ranking import places
-from xaibench.metrics.removal._perturbation import counts_of, curve
+from xaibench.metrics.removal._perturbation import counts_of, curve, drops
+from xaibench.metrics.removal.completeness import Completeness
+from xaibench.metrics.removal.degradation import Degradation
+from xaibench.metrics.removal.infidelity import Infidelity
+from xaibench.metrics.removal.sensitivity_n import SensitivityN
+from xaibench.models.classifier import Classifier
 from xaibench.perturb.perturbed import replacing
 from xaibench.rng import sample_generators
+from xaibench.scores.statistics import estimate
 
 
 def inputs_fills_places(classifier, batch, tile=1):
@@ -121,3 +129,65 @@ def test_a_cuda_device_gives_the_same_curve(convnet, batch_for):
     classifier.module.cuda()
     got = path(classifier, inputs.cuda(), fills.cuda(), order.cuda(), range(10), batch.targets.cuda())
     torch.testing.assert_close(got.cpu(), expected, rtol=0, atol=1e-9)
+
+
+# ---- differences that are rounding -----------------------------------------------------------------------------------
+
+
+def test_a_difference_is_rounding_below_sixteen_spacings_of_its_type_and_size():
+    for dtype in (torch.float32, torch.float64):
+        eps = torch.finfo(dtype).eps
+        before = torch.tensor([1.0, 1.0, 1000.0, 1000.0, 1.0, 0.0, 0.0], dtype=dtype)
+        apart = torch.tensor([15.0, 17.0, 15000.0, 17000.0, 17.0, 0.0, 1e-9], dtype=dtype) * eps
+        found = drops(before, (before - apart)[:, None])[:, 0]
+        assert (found != 0).tolist() == [False, True, False, True, True, False, True]
+    # One difference that is none keeps all of its sample.
+    before, after = torch.ones(2), torch.tensor([[1 - 2**-23, 1.0], [1 - 2**-23, 0.5]])
+    assert torch.equal(drops(before, after), torch.tensor([[0.0, 0.0], [2**-23, 0.5]]))
+
+
+@pytest.fixture
+def colour(batch_for):
+    """A float32 network of the mean colour, to which an image's own channel means say all; and images."""
+    module = nn.Sequential(nn.Conv2d(3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    classifier = Classifier("colour", module, (3, 24, 24))
+    batch = batch_for(classifier, 24)
+    batch = replace(batch, inputs=3 * batch.inputs + 2)
+    return classifier, replace(batch, targets=classifier.logits(batch.inputs).argmax(1))
+
+
+def test_what_divides_by_rounding_is_undefined(colour, scored):
+    classifier, batch = colour
+    maps = torch.randn(24, 24, 24)
+    found = scored(Degradation(), classifier, batch, maps)
+    assert (found["top1"] != found["degraded"]).any()  # they do differ
+    assert (found["range"] == 0).all()
+    assert torch.equal(found["rounding"] == 1, found["top1"] != found["degraded"])
+    for name in ("area", "morf_above", "lerf_above"):
+        columns = [found[column].double().numpy() for column in (name, "range")]
+        assert np.isnan(estimate(*columns, "mean").value)
+    black = scored(Degradation(fill="black"), classifier, batch, maps)
+    assert (black["range"] != 0).all() and (black["rounding"] == 0).all()
+    completeness = scored(Completeness(fill="channel_mean"), classifier, batch, maps)
+    assert completeness["relative_error"].isnan().all() and completeness["error"].isfinite().all()
+    known = scored(SensitivityN(tile=8, sets=5), classifier, batch, maps)
+    assert known["sensitivity_n"].isfinite().all()
+
+
+class Certain(nn.Module):
+    """Rounding that depends on the input, and nothing else of it."""
+
+    def forward(self, x):
+        dust = 1e-7 * (x.sum((1, 2, 3)) * 100).sin()
+        return torch.stack([10 + 10 * dust, 5 + dust], dim=1)
+
+
+def test_correlations_and_shares_of_rounding_are_undefined(batch_for, scored):
+    classifier = Classifier("certain", Certain(), (3, 24, 24))
+    batch = batch_for(classifier, 4)
+    found = scored(SensitivityN(tile=8, sets=5), classifier, batch, torch.randn(4, 24, 24))
+    assert found["sensitivity_n"].isnan().all()
+    found = scored(Infidelity(draws=5), classifier, batch, torch.randn(4, 1, 24, 24))
+    assert (found["power"] == 0).all()
+    columns = [found[name].double().numpy() for name in ("infidelity", "power")]
+    assert np.isnan(estimate(*columns, "mean").value)

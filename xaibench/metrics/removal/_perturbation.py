@@ -24,6 +24,10 @@ Fill = Literal["zero", "black", "white", "channel_mean", "blur", "noise", "linea
 # Of `linear`: the standard deviation of what ROAD adds to every imputed pixel, in units of pixel values from 0 to 1.
 IMPUTATION_NOISE = 0.01
 
+# Below so many times the spacing of numbers, outputs of a network differ by rounding. (An output is the end of a sum of
+# thousands of rounded products, and is itself off by a few.)
+ROUNDING = 16
+
 
 def counts_of(features: int, steps: int | None) -> list[int]:
     """How many features have been replaced at each point of a path: from 0 to all of them, both ends included.
@@ -116,6 +120,18 @@ class Removal:
         if self.fill == "linear":
             return imputing(batch.inputs, _imputation_noise(batch.inputs, classifier.preprocessing, draws))
         return replacing(batch.inputs, self.everything(classifier, batch, draws))
+
+
+def drops(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """before [B] - after [B,X], outputs of a network; exactly 0 for a sample of which all X differ by rounding alone.
+
+    Rounding is what is at most ROUNDING times the spacing of numbers (eps) of the outputs' type, at the size of the
+    largest of them. What divides by such differences is then 0 / 0, undefined, instead of a ratio of accidents.
+    """
+    found = before[:, None] - after
+    size = torch.maximum(before.abs(), after.abs().amax(1))
+    same = found.abs().amax(1) <= ROUNDING * torch.finfo(before.dtype).eps * size
+    return found.masked_fill(same[:, None], 0)
 
 
 @dataclass(kw_only=True, eq=False)

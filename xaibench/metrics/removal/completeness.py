@@ -8,7 +8,7 @@ from ...datasets.base import Batch
 from ...methods.context import Context
 from ...models.classifier import Classifier
 from ..base import Columns, Metric, Statistic
-from ._perturbation import Fill, Removal
+from ._perturbation import Fill, Removal, drops
 
 
 class Completeness(Metric):
@@ -26,14 +26,15 @@ class Completeness(Metric):
     fill: what the replaced image shows: the method's own baseline. sigma: of the blur, for `fill: blur`, in pixels.
 
     Columns: error, from 0 up, in units of the explained output; relative_error, the same over |f(x) - f(fill)|,
-    undefined (NaN) where that is 0. The statistic of the latter is its median: on images that hardly differ from
-    their fill it has no bound.
+    undefined (NaN) where that is 0 or rounding alone (see `_perturbation.drops`). The statistic of the latter is its
+    median: on images that hardly differ from their fill it has no bound.
     """
 
     statistics = (
         Statistic("completeness_error", "lower", "error", low=0, unit="explained output"),
         Statistic("relative_completeness_error", "lower", "relative_error", kind="median", low=0, unit="share of drop"),
     )
+    version = 2
     collapse = "sum"
 
     def __init__(self, fill: Fill = "zero", sigma: float = 5.0) -> None:
@@ -46,13 +47,14 @@ class Completeness(Metric):
         return self.removal.spec()
 
     def respond(self, classifier: Classifier, batch: Batch, context: Context) -> dict[str, torch.Tensor]:
-        """drop [B]: f(x) - f(fill)."""
+        """drop [B]: f(x) - f(fill). differs [B]: whether that is more than rounding."""
         draws = self.removal.draw(context.generators)
         replaced = self.removal.everything(classifier, batch, draws)
-        drop = classifier.scores(batch.inputs, batch.targets) - classifier.scores(replaced, batch.targets)
-        return {**draws, "drop": drop}
+        clean, empty = (classifier.scores(inputs, batch.targets) for inputs in (batch.inputs, replaced))
+        return {**draws, "drop": clean - empty, "differs": drops(clean, empty[:, None])[:, 0] != 0}
 
     def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor, context: Context) -> Columns:
         drop = context.responses["drop"].to(maps.device).double()
         error = (maps.flatten(1).double().sum(1) - drop).abs()
-        return {"error": error, "relative_error": (error / drop.abs()).where(drop != 0, torch.nan)}
+        differs = context.responses["differs"].to(maps.device)
+        return {"error": error, "relative_error": (error / drop.abs()).where(differs, torch.nan)}

@@ -10,7 +10,7 @@ from ...methods.context import Context
 from ...models.classifier import Classifier
 from ..base import Columns, Statistic
 from ..ranking import places, tile_grid
-from ._perturbation import Fill, PathMetric, counts_of, curve
+from ._perturbation import Fill, PathMetric, counts_of, curve, drops
 
 
 @dataclass(eq=False)
@@ -32,11 +32,16 @@ class Degradation(PathMetric):
     fill: the papers say "a constant", their code is the image's mean per channel.
     The others: see `PathMetric`.
 
+    An image whose range is rounding alone (see `_perturbation.drops`) counts with a range of 0 and is marked in
+    `rounding`; where that is so of all, the model answers the fill as it answers the images, and the statistics are
+    undefined.
+
     Columns: morf, lerf (raw areas, in units of the output), area = lerf - morf; top1 (largest output on the
-    original), degraded (the target's output once everything is removed), range = top1 - degraded; morf_above and
-    lerf_above, which are morf and lerf less degraded; morf_curve and lerf_curve.
+    original), degraded (the target's output once everything is removed), range = top1 - degraded; rounding
+    (0 or 1); morf_above and lerf_above, which are morf and lerf less degraded; morf_curve and lerf_curve.
     """
 
+    version = 2
     x_label = "share of tiles removed"
     statistics = (
         Statistic("degradation", "higher", "area", per="range", unit="(p - b) / (t1 - b)"),
@@ -98,13 +103,15 @@ class Degradation(PathMetric):
         lerf_curve = path([self._counts(classifier)[-1] - count for count in inner], keep=True)
         x = self.axes(classifier)["morf_curve"].to(inputs)
         morf, lerf = torch.trapezoid(morf_curve, x), torch.trapezoid(lerf_curve, x)
+        span = drops(top1, degraded[:, None])[:, 0]
         return {
             "morf": morf,
             "lerf": lerf,
             "area": lerf - morf,
             "top1": top1,
             "degraded": degraded,
-            "range": top1 - degraded,
+            "range": span,
+            "rounding": ((span == 0) & (top1 != degraded)).double(),
             "morf_above": morf - degraded,
             "lerf_above": lerf - degraded,
             "morf_curve": morf_curve,

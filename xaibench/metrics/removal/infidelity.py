@@ -14,7 +14,7 @@ from ...methods.context import Context
 from ...models.classifier import Classifier
 from ...perturb.perturbed import masked, perturbed
 from ..base import Columns, Metric, Statistic
-from ._perturbation import Fill, Removal
+from ._perturbation import Fill, Removal, drops
 
 Perturbation = Literal["square", "gaussian"]
 Span = tuple[torch.Tensor, torch.Tensor]
@@ -46,13 +46,15 @@ class Infidelity(Metric):
         maximum of 1), whose scale would otherwise be all that is measured. The factor may be negative, so a negated
         map then scores as the map does; a map of zeros has none and scores as above.
 
-    Columns: infidelity (squared units of the output), power (the mean squared drop).
+    Columns: infidelity (squared units of the output), power (the mean squared drop; 0 for an image of which all drops
+    are rounding, see `_perturbation.drops`).
     """
 
     statistics = (
         Statistic("infidelity", "lower", "infidelity", low=0, unit="output^2"),
         Statistic("unexplained", "lower", "infidelity", per="power", low=0, high=1, unit="share of squared drops"),
     )
+    version = 2
     collapse = "none"
 
     def __init__(
@@ -112,11 +114,11 @@ class Infidelity(Metric):
             remove = self.removal.of(classifier, batch, fill_draws)
             changed = masked(classifier, inputs, remove, mask, self.draws, targets)
         clean = classifier.scores(inputs, targets)
-        return {**fill_draws, "draw_seed": seeds, "drops": clean[:, None] - changed}
+        return {**fill_draws, "draw_seed": seeds, "drops": drops(clean, changed)}
 
     def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor, context: Context) -> Columns:
         """maps [B,C,H,W] or [B,1,H,W], not collapsed."""
-        drops = context.responses["drops"].to(maps.device).double()
+        lost = context.responses["drops"].to(maps.device).double()
         maps, seeds = maps.double(), context.responses["draw_seed"].cpu()
         if self.perturbation == "gaussian":
             predicted = self._with_noises(batch.inputs, maps, seeds)
@@ -124,9 +126,9 @@ class Infidelity(Metric):
             predicted = self._over_squares(maps, seeds)
         if self.normalize:
             energy = predicted.square().mean(1, keepdim=True)
-            fit = (predicted * drops).mean(1, keepdim=True) / energy
+            fit = (predicted * lost).mean(1, keepdim=True) / energy
             predicted = (fit * predicted).where(energy > 0, 0.0)
-        return {"infidelity": (predicted - drops).square().mean(1), "power": drops.square().mean(1)}
+        return {"infidelity": (predicted - lost).square().mean(1), "power": lost.square().mean(1)}
 
     def _with_noises(self, inputs: torch.Tensor, maps: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
         """I . a [B, draws] of gaussian perturbations."""

@@ -15,7 +15,7 @@ from ...models.classifier import Classifier
 from ...perturb.perturbed import masked
 from ..base import Columns, Metric, Statistic
 from ..ranking import Collapse, Sign, tile_grid
-from ._perturbation import Fill, Removal
+from ._perturbation import Fill, Removal, drops
 
 # Values of bool and double matrices that exist at a time, to bound the memory of large images.
 PART = 2**22
@@ -29,10 +29,10 @@ class SensitivityN(Metric):
     mean over images; the curve over n is in correlation_curve. 1 for the exact map of a linear model at every n, 0
     in expectation for a random map, the negated score for a negated map. Any positive factor leaves it as it is.
 
-    Where all sums or all drops of an image are equal, the correlation is undefined at this n, and with it the
-    image's score: it is excluded and counted. A constant map is undefined on every image. (A released code puts 0
-    for it, which lifts flat maps above those that are wrong; a mean over the n that are left would choose the
-    easier n for sparse maps.)
+    Where all sums or all drops of an image are equal, or all drops are rounding (see `_perturbation.drops`), the
+    correlation is undefined at this n, and with it the image's score: it is excluded and counted. A constant map is
+    undefined on every image. (A released code puts 0 for it, which lifts flat maps above those that are wrong; a mean
+    over the n that are left would choose the easier n for sparse maps.)
 
     The sets belong to the sample, not to the method under test. One family of sets is drawn from a fixed seed; each
     image sees it through its own random renaming of the features, so each of its sets is uniformly random among
@@ -52,6 +52,7 @@ class SensitivityN(Metric):
     Columns: sensitivity_n; correlation_curve, over n as a share of the features.
     """
 
+    version = 2
     x_label = "share of features removed"
     statistics = (
         Statistic("sensitivity_n", "higher", "sensitivity_n", low=-1, high=1, unit="mean over n of Pearson's r"),
@@ -108,7 +109,8 @@ class SensitivityN(Metric):
         remove = self.removal.of(classifier, batch, draws)
         clean = classifier.scores(inputs, batch.targets)
         without = masked(classifier, inputs, remove, mask, len(family), batch.targets)
-        return {**draws, "renaming_seed": seeds, "drops": clean[:, None] - without}
+        lost = drops(clean.repeat_interleave(len(family) // self.sets), without.reshape(-1, self.sets))
+        return {**draws, "renaming_seed": seeds, "drops": lost.view_as(without)}
 
     def axes(self, classifier: Classifier) -> dict[str, torch.Tensor]:
         counts = torch.tensor(self._counts(classifier), dtype=torch.float64)
@@ -123,9 +125,9 @@ class SensitivityN(Metric):
         renamed = torch.empty_like(values).scatter_(1, names, values)
         rows = max(1, PART // family.shape[1])
         sums = torch.cat([renamed @ part.double().T for part in family.split(rows)], dim=1)
-        drops = context.responses["drops"].to(sums)
+        lost = context.responses["drops"].to(sums)
         shape = len(maps), -1, self.sets
-        curve = _pearson(sums.view(shape), drops.view(shape))
+        curve = _pearson(sums.view(shape), lost.view(shape))
         return {"sensitivity_n": curve.mean(1), "correlation_curve": curve}
 
     def _features(self, classifier: Classifier) -> int:
