@@ -293,7 +293,18 @@ def test_fullgrad_from_its_definition():
     def resized(part):
         return F.interpolate(part.sum(1, keepdim=True), size=(16, 16), mode="bilinear", align_corners=False)
 
+    def released(part):
+        """As `_postProcess` of the authors' code: the extremes of all channels of a sample."""
+        part = part.abs().flatten(1)
+        part = part - part.min(1, keepdim=True).values
+        return part / (part.max(1, keepdim=True).values + 1e-6)
+
+    def aligned(part):
+        part = released(part).view_as(part).sum(1, keepdim=True)
+        return F.interpolate(part, size=(16, 16), mode="bilinear", align_corners=True)
+
     expected = {
+        "released": sum(aligned(part) for part in parts[:4]),
         "rescaled": sum(resized(psi(part)) for part in parts[:4]),
         "absolute": sum(resized(part.abs()) for part in parts[:4]),
         "signed": sum(resized(part) * part[0, 0].numel() / 256 for part in parts[:4])
@@ -367,7 +378,7 @@ def test_fullgrad_of_shared_layers_and_hooks_removed():
     maps = attribute(FullGrad("signed"), network, batch)
     assert torch.allclose(maps.sum((1, 2, 3)), network.scores(*batch), rtol=1e-8)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.module.modules())
-    with pytest.raises(ValueError, match="psi=raw: choose from: rescaled, absolute, signed"):
+    with pytest.raises(ValueError, match="psi=raw: choose from: rescaled, released, absolute, signed"):
         FullGrad("raw")
 
 

@@ -68,7 +68,7 @@ class PositiveWeights(AffineRule):
     [
         ("zplus", PositiveWeights()),
         ("square", Square()),
-        ("gamma", Gamma(0.7, bias="dropped")),
+        ("gamma", Gamma(0.7, bias="dropped", form="original")),
         ("zero", Epsilon(0.0, bias="dropped")),
     ],
 )

@@ -39,9 +39,21 @@ def test_maps_are_found_by_sample_id(name, channels, tmp_path):
     method = write(tmp_path / name, maps=MAPS[:, :channels], sample=SAMPLE)
     method.check(classifier(Linear()))
     maps = attribute(method, (10, 40, 30))
-    assert torch.equal(maps, torch.tensor(MAPS[[1, 3, 0], :channels]).double())
-    assert attribute(method, (10,), torch.float32).dtype == torch.float32
+    assert torch.equal(maps, torch.tensor(MAPS[[1, 3, 0], :channels]))
     assert method.cost(classifier(Linear())) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kept"),
+    [("f2", "f4"), ("f4", "f4"), ("f8", "f8"), ("i2", "f4"), ("i4", "f8"), ("u8", "f8"), ("?", "f4")],
+)
+def test_maps_have_the_precision_of_their_file(dtype, kept, tmp_path):
+    """Whatever the network computes in."""
+    method = write(tmp_path / "maps.npz", maps=(10 * MAPS).astype(dtype), sample=SAMPLE)
+    for network in (torch.float32, torch.float64):
+        maps = attribute(method, (10, 40), network)
+        assert maps.numpy().dtype == np.dtype(kept)
+        np.testing.assert_array_equal(maps, (10 * MAPS[[1, 3]]).astype(dtype))
 
 
 def test_fingerprint_is_the_content(tmp_path):

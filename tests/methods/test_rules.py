@@ -71,6 +71,16 @@ def epsilon(w, b, x, w_any, low, high, *, damping, bias):
 
 
 def gamma(w, b, x, w_any, low, high, *, factor, bias):
+    """What points where the output does counts 1 + factor times, input by input."""
+    output, parts = w @ x + b, w * x
+    if output == 0:
+        return np.zeros_like(x)
+    favoured = parts + factor * (np.maximum(parts, 0) if output > 0 else np.minimum(parts, 0))
+    scaled = b + factor * (max(b, 0) if output > 0 else min(b, 0))
+    return divided(favoured, favoured.sum() + {"kept": b, "dropped": 0, "scaled": scaled}[bias])
+
+
+def original_gamma(w, b, x, w_any, low, high, *, factor, bias):
     favoured = w + factor * np.maximum(w, 0)
     b = {"kept": b, "dropped": 0, "scaled": b + factor * max(b, 0)}[bias]
     return divided(favoured * x, favoured @ x + b)
@@ -106,6 +116,9 @@ RULES = [
     (Gamma(0.5), gamma, {"factor": 0.5, "bias": "kept"}),
     (Gamma(2, bias="dropped"), gamma, {"factor": 2, "bias": "dropped"}),
     (Gamma(0.25, bias="scaled"), gamma, {"factor": 0.25, "bias": "scaled"}),
+    (Gamma(0.5, form="original"), original_gamma, {"factor": 0.5, "bias": "kept"}),
+    (Gamma(2, "dropped", "original"), original_gamma, {"factor": 2, "bias": "dropped"}),
+    (Gamma(0.25, "scaled", "original"), original_gamma, {"factor": 0.25, "bias": "scaled"}),
     (AlphaBeta(), alpha_beta, {"alpha": 1, "beta": 0, "bias": "dropped"}),
     (AlphaBeta(2, 1), alpha_beta, {"alpha": 2, "beta": 1, "bias": "dropped"}),
     (AlphaBeta(5, 4, bias="kept"), alpha_beta, {"alpha": 5, "beta": 4, "bias": "kept"}),
@@ -199,7 +212,11 @@ def test_gamma_goes_to_z_plus():
     inputs, targets = torch.rand(4, 1, 3, 4, dtype=torch.float64), torch.arange(4)
     limit = LRP(AlphaBeta()).attribute(network, inputs, targets, Context())
     errors = [
-        float((LRP(Gamma(g, bias="dropped")).attribute(network, inputs, targets, Context()) - limit).abs().max())
+        float(
+            (LRP(Gamma(g, bias="dropped", form="original")).attribute(network, inputs, targets, Context()) - limit)
+            .abs()
+            .max()
+        )
         for g in (1e4, 1e5, 1e6)
     ]
     assert errors[2] < 1e-4 * float(limit.abs().max())

@@ -48,7 +48,9 @@ def test_epsilon(vgg):
 def test_gamma_with_the_bias_as_it_is(vgg):
     inputs, targets = seeded(2, SIZE).abs(), torch.tensor([1, 4])
     expected = lrp(vgg, inputs, targets, lambda: GammaRule(0.25))
-    assert close(LRP(Gamma(0.25)).attribute(classifier(vgg, SIZE), inputs, targets, Context()), expected)
+    assert close(
+        LRP(Gamma(0.25, form="original")).attribute(classifier(vgg, SIZE), inputs, targets, Context()), expected
+    )
 
 
 def test_z_plus_on_inputs_that_are_not_negative(vgg):

@@ -135,17 +135,27 @@ def test_z_box_and_the_other_rules_at_the_input(case):
         assert close(found, theirs(name, module, inputs, targets, inner, rule)), first
 
 
-def test_gamma_where_nothing_is_negative():
-    """zennit scales the bias too, and has another rule for negative values and outputs: without them the two agree."""
+@pytest.mark.parametrize("options", [{}, {"zero_params": "bias"}])
+def test_gamma_on_signed_inputs(case, options):
+    """Whole networks, their sums under the proportional rule; zennit scales the bias too."""
+    name, module, inputs, targets = case
+    expected = theirs(name, module, inputs, targets, rules.Gamma(0.25, exact, **options))
+    rule = Gamma(0.25, bias="dropped" if options else "scaled")
+    network = classifier(copy.deepcopy(module), SIZE)
+    assert close(LRP(rule, residual="proportional").attribute(network, inputs, targets, Context()), expected)
+
+
+def test_original_gamma_where_nothing_is_negative():
+    """zennit has another rule for negative values and outputs: without them the two agree."""
     module = shaped("vgg").double()
     network, inputs = classifier(copy.deepcopy(module), SIZE), seeded(4, SIZE).abs()
     targets = network.logits(inputs).argmax(1)
     assert (network.scores(inputs, targets) > 0).all()
     expected = theirs("vgg", module, inputs, targets, rules.Gamma(0.25, exact))
-    assert close(LRP(Gamma(0.25, bias="scaled")).attribute(network, inputs, targets, Context()), expected)
-    assert not close(LRP(Gamma(0.25)).attribute(network, inputs, targets, Context()), expected)
+    assert close(LRP(Gamma(0.25, "scaled", "original")).attribute(network, inputs, targets, Context()), expected)
+    assert not close(LRP(Gamma(0.25, form="original")).attribute(network, inputs, targets, Context()), expected)
     dropped = theirs("vgg", module, inputs, targets, rules.Gamma(0.25, exact, zero_params="bias"))
-    assert close(LRP(Gamma(0.25, bias="dropped")).attribute(network, inputs, targets, Context()), dropped)
+    assert close(LRP(Gamma(0.25, "dropped", "original")).attribute(network, inputs, targets, Context()), dropped)
 
 
 @pytest.mark.parametrize("name", ["vgg", "resnet"])

@@ -74,7 +74,8 @@ class Maps:
         )
         maps = self.method.attribute(setting.classifier, inputs, targets, context).detach()
         _check_shape(setting.job.method, maps, inputs)
-        return maps.float()
+        # Maps from elsewhere keep their precision: it may be what ranks their pixels.
+        return maps if self.method.own_samples_only else maps.float()
 
     def propagate(
         self, inputs: torch.Tensor, signals: Sequence[torch.Tensor], start: str, keep: Sequence[str]

@@ -19,12 +19,15 @@ from ..context import Context
 class Precomputed(Method):
     """Maps [B,C,H,W] or [B,1,H,W] of a file, found by sample id, as they are.
 
+    In the file's own precision, if that is more than single: an offset may be larger than what ranks the pixels.
+
     path: an npz or HDF5 file with the arrays `maps` [N,C or 1,H,W] (numbers, at input resolution) and `sample` [N]
         (whole numbers, each once: the data set's own ids). Nothing in it is unpickled. HDF5 is read sample by
         sample, npz as a whole.
     Raises ValueError for a file that is missing or not such a file.
     """
 
+    version = 2
     own_samples_only = True
 
     def __init__(self, path: str) -> None:
@@ -72,7 +75,10 @@ class Precomputed(Method):
                 f"precomputed: {self.path.name} has no map for {len(missing)} of {len(samples)} samples, "
                 f"the first is {missing[0]}"
             )
-        return torch.stack([torch.as_tensor(self.maps[self.rows[int(sample)]]) for sample in samples]).to(inputs)
+        # 32-bit integers and more need double precision.
+        dtype = np.float64 if np.result_type(self.maps.dtype, np.float32).itemsize > 4 else np.float32
+        found = np.stack([np.asarray(self.maps[self.rows[int(sample)]], dtype=dtype) for sample in samples])
+        return torch.from_numpy(found).to(inputs.device)
 
 
 def _arrays(path: Path) -> tuple[np.ndarray | h5py.Dataset, np.ndarray]:

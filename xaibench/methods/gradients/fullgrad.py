@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -13,7 +14,7 @@ from ...models.classifier import Classifier
 from ..base import Method
 from ..context import Context
 
-Psi = Literal["rescaled", "absolute", "signed"]
+Psi = Literal["rescaled", "released", "absolute", "signed"]
 
 AFFINE = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm)
 # Activations with an intercept at the tangent. Those without (ReLU, leaky ReLU) pass on no more than their input.
@@ -21,6 +22,9 @@ CURVED = (
     nn.Hardswish, nn.Hardsigmoid, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus,
     nn.Sigmoid, nn.Tanh,
 )  # fmt: skip
+
+# Of `released`, as in its code.
+EPSILON = 1e-6
 
 # What may be missing of the logit, relative to the sum of absolute contributions: rounding in single precision.
 TOLERANCE = 1e-4
@@ -34,9 +38,11 @@ class FullGrad(Method):
     activations that are not piecewise linear through 0 (ReLU6, sigmoid...).
 
     psi: what is done to the contributions of a channel before they are enlarged bilinearly and summed over channels
-        and layers. `rescaled`: absolute values, shifted and scaled to 0..1 (the paper's); `absolute`: absolute values;
-        `signed`: nothing, and enlarging keeps sums, so that a map sums to the logit. Biases without a place (linear
-        layers) are left out of the first two, as in the authors' code, and spread evenly in the last.
+        and layers. `rescaled`: absolute values, shifted and scaled to 0..1 (the paper's); `released`: the same for all
+        channels of a layer at once, divided by the maximum + 1e-6, and enlarged with aligned corners (the authors'
+        code, github.com/idiap/fullgrad-saliency, `_postProcess`); `absolute`: absolute values; `signed`: nothing, and
+        enlarging keeps sums, so that a map sums to the logit. Biases without a place (linear layers) are left out of
+        all but the last, as in the authors' code, and spread evenly in the last.
 
     A network whose contributions do not add up to its logit is refused: it adds or bends something that is not one of
     these modules (functional activations other than ReLU, attention, products of features). Batches are tested too.
@@ -77,9 +83,12 @@ class FullGrad(Method):
             signed, sizes = bias @ values, bias.abs() @ absolute
             total, size = total + signed.sum(1), size + sizes.sum(1)
             if len(places) == 2:
-                share = (
-                    signed if self.psi == "signed" else sizes if self.psi == "absolute" else rescaled(absolute, bias)
-                )
+                share = {
+                    "signed": lambda: signed,
+                    "absolute": lambda: sizes,
+                    "rescaled": lambda: rescaled(absolute, bias),
+                    "released": lambda: rescaled_together(absolute, bias),
+                }[self.psi]()
             elif self.psi == "signed":
                 places, share = torch.Size((1, 1)), signed.sum(1, keepdim=True)
             else:
@@ -98,7 +107,7 @@ class FullGrad(Method):
                 f"fullgrad finds contributions of {total[worst]:.5g} in a logit of {explained[worst]:.5g} of "
                 f"{classifier.name}: something adds to it or bends it that is not a module known to fullgrad"
             )
-        enlarge = spread_out if self.psi == "signed" else enlarged
+        enlarge = {"signed": spread_out, "released": partial(enlarged, align_corners=True)}.get(self.psi, enlarged)
         return sum(enlarge(values.view(-1, 1, *places), inputs.shape[2:]) for places, values in by_size.items())
 
 
@@ -111,9 +120,17 @@ def rescaled(absolute: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     return (weights.mT @ absolute)[:, 0]
 
 
-def enlarged(values: torch.Tensor, size: torch.Size) -> torch.Tensor:
+def rescaled_together(absolute: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Absolute values [B,k,places] times |bias| [k], of each sample shifted and scaled to 0..1, summed over channels:
+    [B,places]."""
+    sizes = absolute * bias.abs()[:, None]
+    low, high = sizes.amin((1, 2), keepdim=True), sizes.amax((1, 2), keepdim=True)
+    return ((sizes - low) / (high - low + EPSILON)).sum(1)
+
+
+def enlarged(values: torch.Tensor, size: torch.Size, align_corners: bool = False) -> torch.Tensor:
     """Maps [B,1,h,w] enlarged bilinearly to [B,1,H,W]."""
-    return functional.interpolate(values, size=size, mode="bilinear", align_corners=False)
+    return functional.interpolate(values, size=size, mode="bilinear", align_corners=align_corners)
 
 
 def spread_out(values: torch.Tensor, size: torch.Size) -> torch.Tensor:

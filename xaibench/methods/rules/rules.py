@@ -51,23 +51,50 @@ class Epsilon(AffineRule):
 
 
 class Gamma(AffineRule):
-    """LRP-gamma (Montavon et al. 2019): Epsilon's rule at 0 with w + gamma w+ in place of w. gamma: at least 0.
+    """LRP-gamma: contributions that point where the output does count 1 + gamma times. gamma: at least 0.
 
-    bias: as above, or `scaled` (b + gamma b+ in the denominator, zennit's definition; Captum's is `kept`).
-    For gamma to infinity this is the z+ rule, for outputs whose inputs are not negative.
+    form: `generalised`, for inputs of both signs (Andeol et al. 2021; zennit's): an output above 0 hands its relevance
+        to w x + gamma (w x)+, one below 0 to w x + gamma (w x)-. The denominator is their sum: no smaller than the
+        output, so that no share explodes. `original` (Montavon et al. 2019): w + gamma w+ in place of w, whatever the
+        signs, which is the same for inputs of 0 and more and outputs above 0. Elsewhere it is not made for: negative
+        inputs under favoured positive weights cancel the denominator, and maps of a billion come out.
+    bias: as above, or `scaled` (b + gamma b+ in the denominator, b- for an output below 0: zennit's definition;
+        Captum's is `original` and `kept`).
+
+    For gamma to infinity this is the z+ rule, for outputs above 0.
     """
 
-    def __init__(self, gamma: float = 0.25, bias: Literal["kept", "dropped", "scaled"] = "kept") -> None:
+    version = 2
+
+    def __init__(
+        self,
+        gamma: float = 0.25,
+        bias: Literal["kept", "dropped", "scaled"] = "kept",
+        form: Literal["generalised", "original"] = "generalised",
+    ) -> None:
         if gamma < 0:
             raise ValueError(f"gamma={gamma}: expected 0 or more")
         self.gamma, self.bias = gamma, one_of("bias", bias, ("kept", "dropped", "scaled"))
+        self.form = one_of("form", form, ("generalised", "original"))
 
     def __call__(self, step: Affine, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
-        weight = step.weight + self.gamma * step.weight.clamp(min=0)
-        z = step.linear(inputs, weight)
-        if step.bias is not None and self.bias != "dropped":
-            z = z + step.bias + (self.gamma * step.bias.clamp(min=0) if self.bias == "scaled" else 0)
-        return _times(inputs, step.transposed(_divided(signal, z), weight, inputs))
+        up, down = (step.weight + self.gamma * step.weight.clamp(**side) for side in ({"min": 0}, {"max": 0}))
+        if self.form == "original":
+            z, bias = step.linear(inputs, up), self._bias(step, min=0)
+            return _times(inputs, step.transposed(_divided(signal, z if bias is None else z + bias), up, inputs))
+        shares = [torch.zeros_like(x) for x in inputs]
+        for here, same, other, side in ((output > 0, up, down, {"min": 0}), (output < 0, down, up, {"max": 0})):
+            arriving = torch.where(here, signal, 0)
+            if arriving.any():
+                parts = _contributions(step, inputs, arriving, same, other, self._bias(step, **side))
+                shares = [share + part for share, part in zip(shares, parts)]
+        return tuple(shares)
+
+    def _bias(self, step: Affine, **side: float) -> torch.Tensor | None:
+        """The part of the bias in the denominator."""
+        if step.bias is None or self.bias == "dropped":
+            return None
+        return step.bias + self.gamma * step.bias.clamp(**side) if self.bias == "scaled" else step.bias
 
 
 class AlphaBeta(AffineRule):
