@@ -20,7 +20,7 @@ from xaibench.models.tracing.graph import Graph
 from xaibench.models.tracing.steps import Convolution, Dense
 
 METHODS = [PatternNet, PatternAttribution]
-ESTIMATORS = ["linear", "positive"]
+ESTIMATORS = ["linear", "positive", "unconditional"]
 shaped = functools.cache(shapes.shaped)
 
 
@@ -32,12 +32,13 @@ def fitted(method, network, size, count=40):
     return method.fit(network, images(network, size, count), torch.Generator().manual_seed(0))
 
 
-def brute(w, b, x, positive):
+def brute(w, b, x, estimator):
     """One neuron's pattern from its samples x [N,C], by means."""
     y = x @ w
-    kept = y + b > 0 if positive else torch.ones_like(y, dtype=torch.bool)
+    of_all = y.mean()
+    kept = torch.ones_like(y, dtype=torch.bool) if estimator == "linear" else y + b > 0
     x, y = x[kept], y[kept]
-    covariance = (x * y[:, None]).mean(0) - x.mean(0) * y.mean()
+    covariance = (x * y[:, None]).mean(0) - x.mean(0) * (of_all if estimator == "unconditional" else y.mean())
     return covariance / (w @ covariance)
 
 
@@ -58,7 +59,7 @@ def test_patterns_equal_brute_force_over_patches(layer, estimator):
     module = nn.Sequential(layer) if isinstance(layer, nn.Conv2d) else nn.Sequential(nn.Flatten(), layer)
     network = classifier(nn.Sequential(*module, nn.Flatten()), size, preprocessing=Preprocessing())
     (step,) = [step for step in Graph.of(network).steps if isinstance(step, Convolution | Dense)]
-    moments = Moments(step, estimator == "positive")
+    moments = Moments(step, estimator != "linear", estimator == "unconditional")
     inputs = seeded(30, size)
     values = inputs if isinstance(layer, nn.Conv2d) else inputs.flatten(1)
     for rows in (slice(0, 10), slice(10, 11), slice(11, 30)):
@@ -74,7 +75,7 @@ def test_patterns_equal_brute_force_over_patches(layer, estimator):
             own = values[:, group * per_group : (group + 1) * per_group]
             patches = nn.functional.unfold(own, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
             x = patches.transpose(1, 2).flatten(0, 1)
-        expected = brute(w.flatten(), bias[k], x, estimator == "positive")
+        expected = brute(w.flatten(), bias[k], x, estimator)
         torch.testing.assert_close(found[k].flatten(), expected)
 
 
@@ -91,7 +92,9 @@ def test_a_pattern_has_an_output_of_one(name, estimator):
     for place, step in enumerate(graph.steps, 1):
         if step.name in patterns:
             open_places = (values[place].transpose(0, 1).flatten(1) > 0).sum(1)
-            varied = open_places > 1 if estimator == "positive" else torch.ones_like(open_places)
+            # A single value has no variance, but a distance from the mean of all.
+            fewest = {"linear": -1, "positive": 1, "unconditional": 0}[estimator]
+            varied = open_places > fewest
             through = (step.weight * patterns[step.name]).flatten(1).sum(1)
             torch.testing.assert_close(through, varied.double())
     others = fitted(PatternNet(estimator), classifier(module, shapes.SIZE, batch_size=3), shapes.SIZE, 12)

@@ -16,7 +16,7 @@ from ..context import Context
 from ._modified_backprop import ModifiedBackprop, Start, refuse_probability, target_alone
 from .rules import passed_on
 
-Estimator = Literal["linear", "positive"]
+Estimator = Literal["linear", "positive", "unconditional"]
 
 # The share of a neuron's mean square that its variance must be, or nothing is known of what it responds to.
 LEAST_VARIANCE = 1e-10
@@ -31,7 +31,9 @@ class PatternNet(Fitted, ModifiedBackprop):
 
     estimator: the covariances over all inputs (`linear`), or over those for which the neuron's output is above 0
         (`positive`, the positive one of the two-component estimator; the mean of w x is over these as well, as in
-        Sixt 2022, which leaves the bias out of the condition).
+        Sixt 2022, which leaves the bias out of the condition). `unconditional`: as `positive`, with the mean of w x
+        over all inputs (the authors' code, github.com/pikinder/nn-patterns, `CombinedPatternComputer`): no covariance
+        any more, and another direction.
     masked: whether ReLUs that were closed let nothing through, as in the original; otherwise activations pass all on,
         as in the analysis of Sixt 2022, chapter 4.
     start: the `logit` itself, or `one`.
@@ -52,7 +54,8 @@ class PatternNet(Fitted, ModifiedBackprop):
         """The pattern of each convolution and linear layer, of the shape of its weights; 0 for a neuron that never
         varied."""
         graph = Graph.of(classifier)
-        moments = {step: Moments(step, self.estimator == "positive") for step in graph.of_kind(Convolution | Dense)}
+        positive, unconditional = self.estimator != "linear", self.estimator == "unconditional"
+        moments = {step: Moments(step, positive, unconditional) for step in graph.of_kind(Convolution | Dense)}
         for batch in samples:
             for part in classifier.chunks(len(batch.inputs)):
                 values = graph.run(batch.inputs[part].to(classifier.dtype))
@@ -104,15 +107,15 @@ class Moments:
     A neuron of a convolution reads patches, but their sums need none: the sum over all places of patch times g is the
     derivative with respect to the weights, from the signal g. In float64.
 
-    positive: only where the neuron's output, its bias included, is above 0.
+    positive: only where the neuron's output, its bias included, is above 0. unconditional: but for the mean of w x.
     """
 
-    def __init__(self, step: Affine, positive: bool) -> None:
-        self.step, self.positive = step, positive
+    def __init__(self, step: Affine, positive: bool, unconditional: bool = False) -> None:
+        self.step, self.positive, self.unconditional = step, positive, unconditional
         self.weight = step.weight.double()
         self.bias = 0 if step.bias is None else step.bias.double()
         self.x, self.product = torch.zeros_like(self.weight), torch.zeros_like(self.weight)
-        self.count = self.y = torch.zeros((), dtype=torch.float64)
+        self.count = self.y = self.count_of_y = torch.zeros((), dtype=torch.float64)
 
     def update(self, x: torch.Tensor) -> None:
         """Take in inputs [B,C,...] of the layer."""
@@ -124,15 +127,17 @@ class Moments:
         (of_x,) = torch.autograd.grad(along, weight, counted, retain_graph=True)
         (of_product,) = torch.autograd.grad(along, weight, counted * y)
         self.x, self.product = self.x + of_x, self.product + of_product
-        self.count, self.y = self.count + self._by_neuron(counted), self.y + self._by_neuron(counted * y)
+        of_y = torch.ones_like(y) if self.unconditional else counted
+        self.count = self.count + self._by_neuron(counted)
+        self.count_of_y, self.y = self.count_of_y + self._by_neuron(of_y), self.y + self._by_neuron(of_y * y)
 
     def pattern(self) -> torch.Tensor:
         """cov(x, w x) / (w cov(x, w x)) for each neuron, in the shape of the weights."""
-        count = self._like_weight(self.count).clamp(min=1)
+        count, count_of_y = (self._like_weight(n).clamp(min=1) for n in (self.count, self.count_of_y))
         product = self.product / count
-        covariance = product - self.x / count * self._like_weight(self.y) / count
+        covariance = product - self.x / count * self._like_weight(self.y) / count_of_y
         variance, square = self._through(covariance), self._through(product)
-        known = variance > LEAST_VARIANCE * square
+        known = variance.abs() > LEAST_VARIANCE * square  # below 0 for `unconditional` alone
         return torch.where(known, covariance / torch.where(known, variance, 1), 0)
 
     def _by_neuron(self, values: torch.Tensor) -> torch.Tensor:

@@ -8,12 +8,13 @@ import torch
 
 from ...errors import one_of
 from ...models.classifier import Classifier
-from ...models.tracing.steps import Affine, Rule, Scale, Step, Tensors
+from ...models.tracing.steps import Affine, Convolution, Rule, Scale, Step, Tensors
 from ..context import Context
 from ._modified_backprop import ModifiedBackprop, Start, last_layer, refuse_probability, target_alone
 from .rules import AffineRule, AlphaBeta, Box, Composite, Epsilon, Square, passed_on, sides, total
 
 First = Literal["image_box", "square", "same"]
+Negative = Literal["alike", "by_negative"]
 
 
 class RAP(ModifiedBackprop):
@@ -28,11 +29,15 @@ class RAP(ModifiedBackprop):
     first: of the layer that reads the input. `image_box`, z-box between the least and the largest value of the image
         (released code); `square` (w-squared); or `same`, the rule of all others.
     start: the `logit` (released code: contributions to the logit of the class), or `one`, its share.
-    Raises ValueError for another first or start.
+    negative: how convolutions hand down relevance below 0. `alike`, as that above 0 (the paper, eq. 6, and the released
+        code's linear layers); `by_negative`, by their negative contributions alone (the released code's convolutions:
+        github.com/wjNam/Relative_Attributing_Propagation, modules/layers.py, `Conv2d.RAP_relprop`).
+    Raises ValueError for another word.
     """
 
-    def __init__(self, first: First = "image_box", start: Start = "logit") -> None:
+    def __init__(self, first: First = "image_box", start: Start = "logit", negative: Negative = "alike") -> None:
         self.first, self.start = one_of("first", first, get_args(First)), one_of("start", start, get_args(Start))
+        self.negative = one_of("negative", negative, get_args(Negative))
 
     def check(self, classifier: Classifier) -> None:
         refuse_probability(classifier, "relative attributing propagation")
@@ -46,7 +51,8 @@ class RAP(ModifiedBackprop):
             first = Square()
         if self.first == "image_box":
             first = Box(inputs.amin((1, 2, 3), keepdim=True), inputs.amax((1, 2, 3), keepdim=True))
-        below = Composite(Relative(), passed_on, first=first)
+        special = {Convolution: Relative(by_negative=True)} if self.negative == "by_negative" else {}
+        below = Composite(Relative(), passed_on, first=first, special=special)
         return lambda step: by_magnitude if step is last else below(step)
 
     def initial(self, classifier: Classifier, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -66,7 +72,12 @@ class Relative(AffineRule):
     """What a neuron passes on goes to its inputs in proportion to their positive contributions z+, and once more, in
     the share |z-| / (z+ + |z-|), in proportion to the sizes of the negative ones. What that adds to the total is then
     taken off all inputs that got something, the same from each: the least important end below zero, and the total is
-    conserved, sample by sample."""
+    conserved, sample by sample.
+
+    by_negative: whether relevance below 0 goes in proportion to the sizes of the negative contributions instead.
+    """
+
+    by_negative: bool = False
 
     def __call__(self, step: Affine, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
         if isinstance(step, Scale):
@@ -74,7 +85,10 @@ class Relative(AffineRule):
         up = total(step, sides(inputs, step.weight.clamp(min=0), step.weight.clamp(max=0)))
         down = (up - (output if step.bias is None else output - step.bias)).clamp(min=0)
         against = signal * down / torch.where(up + down > 0, up + down, 1)
-        rising, falling = AlphaBeta(1, 0)(step, inputs, output, signal), AlphaBeta(0, -1)(step, inputs, output, against)
+        along = signal
+        if self.by_negative:
+            along, against = signal.clamp(min=0), against + signal.clamp(max=0)
+        rising, falling = AlphaBeta(1, 0)(step, inputs, output, along), AlphaBeta(0, -1)(step, inputs, output, against)
         got = [one + other for one, other in zip(rising, falling)]
         added = sum(_summed(one) for one in got) - _summed(signal)
         reached = sum(_summed(one != 0) for one in got)
