@@ -118,10 +118,14 @@ def test_correlations_are_spearmans(random):
     np.testing.assert_allclose(paired.correlations(ranked), scipy_stats.spearmanr(ranked, axis=1).statistic)
 
 
-def test_runs_are_the_longest_without_a_difference():
+def test_groups_are_the_largest_without_a_difference():
     differ = np.zeros((4, 4), dtype=bool)
     for one, other in ((0, 2), (0, 3), (1, 3)):
         differ[one, other] = differ[other, one] = True
-    assert paired.runs([0, 1, 2, 3], differ) == [[0, 1], [1, 2], [2, 3]]
-    assert paired.runs([0, 1, 2, 3], np.zeros((4, 4), dtype=bool)) == [[0, 1, 2, 3]]
-    assert paired.runs([2, 0, 1, 3], ~np.eye(4, dtype=bool)) == [[2], [0], [1], [3]]
+    assert paired.groups([0, 1, 2, 3], differ) == [[0, 1], [1, 2], [2, 3]]
+    assert paired.groups([0, 1, 2, 3], np.zeros((4, 4), dtype=bool)) == [[0, 1, 2, 3]]
+    assert paired.groups([2, 0, 1, 3], ~np.eye(4, dtype=bool)) == [[2], [0], [1], [3]]
+    # Only the two in the middle are told apart: no run along the order holds the ends with either.
+    differ = np.zeros((4, 4), dtype=bool)
+    differ[1, 2] = differ[2, 1] = True
+    assert paired.groups([0, 1, 2, 3], differ) == [[0, 1, 3], [0, 2, 3]]

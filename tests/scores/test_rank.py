@@ -1,6 +1,8 @@
 """From score files to tests, ranks and flags, in worlds where the answer is known."""
 
 import io
+import itertools
+import sys
 
 import numpy as np
 import pandas as pd
@@ -8,7 +10,8 @@ import pytest
 from scipy.stats import ttest_rel
 
 from tests.cells import cell
-from xaibench.scores import rank
+from xaibench.report import terminal
+from xaibench.scores import leaderboard, rank
 from xaibench.scores.rank import Contestant
 
 NOISE = np.random.default_rng(3).normal(size=(40, 8))
@@ -138,8 +141,57 @@ def test_rows_for_files():
 
 def test_marks_say_what_no_method_beats():
     found = rank.comparisons(world({"gradcam": 0.0, "gradient": 0.0, "sobel": 5.0}))
-    assert rank.marks(found) == "! mean: no method beats sobel; mean: no two methods differ"
+    assert rank.marks(found) == "! mean: no method beats sobel; mean: no two methods differ (controls and truth aside)"
     assert rank.marks(rank.comparisons(world({"gradcam": 3.0, "gradient": 0.0}))) == ""
+
+
+def test_equal_values_are_equal_whatever_their_unit_and_share_one_rank_everywhere():
+    """The leaderboard, the ranks and the resampled ranks say the same: 1, 1, 1, 4."""
+    for unit in (1e-15, 1.0, 1e12):
+        values = {"a": 3.0, "b": 3.0 * (1 + 1e-13), "c": 3.0 * (1 - 1e-13), "d": 3.0 * (1 - 1e-6)}
+        cells = [cell(method, [value * unit] * 6) for method, value in values.items()]
+        found = one(cells)
+        assert found.ranks.tolist() == leaderboard.table(cells)["rank"].tolist() == [1, 1, 1, 4]
+        assert [low.tolist() for low in found.rank_intervals] == [[1, 1, 1, 4]] * 2
+        assert found.sample_ranks.tolist() == [2, 2, 2, 4]  # which are averaged and tested
+        assert [str(found.contestants[at]) for at in found.order] == ["a", "b", "c", "d"]
+    # A zero has no unit of its own: what rounding leaves of it is told by the values beside it.
+    rounded = {"a": 1e-17, "b": -1e-17, "c": -0.5, "d": -1.0}
+    assert one([cell(method, [value] * 6) for method, value in rounded.items()]).ranks.tolist() == [1, 1, 3, 4]
+    assert one([cell(m, [v] * 6) for m, v in {"a": 3e-17, "b": 1e-17, "c": 2e-17}.items()]).ranks.tolist() == [1, 3, 2]
+
+
+def test_methods_share_a_letter_if_and_only_if_they_are_not_told_apart():
+    """`control` is told apart from `a` and not from `z`, though it lies between them: z scatters."""
+    steady = np.tile([0.0, 0.1], 20)
+    values = {"a": steady + 1, "control": steady + 0.95, "z": steady + 0.9 + 3 * (NOISE[:, 0] - NOISE[:, 0].mean())}
+    found = one([cell("random" if m == "control" else m, v) for m, v in values.items()])
+    at = {c.name: place for place, c in enumerate(found.contestants)}
+    assert [found.contestants[place].name for place in found.order] == ["a", "random", "z"]
+    assert found.differ[at["a"], at["random"]] and not found.differ[at["a"], at["z"]]
+    assert found.cannot_tell
+    for this, that in itertools.combinations(range(3), 2):
+        assert bool(set(found.letters[this]) & set(found.letters[that])) is not bool(found.differ[this, that])
+
+
+def test_a_method_that_is_the_same_everywhere_has_no_best_and_worst_metric(capsys, monkeypatch):
+    monkeypatch.setattr(terminal.stdout, "file", sys.stdout)
+    means = {"a": 9.0, "b": 6.0, "c": 3.0}
+    swapped = {"a": 9.0, "b": 3.0, "c": 6.0}
+    cells = [*world(means, metric="m1"), *world(means, metric="m2"), *world(swapped, metric="m3")]
+    terminal.overall(rank.overall(rank.comparisons(cells)))
+    out = capsys.readouterr().out
+    rows = {line.split("│")[3].strip(): [part.strip() for part in line.split("│")[4:6]] for line in out.splitlines()
+            if line.startswith("│")}  # fmt: skip
+    assert rows == {
+        "a": ["the same under all (1)", ""],
+        "b": ["m1 and 1 more (2)", "m3 (3)"],
+        "c": ["m3 (2)", "m1 and 1 more (3)"],
+    }
+    # Metrics that rank all alike have no correlation to be furthest apart by.
+    same = [cell(method, [1.0] * 6, metric=metric) for method in "ab" for metric in ("m1", "m2")]
+    terminal.overall(rank.overall(rank.comparisons(same)))
+    assert "furthest" not in capsys.readouterr().out
 
 
 def test_the_command_line_shows_ranks_and_writes_them(xaibench):

@@ -183,7 +183,10 @@ def stability(comparison: Comparison) -> Figure:
         places = np.argsort(comparison.order)
         for number, group in enumerate(groups):
             x = last + 1.2 + 0.6 * number
-            axes.plot([x, x], [places[group].min() - 0.25, places[group].max() + 0.25], color=INK, linewidth=1.6)
+            # One bar for a group; it is broken where a method between two of its own does not belong to it.
+            at = np.sort(places[group])
+            for run in np.split(at, np.flatnonzero(np.diff(at) > 1) + 1):
+                axes.plot([x, x], [run.min() - 0.25, run.max() + 0.25], color=INK, linewidth=1.6)
         axes.set_xlim(0.5, last + 1.2 + 0.6 * max(1, len(groups)))
     return figure
 
@@ -240,7 +243,7 @@ def critical_difference(view: Overall) -> Figure:
     order = np.argsort(means, kind="stable")
     critical = paired.critical_difference(len(order), len(view.ranks))
     far = np.abs(means[:, None] - means) > critical
-    groups = [group for group in paired.runs(order, far) if len(group) > 1]
+    groups = [group for group in paired.groups(order, far) if len(group) > 1]
     half = -(-len(order) // 2)
     with style():
         room = _room(view.contestants) + 0.35

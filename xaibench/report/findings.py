@@ -56,14 +56,20 @@ def findings(board: Board, glance: Glance) -> list[tuple[str, str]]:
 
 
 def _first(headlines: Sequence[Comparison]) -> str:
-    """Which methods are first under how many metrics, where there are several to choose from."""
-    rivals = [[c.contestants[at] for at in c.order if c.contestants[at].is_rival] for c in headlines]
-    first = Counter(str(ordered[0]) for ordered in rivals if len(ordered) > 1)
+    """Which methods are first under how many metrics, of those that do not tie all of them; a tie counts for each."""
+    first: Counter[str] = Counter()
+    metrics = 0
+    for c in headlines:
+        rivals = [at for at in c.order if c.contestants[at].is_rival]
+        ahead = [at for at in rivals if c.ranks[at] == c.ranks[rivals[0]]]
+        if len(ahead) < len(rivals):
+            metrics += 1
+            first.update(str(c.contestants[at]) for at in ahead)
     if not first:
         return ""
     named = ", ".join(f"{method} ({count})" for method, count in first.most_common(3))
     more = f", and {numbered(len(first) - 3, 'other')}" if len(first) > 3 else ""
-    return f"by number of metrics, of {first.total()}: {named}{more}."
+    return f"by number of metrics, of {metrics}: {named}{more}."
 
 
 def _agreement(view: Overall | None) -> str:

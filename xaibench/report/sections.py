@@ -116,7 +116,7 @@ def _agreement(board: Board, glance: Glance) -> Iterator[Drawing]:
         ]
         if len(ranked) < 3 or len(names) < 2:
             return
-        correlations, count = paired.correlations(np.array(ranked, dtype=float).T), len(ranked)
+        correlations, count = paired.correlations(paired.ranks(np.array(ranked, dtype=float).T)), len(ranked)
     if count < 3:
         return
     title = "Rank correlations between metrics"

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from ..build import build
 from ..errors import XaibenchError
 from ..listing import CONF
-from ..scores import leaderboard
+from ..scores import leaderboard, paired
 from ..scores.leaderboard import ARROWS, COMMON, FEW, MANY_EXCLUDED, TUNED, Cell
 from ..scores.rank import Comparison, Contestant, Overall
 
@@ -174,17 +174,21 @@ def _cells(rows: pd.DataFrame, comparison: Comparison | None) -> dict[Contestant
 
 
 def _as_good_as_the_best(comparison: Comparison | None) -> set[Contestant]:
-    """The methods proper that are not told apart from the best one."""
+    """The methods proper that are not told apart from the best one; none if that is all of them: it says nothing."""
     if comparison is None:
         return set()
     rivals = [at for at in comparison.order if comparison.contestants[at].is_rival]
-    return {comparison.contestants[at] for at in rivals if not comparison.differ[at, rivals[0]]}
+    found = {comparison.contestants[at] for at in rivals if not comparison.differ[at, rivals[0]]}
+    return found if len(found) < len(rivals) else set()
 
 
 def _mean_ranks(ranks: Mapping[Contestant, Mapping[int, int]], wide: Sequence[int]) -> dict[Contestant, float]:
-    """Of the methods that all of these metrics rank."""
+    """Of the methods that all of these metrics rank; equal ones share the mean of their ranks."""
     complete = {one: [found[n] for n in wide] for one, found in ranks.items() if all(n in found for n in wide)}
-    return {one: float(np.mean(found)) for one, found in complete.items()} if wide else {}
+    if not wide or not complete:
+        return {}
+    means = paired.ranks(np.array(list(complete.values())).T).mean(axis=0)
+    return dict(zip(complete, means.tolist()))
 
 
 # ---- the leaderboard -------------------------------------------------------------------------------------------------

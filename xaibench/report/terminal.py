@@ -195,16 +195,31 @@ def overall(views: Sequence[Overall]) -> None:
         title = f"{view.model} · {view.dataset} · all {k} metrics"
         table = _table(title, ("mean rank", "other metrics", *words), words, legend)
         for at in np.argsort(view.mean_ranks, kind="stable"):
-            best, worst = (function(view.ranks[:, at]) for function in (np.argmin, np.argmax))
-            under = (f"{names[row]} ({view.ranks[row, at]:g})" for row in (best, worst))
+            under = _best_and_worst(names, view.places[:, at])
             interval = f"{view.low[at]:.1f} to {view.high[at]:.1f}"
             told = (escape(text) for text in (str(view.contestants[at]), *under))
             table.add_row(f"{view.mean_ranks[at]:.1f}", interval, *told)
         stdout.print(table)
 
 
+def _best_and_worst(names: Sequence[str], places: np.ndarray) -> tuple[str, str]:
+    """The metrics under which a method has its best and its worst rank; of equal ones the first and how many more."""
+    if np.ptp(places) == 0:
+        return f"the same under all ({places[0]:g})", ""
+
+    def named(place: float) -> str:
+        found = [name for name, rank in zip(names, places) if rank == place]
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        return f"{found[0]}{more} ({place:g})"
+
+    return named(places.min()), named(places.max())
+
+
 def _furthest(view: Overall) -> str:
-    one, other = np.unravel_index(np.nanargmin(view.correlations), view.correlations.shape)
+    between = np.where(np.eye(len(view.correlations), dtype=bool), np.nan, view.correlations)
+    if np.isnan(between).all():
+        return ""
+    one, other = np.unravel_index(np.nanargmin(between), between.shape)
     names = f"{view.comparisons[one].name} and {view.comparisons[other].name}"
     n = len(view.contestants)
     return f"furthest apart: {names}, rank correlation {view.correlations[one, other]:.2f} over {n} methods"

@@ -188,7 +188,7 @@ def _rank(rows: list[dict[str, Any]], statistic: Mapping[str, Any]) -> list[dict
     values = np.array([row["value"] for row in rows], dtype=float)
     again = [is_rerun(row["method"], row["method_variant"], rows) for row in rows]
     values[again] = math.nan
-    ranks = pd.Series(badness(values, statistic["direction"], statistic["target"])).round(9).rank(method="min")
+    ranks = statistics.places(badness(values, statistic["direction"], statistic["target"]))
     return [{**row, "rank": None if np.isnan(rank) else int(rank)} for row, rank in zip(rows, ranks)]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from scipy import stats
 
-from .statistics import CONFIDENCE, statistic
+from .statistics import CONFIDENCE, places, statistic
 
 ALPHA = 1 - CONFIDENCE
 SWAPS = 10_000
@@ -75,8 +75,8 @@ def holm_pairs(p: np.ndarray) -> np.ndarray:
 
 
 def ranks(badness: np.ndarray) -> np.ndarray:
-    """Rows [...,m] -> ranks from 1 for the least bad; equal values (to 9 decimals) share the mean of their ranks."""
-    return stats.rankdata(np.round(badness, 9), axis=-1)
+    """Rows [...,m] -> ranks from 1 for the least bad, for means and tests of ranks: equal values share the mean."""
+    return places(badness, "average")
 
 
 def friedman(ranked: np.ndarray) -> float:
@@ -113,20 +113,24 @@ def correlations(ranked: np.ndarray) -> np.ndarray:
         return np.corrcoef(ranked)
 
 
-def runs(order: Sequence[int], differ: np.ndarray) -> list[list[int]]:
-    """The longest runs along `order` (best first) without a pair that differs [m,m]: methods not told apart.
+def groups(order: Sequence[int], differ: np.ndarray) -> list[list[int]]:
+    """The largest groups without a pair that differs [m,m], each along `order` (best first): two methods share a group
+    if, and only if, they are not told apart. A group of one differs from all others.
 
-    A run of one says that the method differs from both neighbours.
+    A test can tell apart two neighbours and not the two around them, so that a group need not be a run along the order.
+    Insert and absorb (Piepho 2004, J. Comput. Graph. Stat. 13:456).
     """
-    found, reached = [], -1
-    for start in range(len(order)):
-        end = start
-        while end + 1 < len(order) and not differ[order[end + 1], [order[i] for i in range(start, end + 1)]].any():
-            end += 1
-        if end > reached:
-            found.append(list(order[start : end + 1]))
-            reached = end
-    return found
+    found = [frozenset(range(len(order)))]  # of places along the order
+    for one, other in itertools.combinations(range(len(order)), 2):
+        if not differ[order[one], order[other]]:
+            continue
+        split = [group - {place} for group in found if {one, other} <= group for place in (one, other)]
+        kept = [group for group in found if not {one, other} <= group]
+        for group in sorted(split, key=len, reverse=True):
+            if not any(group <= larger for larger in kept):
+                kept.append(group)
+        found = kept
+    return [[order[place] for place in group] for group in sorted(map(sorted, found))]
 
 
 def _pairs(methods: int) -> np.ndarray:

@@ -56,7 +56,8 @@ class Comparison:
     values, badness [m]: the statistic, and what is ranked (smaller is better). p [m,m]: of each pair, corrected by
     Holm over all pairs of this comparison. drawn [RESAMPLES,m]: ranks when the samples are resampled. sample_ranks
     [m]: mean ranks within the samples; friedman_p and critical_difference (Nemenyi) belong to them. left_out: methods
-    undefined on too many samples. All ranks start from 1; equal values share the mean of their ranks.
+    undefined on too many samples. All ranks start from 1. Equal values (`statistics.tied`) share the better rank, as in
+    the leaderboard; within samples, where ranks are averaged and tested, the mean of their ranks.
     """
 
     model: str
@@ -93,12 +94,12 @@ class Comparison:
     @cached_property
     def ranks(self) -> np.ndarray:
         """[m]."""
-        return paired.ranks(self.badness)
+        return statistics.places(self.badness)
 
     @cached_property
     def order(self) -> np.ndarray:
-        """The methods' indices, best first."""
-        return np.argsort(self.badness, kind="stable")
+        """The methods' indices, best first; of equal ones by name."""
+        return np.argsort(self.ranks, kind="stable")
 
     @cached_property
     def differ(self) -> np.ndarray:
@@ -119,14 +120,14 @@ class Comparison:
 
     @cached_property
     def shares(self) -> np.ndarray:
-        """How often each method has each rank when the samples are resampled, [m,m]; a shared rank is rounded down."""
-        places = np.floor(self.drawn).astype(int) - 1
+        """How often each method has each rank when the samples are resampled, [m,m]."""
+        places = self.drawn.astype(int) - 1
         return np.stack([np.bincount(column, minlength=len(self.contestants)) for column in places.T]) / len(places)
 
     @cached_property
     def groups(self) -> list[list[int]]:
-        """Runs of methods, best first, in which no pair differs."""
-        return paired.runs(self.order, self.differ)
+        """The largest groups of methods in which no pair differs, each best first."""
+        return paired.groups(self.order, self.differ)
 
     @cached_property
     def letters(self) -> list[str]:
@@ -138,7 +139,7 @@ class Comparison:
     def nemenyi_groups(self) -> list[list[int]]:
         """As `groups`, by the critical difference of the mean ranks within samples."""
         gaps = np.abs(self.sample_ranks[:, None] - self.sample_ranks)
-        return paired.runs(np.argsort(self.sample_ranks, kind="stable"), gaps > self.critical_difference)
+        return paired.groups(np.argsort(self.sample_ranks, kind="stable"), gaps > self.critical_difference)
 
     @cached_property
     def winning_controls(self) -> tuple[Contestant, ...]:
@@ -150,7 +151,7 @@ class Comparison:
         return tuple(
             contestant
             for at, contestant in enumerate(self.contestants)
-            if contestant.is_control and (self.badness[at] <= self.badness[best] or not self.differ[at, best])
+            if contestant.is_control and (self.ranks[at] <= self.ranks[best] or not self.differ[at, best])
         )
 
     @property
@@ -211,7 +212,7 @@ def _comparison(cells: Mapping[Contestant, Cell], statistic: Mapping[str, Any], 
         values=values,
         badness=bad(values),
         p=paired.holm_pairs(p),
-        drawn=paired.ranks(bad(statistics.resampled(columns, per, kind))),
+        drawn=statistics.places(bad(statistics.resampled(columns, per, kind))),
         sample_ranks=within.mean(axis=0),
         friedman_p=paired.friedman(within),
         critical_difference=paired.critical_difference(len(enough), len(common)),
@@ -229,16 +230,18 @@ def _ranked(cells: Mapping[Contestant, Cell], statistic: Mapping[str, Any]) -> t
 class Overall:
     """The methods over the headlines of several metrics of one model and data set, the truth left aside.
 
-    ranks [metrics,m], each row among these methods; low, high [m]: the mean rank's 95 % interval when metrics are
-    resampled. agreement: Kendall's W of the metrics over these methods; agreement_methods: without the controls, which
-    is the harder question. correlations [metrics,metrics]: Spearman's, over these methods.
-    left_out: methods that some of these metrics do not rank; thin: metrics that rank fewer than half of the methods.
+    places [metrics,m]: ranks among these methods, equal ones sharing the better; ranks: equal ones sharing the mean, of
+    which mean ranks are made. low, high [m]: the mean rank's 95 % interval when metrics are resampled.
+    agreement: Kendall's W of the metrics over these methods; agreement_methods: without the controls, which is the
+    harder question. correlations [metrics,metrics]: Spearman's, over these methods. left_out: methods that some
+    of these metrics do not rank; thin: metrics that rank fewer than half of the methods.
     """
 
     model: str
     dataset: str
     comparisons: tuple[Comparison, ...]
     contestants: tuple[Contestant, ...]
+    places: np.ndarray
     ranks: np.ndarray
     low: np.ndarray
     high: np.ndarray
@@ -286,6 +289,7 @@ def _overall(model: str, dataset: str, headlines: list[Comparison]) -> Overall |
         dataset=dataset,
         comparisons=tuple(wide),
         contestants=contestants,
+        places=statistics.places(badness),
         ranks=ranks,
         low=low,
         high=high,
@@ -304,7 +308,9 @@ def marks(comparisons: Sequence[Comparison]) -> str:
         if comparison.control_wins:
             said.append(f"{comparison.statistic}: no method beats {', '.join(map(str, comparison.winning_controls))}")
         if comparison.cannot_tell:
-            said.append(f"{comparison.statistic}: no two methods differ")
+            others = any(not contestant.is_rival for contestant in comparison.contestants)
+            aside = " (controls and truth aside)" if others else ""
+            said.append(f"{comparison.statistic}: no two methods differ{aside}")
     return "! " + "; ".join(said) if said else ""
 
 
@@ -371,11 +377,14 @@ def metric_rows(comparisons: Sequence[Comparison]) -> pd.DataFrame:
 
 
 def overall_rows(views: Sequence[Overall]) -> pd.DataFrame:
-    """A row per method and metric of each overall view, with the method's mean rank and its interval in each."""
+    """A row per method and metric of each overall view, with the method's mean rank and its interval in each.
+
+    Of equal values `rank` is the better one, as in every table; the mean rank counts the mean of theirs.
+    """
     rows = []
     for view in views:
         for at in np.argsort(view.mean_ranks, kind="stable"):
-            for comparison, ranks in zip(view.comparisons, view.ranks):
+            for comparison, places in zip(view.comparisons, view.places):
                 rows.append(
                     {
                         "model": view.model,
@@ -387,7 +396,7 @@ def overall_rows(views: Sequence[Overall]) -> pd.DataFrame:
                         "mean_rank_high": view.high[at],
                         "metric": comparison.metric,
                         "metric_variant": comparison.metric_variant,
-                        "rank": ranks[at],
+                        "rank": places[at],
                     }
                 )
     return pd.DataFrame(rows)

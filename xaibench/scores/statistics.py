@@ -4,7 +4,7 @@ import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy import special, stats
@@ -15,6 +15,9 @@ CONFIDENCE = 0.95
 FEW = 30
 PART = 2**22  # drawn values at a time, to bound the memory
 KEPT = 2**27  # bytes of draws that are kept for the next column of the same length
+# Values closer than this share of the larger one are equal: what float64 sums in another order leave of them. Around 0
+# there is no such share: there it is this share of what the values beside it typically are.
+TIED, ZERO = 1e-9, 1e-12
 BOOTSTRAPPED = ("mean", "median", "r_squared")
 
 
@@ -178,6 +181,37 @@ def _r_squared(sums: Sequence[np.ndarray]) -> np.ndarray:
     spread_x, spread_y = n * xx - x * x, n * yy - y * y
     explained = _ratio((n * xy - x * y) ** 2, spread_x * spread_y)
     return np.where(spread_x <= 1e-12 * n * xx, np.nan, np.where(spread_y <= 1e-12 * n * yy, 0.0, explained))
+
+
+def tied(one: Any, other: Any, typical: Any = 0.0, within: float = TIED) -> np.ndarray:
+    """Whether values are equal but for rounding, whatever their unit: the one rule of ranks, tables and the gate.
+
+    typical: the size of the values that they stand among, by which a rounded 0 is known. NaN equals nothing.
+    """
+    one, other = np.asarray(one, dtype=float), np.asarray(other, dtype=float)
+    with np.errstate(invalid="ignore"):
+        gap = np.abs(one - other)
+        near = gap <= np.maximum(within * np.maximum(np.abs(one), np.abs(other)), ZERO * np.asarray(typical))
+    return (one == other) | (near & np.isfinite(gap))
+
+
+def places(badness: np.ndarray, method: Literal["min", "average"] = "min") -> np.ndarray:
+    """Rows [...,m] -> ranks from 1 for the least bad; equal values (`tied`) share one, NaN has NaN.
+
+    method: `min`, the better of the places that they fill (1, 1, 1, 4), as every table shows it; `average`, their mean
+    (2, 2, 2, 4), as means and tests of ranks need it.
+    """
+    badness = np.asarray(badness, dtype=float)
+    order = np.argsort(badness, axis=-1, kind="stable")
+    ordered = np.take_along_axis(badness, order, axis=-1)
+    sizes = np.where(np.isfinite(badness), np.abs(badness), 0.0)
+    typical = np.median(sizes, axis=-1, keepdims=True)
+    steps = ~tied(ordered[..., 1:], ordered[..., :-1], typical)
+    levels = np.concatenate([np.zeros_like(ordered[..., :1]), np.cumsum(steps, axis=-1)], axis=-1)
+    unordered = np.empty_like(levels)
+    np.put_along_axis(unordered, order, levels, axis=-1)
+    ranked = stats.rankdata(unordered, method=method, axis=-1).astype(float)
+    return np.where(np.isnan(badness), np.nan, ranked)
 
 
 def _ratio(over: np.ndarray, under: np.ndarray) -> np.ndarray:
