@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .errors import UserError, XaibenchError, nearest
+from .errors import BrokenImport, UserError, XaibenchError, nearest
 
 TARGET = "_target_"
 OURS = __package__
@@ -98,10 +98,10 @@ def locate(path: str, where: str) -> Callable[..., Any]:
     except ModuleNotFoundError as error:
         # A module that exists but misses a dependency of its own is a different mistake.
         if error.name and not module_name.startswith(error.name):
-            raise UserError(f"{where}={path}: importing it failed, no module named '{error.name}'") from error
-        raise UserError(f"{where}={path}: there is no module '{error.name or module_name}'") from error
+            raise BrokenImport(where, path, f"importing it failed, no module named '{error.name}'") from error
+        raise BrokenImport(where, path, f"there is no module '{error.name or module_name}'") from error
     except Exception as error:
-        raise UserError(f"{where}={path}: importing it failed, {type(error).__name__}: {error}") from error
+        raise BrokenImport(where, path, f"importing it failed, {type(error).__name__}: {error}") from error
     if not callable(found := getattr(module, name, None)):
         callables = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise UserError(f"{where}={path}: {module_name} has no class '{name}': {nearest(name, callables)}")

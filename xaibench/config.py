@@ -1,5 +1,6 @@
 """The only module that knows Hydra and OmegaConf: compose, validate, explain mistakes, hand on a frozen Job."""
 
+import contextlib
 import inspect
 import json
 import logging
@@ -10,6 +11,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from .build import TARGET, build, coerce, describe, locate
-from .errors import UserError, XaibenchError, first_line, nearest
+from .errors import BrokenImport, UserError, XaibenchError, first_line, nearest
 from .job import SELECTION, Filter, FitSelection, Job, Paths, Runner, Selection
 from .listing import CONF, GROUPS, plugin_folders, read_item
 from .store.files import write_atomically
@@ -202,7 +204,7 @@ def run_hydra(arguments: list[str], debug: bool) -> int:
             run_cell(config)
             return
         try:
-            run_job(make_job(config))
+            run_job(_made(config))
         except Exception as error:  # Hydra would print its own account of it first
             raised.append(error)
 
@@ -263,12 +265,36 @@ def run_job(job: Job) -> None:
     from .scores import leaderboard
 
     terminal.talk_on_stderr()
-    outcome = run(job, terminal.progress)
+    with _unfinished(job):
+        outcome = run(job, terminal.progress)
     if isinstance(outcome, Plan):
         terminal.plan(outcome.title, outcome.rows)
     else:
-        leaderboard.write(job.results)
+        cells, damaged = leaderboard.read_sound(job.results)
+        leaderboard.write(job.results, cells)
         terminal.leaderboard_table(leaderboard.table(leaderboard.read_cells(job.results, [outcome.rows])))
+        terminal.damaged(damaged)
+
+
+def _unfinished(job: Job) -> AbstractContextManager[None]:
+    """Notes the cell as unfinished until it is done, unless nothing is to be done."""
+    from .scores import score_files
+
+    labels = {name: getattr(job, name) for name in score_files.LABELS}
+    return contextlib.nullcontext() if job.runner.plan else score_files.unfinished(job.results, labels)
+
+
+def _made(config: DictConfig) -> Job:
+    """As `make_job`. Where a class cannot be imported any more, what it made before is noted as failed."""
+    try:
+        return make_job(config)
+    except BrokenImport as error:
+        from .scores import score_files
+
+        labels = {name: choice for name, choice in _choices().items() if name == error.where.partition(".")[0]}
+        if labels.keys() & {"method", "metric"}:
+            score_files.note_failed(Path(config.paths.results).expanduser().absolute(), labels, error)
+        raise
 
 
 def run_cell(config: DictConfig) -> None:
@@ -281,7 +307,9 @@ def run_cell(config: DictConfig) -> None:
     cell = " ".join(HydraConfig.get().overrides.task)
     status: dict[str, Any] = {"cell": cell, "status": "ok", "files": []}
     try:
-        outcome = run(make_job(config), terminal.progress, KEPT)
+        job = _made(config)
+        with _unfinished(job):
+            outcome = run(job, terminal.progress, KEPT)
         if isinstance(outcome, Plan):
             terminal.plan(outcome.title, outcome.rows)
         status["files"] = [] if isinstance(outcome, Plan) else [str(outcome.rows)]
@@ -320,8 +348,11 @@ class SweepEnd(Callback):
         files = [Path(file) for cell in cells for file in cell.get("files", [])]
         if files:
             results = Path(config.paths.results).expanduser().absolute()
-            leaderboard.write(results)
-            terminal.leaderboard_table(leaderboard.headlines(leaderboard.read_cells(results, files)))
+            sound, damaged = leaderboard.read_sound(results)
+            leaderboard.write(results, sound)
+            ran = leaderboard.told_apart(leaderboard.read_cells(results, files))
+            terminal.leaderboard_table(leaderboard.headlines(ran))
+            terminal.damaged(damaged)
         terminal.failures(cells)
         if self.ended:
             failed = sum(cell["status"] == "failed" for cell in cells)

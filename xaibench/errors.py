@@ -16,8 +16,22 @@ class UserError(XaibenchError):
     exit_code = 2
 
 
+class BrokenImport(UserError):
+    """A class that cannot be imported, though its configuration names it. where: the configuration's key."""
+
+    def __init__(self, where: str, path: str, why: str) -> None:
+        self.where = where
+        super().__init__(f"{where}={path}: {why}")
+
+
 class Refusal(UserError):
     """A pairing that cannot work, such as guided backpropagation on a network without ReLU modules."""
+
+
+class NotComparable(XaibenchError):
+    """Results that a check must not compare: exit code 3."""
+
+    exit_code = 3
 
 
 class CacheError(XaibenchError):

@@ -206,4 +206,6 @@ def test_mistakes_are_said_in_a_line(xaibench, copied):
     broken = next(Path("results/scores").rglob("gradcam-*.csv"))
     broken.write_text("schema,model\n1,x\n")
     code, _, said = xaibench("report")
-    assert code == 2 and str(broken) in said and "run again" in said
+    assert code == 1 and str(broken) in said and "run again: xaibench run method=gradcam" in said
+    metric = broken.parent.name  # gradcam is there under the other one
+    assert {row["method"] for row in read()[2] if row["metric"] == metric} == {"gradient", "random control"}

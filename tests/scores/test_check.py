@@ -132,7 +132,9 @@ def outcome():
 def test_json_has_every_row_and_the_verdict():
     found = json.loads(check_report.to_json(outcome()))
     assert found["exit_code"] == 1
-    assert found["counts"] == {"regressed": 1, "missing": 1, "not comparable": 0, "better": 1, "new": 1, "same": 1}
+    assert found["counts"] == {
+        "regressed": 1, "failed": 0, "missing": 1, "not comparable": 0, "better": 1, "new": 1, "same": 1,
+    }  # fmt: skip
     assert {row["method"]: row["verdict"] for row in found["rows"]} == {
         "a": "regressed", "b": "same", "c": "better", "d|e": "missing", "f": "new",
     }  # fmt: skip

@@ -247,6 +247,10 @@ class Trainings:
                 self._train(absent[start : start + self.stack], repeat, report)
         return True
 
+    def sources(self) -> set[str]:
+        """The digests of our code that the trainings were made by."""
+        return set().union(*(self.artefact(*training).sources() for training in self._all))
+
     def finish(self) -> None:
         """Nothing is left to write."""
 

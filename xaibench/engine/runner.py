@@ -12,6 +12,7 @@ one block; one that retrains networks has trainings in the place of responses, a
 """
 
 import contextlib
+import dataclasses
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -62,7 +63,9 @@ def run(job: Job, progress: Progress = no_progress, kept: Kept | None = None) ->
             fill(scoring.stages, report)
         for stage in scoring.stages:
             stage.finish()
-        return score_files.write(scoring.record(), scoring.scores.rows(scoring.scores.order))
+        sources = set().union(*(stage.sources() for stage in scoring.stages))
+        record = dataclasses.replace(scoring.record(), sources=tuple(sorted(sources)))
+        return score_files.write(record, scoring.scores.rows(scoring.scores.order))
 
 
 def prepare(job: Job, root: Path, kept: Kept | None = None) -> PerSample | Pooled | Retrained:

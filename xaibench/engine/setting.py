@@ -379,8 +379,8 @@ class Setting:
         return self.job.runner.reuse == "only-cache"
 
     def made_by(self) -> dict[str, object]:
-        """Versions, commit and device, for the artefacts' spec.json."""
-        return {"versions": provenance.versions(), "commit": provenance.commit(), "device": str(self.device)}
+        """Versions, sources, commit and device, for the artefacts' spec.json."""
+        return provenance.made_by(self.device)
 
     def _block_size(self, passes: tuple[int, int] | None) -> int:
         """Samples per block: at most 64, or of points of a plane, of which 64 would be mostly overhead, thousands;

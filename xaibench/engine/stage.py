@@ -94,6 +94,10 @@ class Stage:
         """The samples in blocks, in order."""
         return map(self._block, range(-(-len(self.order) // self._size)))
 
+    def sources(self) -> set[str]:
+        """The digests of our code that its rows were made by."""
+        return self.artefact.sources()
+
     def finish(self) -> None:
         """Write the manifest, with the seconds that this run spent, if the artefact exists."""
         if self.artefact.folder.exists():
@@ -179,6 +183,10 @@ class Fit:
                 self.artefact.save_whole("fit", self.make())
         self.artefact.tidy()
         return True
+
+    def sources(self) -> set[str]:
+        """The digests of our code that it was made by."""
+        return self.artefact.sources()
 
     def finish(self) -> None:
         """Nothing is left to write."""

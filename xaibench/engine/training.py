@@ -70,7 +70,7 @@ def trained_weights(job: Job, root: Path, device: torch.device) -> Path:
     if job.runner.reuse == "only-cache":
         raise UserError(f"runner.reuse=only-cache: {path} is missing; use runner.reuse=missing")
     check_input(untrained, samples.load(samples.ids[:1]).inputs[0], len(samples.dataset.class_names))
-    artefact.create({"versions": provenance.versions(), "commit": provenance.commit(), "device": str(device)})
+    artefact.create(provenance.made_by(device))
     with artefact.claim("training"):
         if path.exists():
             return path

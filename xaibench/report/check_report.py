@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ..scores.check import BETTER, INCOMPARABLE, MISSING, NEW, REGRESSED, SAME, WORSE, Compared, exit_code
+from ..scores.check import BETTER, FAILED, INCOMPARABLE, MISSING, NEW, REGRESSED, SAME, WORSE, Compared, exit_code
 from ..scores.leaderboard import ARROWS, IDENTITY
 
 WORDS = {
-    WORSE: "regressed", MISSING: "missing", INCOMPARABLE: "not comparable", BETTER: "better", NEW: "new", SAME: "same",
+    WORSE: "regressed", FAILED: "failed", MISSING: "missing", INCOMPARABLE: "not comparable", BETTER: "better",
+    NEW: "new", SAME: "same",
 }  # fmt: skip
 # More rows than this make no reader wiser.
 SHOWN = 50
@@ -42,13 +43,13 @@ def to_markdown(rows: Sequence[Compared], baseline: str) -> str:
     verdict = {0: "no regression", REGRESSED: "regressed"}.get(code, "not comparable")
     lines = [f"### xaibench: {verdict}", "", f"Against `{baseline}`, {counts(rows)}."]
     order = list(WORDS)
-    notable = sorted((row for row in rows if row.mark != SAME), key=lambda row: order.index(row.mark))
+    notable = sorted((row for row in rows if row.mark != SAME or row.why), key=lambda row: order.index(row.mark))
     if notable:
         lines += ["", "| | method | metric | before | after | change | tolerance | samples changed |"]
         lines.append("|---|---|---|---:|---:|---:|---:|---:|")
     for row in notable[:SHOWN]:
         model, dataset, method, variant, metric, metric_variant, statistic = row.identity
-        word = f"**{WORDS[row.mark]}**" if row.mark in (WORSE, MISSING) else WORDS[row.mark]
+        word = f"**{WORDS[row.mark]}**" if row.mark in (WORSE, FAILED, MISSING) else WORDS[row.mark]
         word += f": {row.why}" if row.why else ""
         where = f"{method} {f'({variant})' if variant else ''} on {model}, {dataset}".replace("  ", " ")
         measure = f"{metric} {f'({metric_variant}) ' if metric_variant else ''}{statistic} {ARROWS[row.direction]}"

@@ -164,7 +164,7 @@ def caption(picture: Picture) -> tuple[str, str]:
 def _maps(cell: Cell, cache: Path) -> Artefact:
     """The cached maps that a cell scored."""
     card = cell.card
-    names, key = (card["model"], card["dataset"], card["method"]), card["keys"]["map_key"]
+    names, key = (*cell.folders, card["method"]), card["keys"]["map_key"]
     artefact = Artefact.opened(cache, "maps", names, key)
     if artefact is None or not artefact.samples():
         raise Absent(
@@ -194,7 +194,7 @@ def _pictures(cell: Cell, maps: Artefact, samples: Sequence[int], rows: Mapping[
     if list(batch.crc) != rows["input_crc32"].tolist():
         raise Absent(f"{cell.card['dataset']}: images have changed since their maps were made; run again.")
     spec = {"model": maps.spec["model"], "data": maps.spec["data"]}
-    replies = Artefact(maps.root, "responses", (cell.card["model"], cell.card["dataset"], "logits"), spec)
+    replies = Artefact(maps.root, "responses", (*cell.folders, "logits"), spec)
     found = replies.read(samples)
     if len(found.samples) < len(samples):
         raise Absent(f"{cell.card['model']}: {replies.folder} lacks what the network answers; run again.")

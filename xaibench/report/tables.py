@@ -232,7 +232,8 @@ def _identity(card: Row, keys: Row) -> tuple[str, ...]:
     """What a result file's card and a row of the leaderboard have in common."""
     names = ("model", "dataset", "method", "method_variant", "metric", "metric_variant")
     map_key = keys["map_key"] if "map_key" in keys else keys["method_key"]
-    return (*(card[name] for name in names), map_key, keys["metric_key"], keys["sample_key"])
+    of_both = ("model_key", "data_key", "metric_key", "sample_key")
+    return (*(card[name] for name in names), map_key, *(keys[name] for name in of_both))
 
 
 def _extent(rows: pd.DataFrame) -> tuple[float, float]:

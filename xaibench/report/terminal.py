@@ -19,6 +19,7 @@ from rich.table import Table
 from ..scores import compare, leaderboard, rank
 from ..scores.check import SAME, Compared
 from ..scores.compare import Published
+from ..scores.leaderboard import Damaged
 from ..scores.rank import Comparison, Overall
 from ..scores.statistics import FEW
 from .check_report import counts
@@ -233,6 +234,14 @@ def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
+def damaged(files: Sequence[Damaged]) -> int:
+    """Say which score files are not as a run wrote them, and how each is made again; the exit code: 1 if there are
+    any."""
+    for found in files:
+        stderr.print(f"left out: {found}", highlight=False, markup=False, soft_wrap=True)
+    return 1 if files else 0
+
+
 def failures(cells: Sequence[dict[str, Any]]) -> None:
     """The end of a sweep: how many cells there were, and how to run each failed one again."""
     failed = [cell for cell in cells if cell["status"] == "failed"]
@@ -290,14 +299,16 @@ def _with_interval(row: pd.Series) -> str:
 
 def compared(rows: Sequence[Compared]) -> None:
     """The outcome of a check: every row that is not simply the same, then the counts."""
-    notable = [row for row in rows if row.mark != SAME]
+    notable = [row for row in rows if row.mark != SAME or row.why]
     if notable:
         columns = ("", "cell", "statistic", "before", "after", "tolerance", "samples changed", "why")
-        table = _table("- regressed  + better  * new  ! missing  x not comparable", columns, words=columns)
+        table = _table(
+            "- regressed  # failed  + better  * new  ! missing  x not comparable  = the same", columns, words=columns
+        )
         for row in notable:
             cell = " · ".join(part for part in row.identity[:-1] if part)
             values = ("" if value is None else f"{value:.4f}" for value in (row.before, row.after, row.tolerance))
             changed = "" if row.changed is None else str(row.changed)
-            table.add_row(row.mark, escape(cell), row.identity[-1], *values, changed, row.why)
+            table.add_row(row.mark, escape(cell), row.identity[-1], *values, changed, escape(row.why))
         stdout.print(table)
     stdout.print(counts(rows), highlight=False)

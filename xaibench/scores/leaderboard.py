@@ -5,26 +5,29 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from ..errors import UserError, nearest
+from ..errors import UserError, first_line, nearest
 from ..store.cache import SCHEMA
 from ..store.files import write_atomically
 from . import score_files, statistics
 
 COLUMNS = (
     "schema", "model", "dataset", "method", "method_variant", "metric", "metric_variant", "statistic", "direction",
-    "target", "value", "ci_low", "ci_high", "n", "excluded", "rank", "forwards", "backwards", "method_key",
-    "metric_key", "sample_key",
+    "target", "value", "ci_low", "ci_high", "n", "excluded", "rank", "forwards", "backwards", "model_key", "data_key",
+    "method_key", "metric_key", "sample_key",
 )  # fmt: skip
+# Which labels do not tell: the weights and the images. Absent from leaderboards of earlier versions.
+KEYED = ("model_key", "data_key")
 COST_COLUMNS = (
     "schema", "model", "dataset", "method", "method_variant", "metric", "metric_variant", "map_seconds",
-    "score_seconds", "peak_memory_bytes", "device", "threads", "n", "method_key", "metric_key", "sample_key",
+    "score_seconds", "peak_memory_bytes", "device", "threads", "n", "model_key", "data_key", "method_key", "metric_key",
+    "sample_key",
 )  # fmt: skip
 # Of `table`, for people; not in the file.
 TUNED, FEW = "tuned", "few"
@@ -55,30 +58,152 @@ class Cell:
     curves: Mapping[str, Curve] = field(default_factory=dict)
     path: Path | None = None
 
+    @property
+    def folders(self) -> tuple[str, str]:
+        """The model and the data set as folders are named after them, whatever people are shown (`told_apart`)."""
+        model, dataset = self.card.get("folders") or (self.card["model"], self.card["dataset"])
+        return model, dataset
+
+
+class Damaged(UserError):
+    """A score file that is not as a run wrote it. path: the CSV; card: what its JSON says, as far as it can be read."""
+
+    def __init__(self, path: Path, why: str, card: Mapping[str, Any] | None = None) -> None:
+        self.path, self.why, self.card = path, why, card or {}
+        command = self.card.get("command")
+        super().__init__(f"{path}: {why}\nrun again: {command or 'its cell, after deleting it with its .json'}")
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Those of IDENTITY less the statistic, from the card, or, without the variants, from where the file lies."""
+        if all(name in self.card for name in IDENTITY[:-1]):
+            return {name: str(self.card[name]) for name in IDENTITY[:-1]}
+        model, dataset, metric, file = self.path.parts[-4:]
+        return {"model": model, "dataset": dataset, "method": file.rpartition("-")[0], "metric": metric}
+
 
 def read_cells(results: Path, files: Iterable[Path] | None = None) -> list[Cell]:
-    """The score files below results/scores, or the given CSV files. Raises UserError for one that cannot be read."""
-    paths = sorted((results / "scores").rglob("*.csv")) if files is None else sorted(set(files))
-    return [read_cell(path) for path in paths]
+    """The score files below results/scores, or the given CSV files. Raises Damaged for the first that is not sound."""
+    cells, damaged = read_sound(results, files)
+    if damaged:
+        raise damaged[0]
+    return cells
+
+
+def read_sound(results: Path, files: Iterable[Path] | None = None) -> tuple[list[Cell], list[Damaged]]:
+    """As `read_cells`: those that are as a run wrote them, and what is wrong with the others."""
+    if files is None:
+        found = (path for path in (results / "scores").rglob("*") if path.suffix in (".csv", ".json"))
+        files = (path.with_suffix(".csv") for path in found if not path.name.startswith("."))
+    cells, damaged = [], []
+    for path in sorted(set(files)):
+        try:
+            cells.append(read_cell(path))
+        except Damaged as error:
+            damaged.append(error)
+    # Two files that answer one question: a run removes the older one, so that one of them was put there by hand.
+    asked: dict[tuple[str, ...], list[Cell]] = defaultdict(list)
+    for cell in cells:
+        keys = (str(cell.card["keys"].get(name, "")) for name in (*KEYED, "sample_key"))
+        asked[*(cell.card[name] for name in IDENTITY[:-1]), *keys].append(cell)
+    for same in asked.values():
+        for cell, other in zip(same, [*same[1:], same[0]]) if len(same) > 1 else ():
+            damaged.append(Damaged(cell.path, f"{other.path.name} answers the same question: delete both", cell.card))
+    twice = {id(cell) for same in asked.values() if len(same) > 1 for cell in same}
+    return [cell for cell in cells if id(cell) not in twice], damaged
 
 
 def read_cell(path: Path) -> Cell:
-    """One score file and its card."""
+    """One score file and its card. Raises Damaged, which names it, for one that is not as a run wrote it.
+
+    That is what the digests in its card say; of files that older versions wrote without them, what can be seen: rows
+    that are missing, there twice, or no rows.
+    """
     try:
         card = json.loads(path.with_suffix(".json").read_text())
-        rows = pd.read_csv(path, keep_default_na=False, dtype={"value": str, "x": str})
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: it cannot be read with its .json ({error}); delete both and run again") from error
+        raise Damaged(path, f"its .json cannot be read ({first_line(error)})") from error
+    if not isinstance(card, dict) or not _is_card(card):
+        raise Damaged(path, "its .json is no card of a score file")
+    if card["schema"] != SCHEMA:
+        raise Damaged(path, f"schema {card['schema']} is not {SCHEMA}", card)
+    try:
+        data = path.read_bytes()
+        _check_digests(path, card, data)
+        return Cell(card, *_columns_and_curves(data, card), path)
+    except OSError as error:
+        raise Damaged(path, f"it cannot be read ({error.strerror or error})", card) from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise Damaged(path, f"it is not what a run writes ({first_line(error)})", card) from error
+
+
+def _is_card(card: Mapping[str, Any]) -> bool:
+    """Whether a card has what a leaderboard needs of it."""
+    kinds = {"schema": int, "n": int, "keys": dict, "statistics": list, "method_cost": list, "seconds": dict}
+    kinds |= dict.fromkeys(IDENTITY[:-1], str)
+    if not all(isinstance(card.get(name), kind) for name, kind in kinds.items()):
+        return False
+    names = ("name", "direction", "target", "column", "per", "kind", "tolerance")
+    has_keys = all(name in card["keys"] for name in (*KEYED, "map_key", "metric_key", "sample_key"))
+    return has_keys and all(isinstance(s, dict) and all(name in s for name in names) for s in card["statistics"])
+
+
+def _check_digests(path: Path, card: Mapping[str, Any], data: bytes) -> None:
+    """Raise Damaged if the file, or the curves beside it, are not what the card says; older cards say nothing."""
+    for suffix, stated in card.get("files", {}).items():
+        beside = path.with_suffix(suffix)
+        try:
+            content = data if suffix == path.suffix else beside.read_bytes()
+        except FileNotFoundError:
+            raise Damaged(path, f"{beside.name} beside it is gone", card) from None
+        if score_files.sha256(content) != stated:
+            raise Damaged(path, f"{beside.name} is not what a run wrote: its digest is another than in its .json", card)
+
+
+def _columns_and_curves(data: bytes, card: Mapping[str, Any]) -> tuple[pd.DataFrame, dict[str, Curve]]:
+    """What a score file holds. Raises ValueError for rows that no run writes."""
+    rows = pd.read_csv(io.BytesIO(data), keep_default_na=False, dtype={"value": str, "x": str})
     if lacking := [name for name in score_files.COLUMNS if name not in rows]:
-        raise UserError(f"{path}: it has no column {', '.join(lacking)}; delete it with its .json and run again")
-    if card.get("schema") != SCHEMA:
-        raise UserError(f"{path}: schema {card.get('schema')} is not {SCHEMA}; run again with this version")
+        raise ValueError(f"no column {', '.join(lacking)}")
+    is_ok = rows["status"] == "ok"
+    rows["value"] = pd.to_numeric(rows["value"].where(is_ok), errors="coerce")
+    if (is_ok & rows["value"].isna()).any():
+        raise ValueError("a row is ok and has no number")
     # Rows of samples, or of the repeats of a metric over the whole data set; the others are means of curves.
     scalar = (rows["sample"] >= 0) | (rows["repeat"].astype(str) != "")
     index = "sample" if (rows["sample"] >= 0).any() else "repeat"
-    rows["value"] = pd.to_numeric(rows["value"].where(rows["status"] == "ok"), errors="coerce")
     columns = rows[scalar].pivot(index=index, columns="statistic", values="value")
-    return Cell(card, columns, _curves(rows[~scalar]), path)
+    if len(columns) and int(scalar.sum()) != card["n"] * columns.shape[1]:
+        raise ValueError(f"{int(scalar.sum())} rows of {columns.shape[1]} columns: expected {card['n']} of each")
+    return columns, _curves(rows[~scalar])
+
+
+def told_apart(cells: Sequence[Cell]) -> list[Cell]:
+    """For people: the cells, with the key behind a model's or data set's name where two go by it."""
+    changed = list(cells)
+    for label, key in zip(("model", "dataset"), KEYED):
+        keys: dict[tuple[str, str], set[str]] = defaultdict(set)
+        for cell in cells:
+            keys[cell.card["model"], cell.card["dataset"]].add(cell.card["keys"][key])
+        for place, cell in enumerate(cells):
+            if len(keys[cell.card["model"], cell.card["dataset"]]) > 1:
+                card = {
+                    **changed[place].card,
+                    "folders": list(cell.folders),
+                    label: f"{cell.card[label]} [{cell.card['keys'][key][:6]}]",
+                }
+                changed[place] = replace(changed[place], card=card)
+    return changed
+
+
+def labels_told_apart(frame: pd.DataFrame) -> pd.DataFrame:
+    """As `told_apart`, of the rows of a leaderboard file."""
+    changed = frame.copy()
+    for label, key in zip(("model", "dataset"), KEYED):
+        several = frame.groupby(["model", "dataset"])[key].transform("nunique") > 1
+        named = frame[label] + " [" + frame[key].str[:6] + "]"
+        changed[label] = frame[label].where(~several, named)
+    return changed
 
 
 def _curves(rows: pd.DataFrame) -> dict[str, Curve]:
@@ -101,7 +226,7 @@ def table(cells: Sequence[Cell]) -> pd.DataFrame:
     """
     rows = [row for group in comparable(cells) for row in _group_rows(group)]
     frame = pd.DataFrame(rows, columns=[*COLUMNS, TUNED, FEW])
-    return frame.sort_values([*IDENTITY, "sample_key", "method_key"], kind="stable", ignore_index=True)
+    return frame.sort_values([*IDENTITY, *KEYED, "sample_key", "method_key"], kind="stable", ignore_index=True)
 
 
 def headlines(cells: Sequence[Cell]) -> pd.DataFrame:
@@ -175,6 +300,7 @@ def _row(cell: Cell, statistic: Mapping[str, Any], samples: list[int], suffix: s
         "excluded": card["n"] - found.n,
         "forwards": card["method_cost"][0],
         "backwards": card["method_cost"][1],
+        **{name: card["keys"][name] for name in KEYED},
         "method_key": card["keys"]["map_key"],
         "metric_key": card["keys"]["metric_key"],
         "sample_key": card["keys"]["sample_key"],
@@ -208,6 +334,7 @@ def costs(cells: Sequence[Cell]) -> pd.DataFrame:
             "map_seconds": cell.card["seconds"]["maps"],
             "score_seconds": cell.card["seconds"]["scores"],
             **{name: cell.card[name] for name in ("peak_memory_bytes", "device", "threads", "n")},
+            **{name: cell.card["keys"][name] for name in KEYED},
             "method_key": cell.card["keys"]["map_key"],
             "metric_key": cell.card["keys"]["metric_key"],
             "sample_key": cell.card["keys"]["sample_key"],
@@ -215,16 +342,14 @@ def costs(cells: Sequence[Cell]) -> pd.DataFrame:
         for cell in cells
     ]
     frame = pd.DataFrame(rows, columns=COST_COLUMNS)
-    return frame.sort_values([*IDENTITY[:-1], "sample_key", "method_key"], kind="stable", ignore_index=True)
+    return frame.sort_values([*IDENTITY[:-1], *KEYED, "sample_key", "method_key"], kind="stable", ignore_index=True)
 
 
-def write(results: Path, cells: Sequence[Cell] | None = None) -> pd.DataFrame:
-    """Write results/leaderboard.csv and cost.csv from the score files (or `cells`, all of them); the leaderboard."""
-    cells = read_cells(results) if cells is None else cells
+def write(results: Path, cells: Sequence[Cell]) -> None:
+    """Write results/leaderboard.csv and cost.csv of all its cells."""
     frame = table(cells)
     write_atomically(results / "leaderboard.csv", to_csv(frame))
     write_atomically(results / "cost.csv", to_csv(costs(cells)))
-    return frame
 
 
 def to_csv(frame: pd.DataFrame) -> str:
@@ -245,14 +370,24 @@ def read_csv(path: Path) -> pd.DataFrame:
 
 
 def read_text(text: str) -> pd.DataFrame:
-    """A leaderboard from its CSV text. Raises ValueError if it is not one."""
-    strings = {name: str for name in (*IDENTITY, "direction", "method_key", "metric_key", "sample_key")}
+    """A leaderboard from its CSV text; keys that older versions did not write are ''. Raises ValueError if it is not
+    one."""
+    strings = {name: str for name in (*IDENTITY, "direction", *KEYED, "method_key", "metric_key", "sample_key")}
     undefined = dict.fromkeys(("value", "ci_low", "ci_high", "target", "rank"), "")
     frame = pd.read_csv(io.StringIO(text), dtype=strings, keep_default_na=False, na_values=undefined)
-    missing = [name for name in COLUMNS if name not in frame]
+    missing = [name for name in COLUMNS if name not in frame and name not in KEYED]
     if missing:
         raise ValueError(f"no column {', '.join(missing[:4])}")
-    return frame
+    for name in KEYED:
+        if name not in frame:
+            frame[name] = ""
+    for name in ("target", "value", "ci_low", "ci_high", "n", "excluded"):
+        frame[name] = pd.to_numeric(frame[name])
+    cut = frame[["n", "excluded"]].isna().any(axis=1) | ~frame["direction"].isin(list(ARROWS))
+    cut |= frame["sample_key"].isna() | (frame["sample_key"] == "")
+    if cut.any():
+        raise ValueError(f"line {int(cut.argmax()) + 2} is cut short or no row of a leaderboard")
+    return frame[[*COLUMNS, *(name for name in frame if name not in COLUMNS)]]
 
 
 def select(frame: pd.DataFrame, filters: Mapping[str, Sequence[str]]) -> pd.DataFrame:

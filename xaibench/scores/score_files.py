@@ -1,8 +1,10 @@
 """Score files: the tidy rows of one cell, the curves beside them, and the JSON that says where they come from."""
 
+import contextlib
+import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,10 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from ..errors import first_line
 from ..store import provenance
 from ..store.cache import SCHEMA, digest, pack, safe_name
-from ..store.files import write_atomically
+from ..store.files import write_atomically, write_error
 
 # Statuses of a sample. In HDF5 they are these numbers, in CSV the words of STATUS.
 OK, NONFINITE_MAP, NONFINITE_LOGITS = 0, 1, 2
@@ -28,7 +31,8 @@ class Record:
     """Everything but the numbers about one cell: labels, keys, samples, declarations, costs.
 
     samples: the ids of the rows; with `repeats`, the numbers of the repeats of a metric over the whole data set.
-    computed: whether this run computed anything, or only read what was there.
+    computed: whether this run computed anything, or only read what was there. sources: the digests of our code that
+    made the artefacts (`provenance.sources`), one if all were made by the same.
     """
 
     model: str
@@ -45,6 +49,7 @@ class Record:
     keys: Mapping[str, str]
     computed: bool
     repeats: bool = False
+    sources: Sequence[str] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -60,7 +65,7 @@ def write(record: Record, columns: Mapping[str, np.ndarray]) -> Outcome:
     """Write the CSV, the JSON and, where there are curves, the HDF5 of one cell; each whole or not at all.
 
     columns: name -> [n] or [n,X] in the order of record.samples, with `status`. The CSV is a function of the numbers
-    alone: the same numbers give the same bytes.
+    alone: the same numbers give the same bytes. The card has the digests of both, by which a reader knows them.
     """
     score_key = digest(dict(record.keys))
     folder = record.results / "scores" / safe_name(record.model) / safe_name(record.dataset) / safe_name(record.metric)
@@ -73,12 +78,14 @@ def write(record: Record, columns: Mapping[str, np.ndarray]) -> Outcome:
     if curves:
         axes = {f"{name}_x": np.asarray(record.axes[name], dtype=np.float64) for name in curves}
         attributes = {"key": score_key, "schema": SCHEMA}
-        write_atomically(stem.with_suffix(".h5"), pack({"sample": samples, **curves, **axes}, attributes))
+        packed = pack({"sample": samples, **curves, **axes}, attributes)
+        write_atomically(stem.with_suffix(".h5"), packed)
     lines = [",".join(COLUMNS)]
     labels = [str(SCHEMA), *(_quoted(text) for text in (record.model, record.dataset, record.method, record.metric))]
     lines += [",".join([*labels, *row]) for row in _rows(record, samples, columns)]
     rows = stem.with_suffix(".csv")
-    write_atomically(rows, "\n".join(lines) + "\n")
+    text = ("\n".join(lines) + "\n").encode()
+    write_atomically(rows, text)
 
     card = {
         "schema": SCHEMA,
@@ -89,6 +96,8 @@ def write(record: Record, columns: Mapping[str, np.ndarray]) -> Outcome:
         "metric": record.metric,
         "metric_variant": record.metric_variant,
         "keys": {**record.keys, "score_key": score_key},
+        "files": {".csv": sha256(text), **({".h5": sha256(packed)} if curves else {})},
+        "sources": list(record.sources),
         "n": len(samples),
         "excluded": _excluded(columns),
         "filtered": dict(record.filtered),
@@ -98,11 +107,20 @@ def write(record: Record, columns: Mapping[str, np.ndarray]) -> Outcome:
         "commit": provenance.commit(),
     }
     path = stem.with_suffix(".json")
-    # A run that only read the cache has no costs to tell: the card of the run that paid them stays.
-    if record.computed or not path.exists():
+    before = _read(path)
+    if record.computed or before is None or _keys(before) != card["keys"]:
         _remove_superseded(folder, safe_name(record.method), card)
+    else:
+        # A run that only read the cache has no costs to tell: the card of the run that paid them stays.
+        card = {**before, "files": card["files"], "sources": card["sources"]}
+    if card != before:
         write_atomically(path, json.dumps(card, indent=1, sort_keys=True, allow_nan=False) + "\n")
     return Outcome(rows, path)
+
+
+def sha256(data: bytes) -> str:
+    """The digest of a file's content, as its card has it."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def _rows(record: Record, samples: np.ndarray, columns: Mapping[str, np.ndarray]) -> Iterator[list[str]]:
@@ -141,11 +159,10 @@ def _excluded(columns: Mapping[str, np.ndarray]) -> dict[str, int]:
 def _remove_superseded(folder: Path, method: str, card: Mapping[str, Any]) -> None:
     """Remove the files of the same cell under an older version of the code: they answer the same question."""
     for path in folder.glob(f"{method}-*.json"):
-        try:
-            other = json.loads(path.read_text())
-        except (OSError, ValueError):
+        other = _read(path)
+        if other is None or _keys(other).get("score_key") == card["keys"]["score_key"]:
             continue
-        if other["keys"]["score_key"] != card["keys"]["score_key"] and _question(other) == _question(card):
+        if _question(other) == _question(card):
             for suffix in (".json", ".csv", ".h5"):
                 path.with_suffix(suffix).unlink(missing_ok=True)
 
@@ -153,7 +170,88 @@ def _remove_superseded(folder: Path, method: str, card: Mapping[str, Any]) -> No
 def _question(card: Mapping[str, Any]) -> list[Any]:
     names = ("method", "method_variant", "metric_variant")
     keys = ("model_key", "data_key", "sample_key")
-    return [*(card[name] for name in names), *(card["keys"].get(key) for key in keys)]
+    return [*(card.get(name) for name in names), *(_keys(card).get(key) for key in keys)]
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A card; None if it is absent or no card."""
+    try:
+        card = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return card if isinstance(card, dict) else None
+
+
+def _keys(card: Mapping[str, Any]) -> dict[str, Any]:
+    return card["keys"] if isinstance(card.get("keys"), dict) else {}
+
+
+# ---- cells that have not finished ------------------------------------------------------------------------------------
+
+LABELS = ("model", "dataset", "method", "method_variant", "metric", "metric_variant")
+UNFINISHED = ".unfinished-"
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A cell that failed or was killed: any rows there are of it are an earlier run's. labels: those of LABELS that are
+    known. said: why."""
+
+    labels: Mapping[str, str]
+    said: str
+
+    def covers(self, labels: Mapping[str, str]) -> bool:
+        """Whether rows with these labels are of this cell. Rows of the model alone (method `none`) are everyone's."""
+        known = dict(self.labels)
+        if labels.get("method") == "none":
+            known = {name: value for name, value in known.items() if not name.startswith("method")}
+            if "metric" not in known:
+                return False
+        return all(labels.get(name) == value for name, value in known.items())
+
+
+@contextlib.contextmanager
+def unfinished(results: Path, labels: Mapping[str, str]) -> Iterator[None]:
+    """While a cell runs, a hidden file says so. It goes when the cell is done: where one failed, or its process died,
+    it stays, and nobody takes the rows of an earlier run for this one's."""
+    path = results / "scores" / safe_name(labels["model"]) / safe_name(labels["dataset"]) / safe_name(labels["metric"])
+    note = path / f"{UNFINISHED}{digest(dict(labels))}.json"
+    _note(note, labels, "it began and did not end")
+    try:
+        yield
+    except BaseException as error:
+        _note(note, labels, first_line(error))
+        raise
+    note.unlink(missing_ok=True)
+    for other in (results / "scores").glob(f"{UNFINISHED}*.json"):
+        if all(found.covers(labels) for found in _notes([other])):
+            other.unlink(missing_ok=True)
+
+
+def note_failed(results: Path, labels: Mapping[str, str], error: Exception) -> None:
+    """As `unfinished` leaves it, of all cells with these labels: what they share cannot be imported."""
+    _note(results / "scores" / f"{UNFINISHED}{digest(dict(labels))}.json", labels, first_line(error))
+
+
+def read_unfinished(results: Path) -> list[Unfinished]:
+    """The cells below results/scores whose last run did not end well."""
+    return list(_notes(sorted((results / "scores").rglob(f"{UNFINISHED}*.json"))))
+
+
+def _note(path: Path, labels: Mapping[str, str], said: str) -> None:
+    # Not synced: it is for readers of this machine, and every cell of a sweep writes one.
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"labels": dict(labels), "said": said}) + "\n")
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def _notes(paths: Iterable[Path]) -> Iterator[Unfinished]:
+    for path in paths:
+        found = _read(path) or {}
+        if isinstance(found.get("labels"), dict):
+            yield Unfinished(found["labels"], str(found.get("said", "")))
 
 
 def number(value: float) -> str:

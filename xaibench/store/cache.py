@@ -218,6 +218,16 @@ class Artefact:
         except (OSError, ValueError):
             return {}
 
+    def sources(self) -> set[str]:
+        """The digest of our code that made it, as spec.json records it; `unknown` if it does not, none if there is
+        no artefact."""
+        try:
+            return {str(json.loads((self.folder / "spec.json").read_text())["provenance"]["sources"])}
+        except FileNotFoundError:
+            return set()
+        except (OSError, ValueError, KeyError, TypeError):
+            return {"unknown"}
+
     def discard(self, samples: Iterable[int]) -> None:
         """Remove the shards that hold these samples: their inputs are not what they were."""
         self._refresh()
