@@ -10,7 +10,7 @@ from .setting import Setting
 def check(setting: Setting, method: Method, metric: Measure) -> None:
     """Raise UserError (a Refusal, for a pairing), with the reason, if a Job cannot be done."""
     check_setting(setting)
-    _check_method(setting, method)
+    check_method(setting, method)
     _check_metric(setting, method, metric)
 
 
@@ -42,7 +42,8 @@ def _check_classes(setting: Setting, outputs: int) -> None:
     )
 
 
-def _check_method(setting: Setting, method: Method) -> None:
+def check_method(setting: Setting, method: Method) -> None:
+    """Raise UserError if a method cannot serve the network, or lacks something of the data."""
     if method.needs_mask:
         _check_masks(f"method={setting.job.method}", setting)
     method.check(setting.network.trained)

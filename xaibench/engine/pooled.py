@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ..build import build, with_defaults
 from ..methods.base import Method
 from ..metrics.base import PooledMetric
 from ..scores.score_files import OK, Record
@@ -20,10 +19,9 @@ from .stage import Arrays, Fit, Stage
 class Pooled:
     """The stages of a Job whose metric reads all maps at once: its scores have one row."""
 
-    def __init__(self, setting: Setting, metric: PooledMetric) -> None:
+    def __init__(self, setting: Setting, metric: PooledMetric, method: Method) -> None:
         job = setting.job
         self.setting, self.metric = setting, metric
-        method = with_defaults(build(job.method_spec, "method"), Method)
         check(setting, method, metric)
         self.maps = Maps(setting, method)
         self.how = collapse_of(metric, self.maps)

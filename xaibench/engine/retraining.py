@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from .. import rng
-from ..build import build, with_defaults
+from ..build import build
 from ..datasets.base import Samples
 from ..datasets.images import MEMORY, Images
 from ..errors import UserError, XaibenchError
@@ -46,10 +46,9 @@ class Retrained:
     """The stages of a Job whose metric retrains networks: maps of several splits, trainings, a row of scores per
     repeat. Raises UserError for a model without a recipe."""
 
-    def __init__(self, setting: Setting, metric: Roar) -> None:
+    def __init__(self, setting: Setting, metric: Roar, method: Method) -> None:
         job = setting.job
         self.setting, self.metric = setting, metric
-        method = with_defaults(build(job.method_spec, "method"), Method)
         check(setting, method, metric)
         if not job.model_spec.get("recipe"):
             raise UserError(

@@ -21,6 +21,7 @@ from typing import Any
 
 from ..build import build, with_defaults
 from ..job import Job
+from ..methods.base import Method
 from ..metrics.base import Measure, Metric
 from ..scores import score_files
 from ..scores.score_files import Outcome
@@ -73,7 +74,8 @@ def prepare(job: Job, root: Path, kept: Kept | None = None) -> PerSample | Poole
     metric = build(job.metric_spec, "metric")
     if not isinstance(metric, Measure):
         metric = with_defaults(metric, Metric)
-    return SCORINGS[metric.kind](Setting(job, root, kept or Kept()), metric)
+    method = with_defaults(build(job.method_spec, "method"), Method)
+    return SCORINGS[metric.kind](Setting(job, root, kept or Kept()), metric, method)
 
 
 def fill(stages: Sequence[Any], report: Report = silent) -> None:

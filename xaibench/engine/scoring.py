@@ -31,10 +31,9 @@ class PerSample:
     responses: what the network answers whatever the method; scores: the metric's columns.
     """
 
-    def __init__(self, setting: Setting, metric: Metric) -> None:
+    def __init__(self, setting: Setting, metric: Metric, method: Method) -> None:
         job = setting.job
         self.setting, self.metric = setting, metric
-        method = with_defaults(build(job.method_spec, "method"), Method)
         check(setting, method, metric)
         self.maps = Maps(setting, method)
         self.how = collapse_of(metric, self.maps)
