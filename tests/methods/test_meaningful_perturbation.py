@@ -1,5 +1,7 @@
 """Meaningful perturbation: beside a plain loop over its objective, and on a network whose evidence is known."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -16,6 +18,49 @@ def attribute(method, network, inputs, targets):
     return method.attribute(network, inputs, targets, Context(sample_generators(0, "maps", range(len(inputs)))))
 
 
+def started(network, image, fill, target, spacing, smoothing):
+    """The authors' start, disc by disc, seen at the middle of each cell: the first that leaves 1 percent."""
+
+    def probability(coarse):
+        mask = nn.functional.interpolate(coarse[None, None], image.shape[1:], mode="bilinear")
+        mask = blurred(mask, smoothing)[0, 0]
+        return float(network.module((mask * image + (1 - mask) * fill)[None])[0].softmax(0)[target])
+
+    height, width = image.shape[1:]
+    masks = []
+    for radius in range(5, 171, 5):
+        disc = torch.zeros(1, 1, height, width, dtype=torch.float64)
+        for row in range(height):
+            for column in range(width):
+                distance = math.hypot(row - (height - 1) / 2, column - (width - 1) / 2)
+                disc[..., row, column] = distance <= radius * max(height, width) / 224
+        mask = 1 - blurred(disc, 10 * max(height, width) / 224)[0, 0]
+        cells = [
+            [int((i + 0.5) * size / -(-size // spacing)) for i in range(-(-size // spacing))] for size in mask.shape
+        ]
+        masks.append(mask[cells[0]][:, cells[1]])
+    whole, last = probability(torch.ones_like(masks[0])), probability(masks[-1])
+    taken = [mask for mask in masks if probability(mask) - last <= 0.01 * (whole - last)]
+    return taken[0] if taken else masks[-1]
+
+
+def test_a_network_that_is_sure_leaves_no_map_empty():
+    """From 1 a softmax of logits 40 apart has no slope in single precision, and the map would be 0."""
+
+    class Sure(Corner):
+        def forward(self, inputs):
+            return 10 * super().forward(inputs)
+
+    network = classifier(Sure(), dtype=torch.float32)
+    inputs, targets = torch.ones(1, *SIZE), torch.zeros(1, dtype=torch.long)
+    assert network.scores(inputs, targets, "probability") == 1
+    method = MeaningfulPerturbation("zero", spacing=2, smoothing=1.0, l1=3e-3, tv=1e-3, jitter=0)
+    maps = attribute(method, network, inputs, targets)
+    # Nothing of the evidence is left (one of two classes), and little else is taken.
+    assert network.scores(inputs * (1 - maps), targets, "probability") < 0.6
+    assert maps[0, 0, 10:, :6].mean() > 0.9 and maps[0, 0, :4].mean() < 0.1
+
+
 @pytest.mark.parametrize(("fill", "jitter"), [("blur", 3), ("white", 0)])
 def test_a_map_is_one_plain_optimisation(fill, jitter):
     """Image by image, pixel by pixel where the objective sums over them, with Adam's equations written out."""
@@ -30,7 +75,8 @@ def test_a_map_is_one_plain_optimisation(fill, jitter):
     fills = filled(inputs, fill, network.preprocessing, 2.0)
     for sample in range(3):
         draw = generator(0, "maps", sample)
-        coarse = torch.ones(3, 4, dtype=torch.float64)
+        coarse = started(network, inputs[sample], fills[sample], int(targets[sample]), 4, 1.0)
+        assert coarse.shape == (3, 4)
         first, second = torch.zeros_like(coarse), torch.zeros_like(coarse)
         rows, columns = torch.arange(9), torch.arange(13)
         for step in range(1, 7):
@@ -49,7 +95,7 @@ def test_a_map_is_one_plain_optimisation(fill, jitter):
                     if j:
                         loss = loss + 0.01 * (coarse[i, j] - coarse[i, j - 1]).abs() ** 2.5
             (slope,) = torch.autograd.grad(loss, coarse)
-            # At its start the mask is 1, where |1 - m| has no slope: 0 is taken, as for any of its subgradients.
+            # Where the mask is 1, |1 - m| has no slope: 0 is taken, as for any of its subgradients.
             slope = slope + 1e-4 * (coarse.detach() == 1)
             first, second = 0.9 * first + 0.1 * slope, 0.999 * second + 0.001 * slope**2
             speed = first / (1 - 0.9**step) / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
@@ -82,7 +128,8 @@ def test_each_step_calls_the_network_as_rarely_as_it_can(samples, batch_size):
     network.module.register_forward_pre_hook(lambda module, arguments: calls.append(len(arguments[0])))
     attribute(method, network, seeded(samples), torch.zeros(samples, dtype=torch.long))
     assert max(calls) <= batch_size and sum(calls) == samples * method.cost(network)[0]
-    assert len(calls) == 3 * -(-samples // batch_size)
+    parts = [min(batch_size, samples - first) for first in range(0, samples, batch_size)]
+    assert len(calls) == 3 * len(parts) + sum(-(-35 * part // batch_size) for part in parts)
 
 
 def test_refuses_a_network_without_classes():

@@ -8,8 +8,15 @@ from torch.nn import functional
 from ...errors import Refusal, one_of
 from ...models.classifier import Classifier
 from ...perturb.fills import FILLS, Fill, blurred, filled
+from ...perturb.perturbed import perturbed
 from ..base import Method
 from ..context import Context
+
+# The discs that masks start from, in shares of the image's longer side: of 224 pixels, the authors' steps of 5 to 170,
+# blurred by 10. The last one covers an image to its corners.
+RADII, EDGE = [5 * step / 224 for step in range(1, 35)], 10 / 224
+# What a disc may leave of what the probability is above that of the fill.
+LEFT = 0.01
 
 
 class MeaningfulPerturbation(Method):
@@ -18,8 +25,12 @@ class MeaningfulPerturbation(Method):
     Fong & Vedaldi 2017, eq. 4, with the settings of the authors' code: Adam on a coarse mask, clamped to [0, 1] after
     each step and enlarged by bilinear interpolation and a Gaussian; |1 - m| is the sum over the coarse mask, TV the
     sum of |difference|^tv_power over its neighbours. p is the softmax probability of the target whatever `output` is
-    explained: the weights are meant for it. (The authors start from the smallest blurred disc that takes the
-    probability; here all masks start from 1, the image as it is.) Values are shares of a pixel that are taken away.
+    explained: the weights are meant for it. Values are shares of a pixel that are taken away.
+
+    A mask starts as the authors' does: without the smallest blurred disc in the middle of the image that takes 99
+    percent of what the probability is above that of the fill (without the largest, if none does), each shown as the
+    optimisation shows it: on the coarse grid, enlarged. Where a mask is 1, the image itself, a softmax near 1 has no
+    slope: Adam would find nothing to do, and the map would be 0.
 
     fill: what replaces the image, one of the fill words; `blur` is the input itself under a Gaussian of `sigma`
         pixels.
@@ -31,6 +42,7 @@ class MeaningfulPerturbation(Method):
     Raises ValueError for values that make no sense.
     """
 
+    version = 2
     sign_of_logit = False
 
     def __init__(
@@ -71,7 +83,7 @@ class MeaningfulPerturbation(Method):
             )
 
     def cost(self, classifier: Classifier) -> tuple[int, int]:
-        return (self.steps, self.steps)
+        return (1 + len(RADII) + self.steps, self.steps)
 
     def attribute(
         self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
@@ -91,10 +103,10 @@ class MeaningfulPerturbation(Method):
     ) -> torch.Tensor:
         """The enlarged mask [R,1,H,W] of each of R inputs."""
         height, width = inputs.shape[2:]
-        images = torch.stack([inputs, filled(inputs, self.fill, classifier.preprocessing, self.sigma)], dim=1)
+        fills = filled(inputs, self.fill, classifier.preprocessing, self.sigma)
+        coarse = self._start(classifier, inputs, fills, targets).requires_grad_(True)
+        images = torch.stack([inputs, fills], dim=1)
         images = functional.pad(images.flatten(1, 2), (0, self.jitter, 0, self.jitter), "replicate")
-        grid = [-(-side // self.spacing) for side in (height, width)]
-        coarse = torch.ones(len(inputs), 1, *grid, dtype=inputs.dtype, device=inputs.device, requires_grad=True)
         # Adam treats each value by itself: samples do not meet.
         optimizer = torch.optim.Adam([coarse], self.learning_rate)
         for _ in range(self.steps):
@@ -110,8 +122,38 @@ class MeaningfulPerturbation(Method):
             coarse.data.clamp_(0, 1)
         return self._enlarged(coarse.detach(), (height, width))
 
+    def _start(
+        self, classifier: Classifier, inputs: torch.Tensor, fills: torch.Tensor, targets: torch.Tensor
+    ) -> torch.Tensor:
+        """The coarse mask [R,1,h,w] that each of R inputs starts from."""
+        height, width = inputs.shape[2:]
+        grid = [-(-side // self.spacing) for side in (height, width)]
+        starts = 1 - functional.interpolate(discs(height, width).to(inputs), grid, mode="nearest-exact")
+        taken = 1 - self._enlarged(starts, (height, width))
+
+        def paint(sample: int, part: slice, out: torch.Tensor) -> None:
+            torch.lerp(inputs[sample], fills[sample], taken[part], out=out)
+
+        found = perturbed(classifier, inputs, len(taken), paint, targets, "probability")
+        without, least = found[:, 1:], found[:, -1:]
+        enough = without - least <= LEFT * (found[:, :1] - least)
+        enough[:, -1] = True
+        # The first; `argmax` of booleans is not promised to be it.
+        chosen = enough.to(torch.uint8).cumsum(1).eq(0).sum(1) + 1
+        return starts[chosen]
+
     def _enlarged(self, coarse: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         return blurred(functional.interpolate(coarse, size, mode="bilinear", align_corners=False), self.smoothing)
 
     def _variation(self, coarse: torch.Tensor) -> torch.Tensor:
         return sum(coarse.diff(dim=dim).abs().pow(self.tv_power).sum() for dim in (2, 3))
+
+
+def discs(height: int, width: int) -> torch.Tensor:
+    """What is taken of the pixels of an image, from 0 to 1: nothing, then blurred discs in its middle by rising radius:
+    [1 + len(RADII),1,H,W]."""
+    side = max(height, width)
+    down, across = (torch.arange(size, dtype=torch.float64) - (size - 1) / 2 for size in (height, width))
+    squares = down[:, None] ** 2 + across**2
+    masks = torch.stack([(squares <= (radius * side) ** 2).double() for radius in RADII])[:, None]
+    return torch.cat([torch.zeros_like(masks[:1]), blurred(masks, EDGE * side)])
