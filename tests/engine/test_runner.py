@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +16,21 @@ from PIL import Image
 from tests.engine.helpers import prepared, rows_of
 from xaibench.build import build
 from xaibench.config import compose_job
+from xaibench.datasets.shapes import Shapes
 from xaibench.engine import keys
 from xaibench.methods.context import Context
-from xaibench.scores import leaderboard
+from xaibench.scores import leaderboard, score_files
 
 QUICK = ("dataset.limit=6", "metric.steps=4")
 
 
 def written(folder: Path, method: str = "gradient", metric: str = "degradation") -> pd.DataFrame:
     (path,) = (folder / "results" / "scores").glob(f"*/*/{metric}/{method}-*.csv")
+    return pd.read_csv(path)
+
+
+def written_in(results: Path, metric: str) -> pd.DataFrame:
+    (path,) = (results / "scores").glob(f"*/*/{metric}/precomputed-*.csv")
     return pd.read_csv(path)
 
 
@@ -197,6 +204,50 @@ def test_undefined_maps_are_excluded_counted_and_named(xaibench, here, own_metho
     assert common["n"].tolist() == [5, 5]
     assert common["value"].nunique() == 1
     assert board.loc[("input", "degradation"), "n"] == 6
+
+
+def test_maps_that_rank_nothing_are_counted_in_the_card(xaibench, here, own_method):
+    assert xaibench("run", "-m", *own_method, "method.factor=0,1", *QUICK)[0] == 0
+    # A map that is undefined is excluded, and is not one that is constant; more samples, from the cache and new.
+    (here / "undefined").touch()
+    assert xaibench("run", *own_method, "method.factor=0", "dataset.limit=8", "metric.steps=4")[0] == 0
+    assert xaibench("run", "method=constant", "metric=pointing_game", "dataset.limit=3")[0] == 0
+    cards = [json.loads(p.read_text()) for p in here.glob("results/scores/*/*/*/*.json")]
+    found = {(card["method"], card["method_variant"], card["n"]): card["constant_maps"] for card in cards}
+    assert found == {("mine", "factor=0", 6): 6, ("mine", "", 6): 0, ("mine", "factor=0", 8): 7, ("constant", "", 3): 3}
+    assert "constant_maps" not in set(written(here, "constant", "pointing_game")["statistic"])
+
+
+def test_scores_of_a_cache_that_did_not_count_constant_maps_say_nothing(here):
+    record = prepared(here, "method=gradient", *QUICK).record()
+    columns = {"status": np.zeros(6, int), "area": np.ones(6)}
+    for counted, expected in ((None, None), (np.array([1, 1]), None), (np.array([1, 0, 0, 1, 0, 0]), 2)):
+        given = columns if counted is None else {**columns, "constant_maps": counted}
+        card = json.loads(score_files.write(replace(record, computed=True), given).card.read_text())
+        assert card["constant_maps"] == expected
+
+
+@pytest.mark.parametrize("dtype", ["f8", "i8"])
+def test_an_offset_of_a_file_does_not_make_ties(xaibench, here, dtype):
+    """1e9 and what ranks the pixels need more than single precision, in the cache too."""
+    samples = list(prepared(here, "method=gradient", "metric=roc_auc", "dataset.limit=3").setting.samples)
+    maps = {sample: np.random.default_rng(sample).permutation(64 * 64).reshape(1, 64, 64) for sample in samples}
+    for name, offset in (("near", 0), ("far", 1_000_000_000)):
+        np.savez(here / f"{name}.npz", maps=(np.stack(list(maps.values())) + offset).astype(dtype), sample=samples)
+        for metric in ("degradation", "roc_auc"):
+            code, _, said = xaibench("run", "method=precomputed", f"method.path={name}.npz", f"metric={metric}",
+                                     "dataset.limit=3", f"paths.results={name}")  # fmt: skip
+            assert code == 0, said
+    for metric in ("degradation", "roc_auc"):
+        near, far = (written_in(here / name, metric)["value"] for name in ("near", "far"))
+        pd.testing.assert_series_equal(near, far)
+    truth = Shapes("test")
+    for sample, found in values(written_in(here / "far", "roc_auc"), "roc_auc").items():
+        mask = np.asarray(truth[sample].mask).ravel()
+        ranks = maps[sample].ravel() + 1
+        inside = mask.sum()
+        expected = (ranks[mask].sum() - inside * (inside + 1) / 2) / (inside * (~mask).sum())
+        assert found == pytest.approx(expected)
 
 
 def test_the_batch_size_changes_no_number(xaibench, here):

@@ -8,7 +8,7 @@ import torch
 from sklearn.linear_model import Ridge
 from torch import nn
 
-from tests.methods.nets import SIZE, Linear, VGGLike, classifier, seeded
+from tests.methods.nets import SIZE, Linear, VGGLike, classifier, photographs, seeded
 from xaibench.errors import UserError
 from xaibench.methods.context import Context
 from xaibench.methods.removal._coalitions import every_coalition, grid_shape, shares, superpixels
@@ -369,3 +369,14 @@ def test_bad_parameters_are_named(name, parameter, value, message, make):
 def test_unknown_words_are_refused_without_build_too(parameter):
     with pytest.raises(ValueError, match=next(iter(parameter))):
         KernelShap(**parameter)
+
+
+def test_lime_is_undefined_where_one_superpixel_is_all_there_is():
+    """A flat image is one superpixel; a picture beside it has its map."""
+    network = classifier(VGGLike())
+    inputs = torch.cat([torch.zeros(1, *SIZE, dtype=torch.float64), photographs(1)])
+    method, targets = Lime(players=9, samples=20), torch.zeros(2, dtype=torch.long)
+    maps = method.attribute(network, inputs, targets, Context(sample_generators(0, "maps", range(2))))
+    assert maps[0].isnan().all() and maps[1].isfinite().all()
+    whole = Lime(players=1, segments="grid", samples=20)
+    assert whole.attribute(network, inputs, targets, Context(sample_generators(0, "maps", range(2)))).isfinite().all()

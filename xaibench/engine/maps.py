@@ -108,6 +108,12 @@ class Maps:
         return {name: tensor.cpu().numpy() for name, tensor in columns.items()}
 
 
+def constant(maps: torch.Tensor) -> np.ndarray:
+    """Which of maps [B,H,W] have one value only, 0 or another, and rank no pixel before another: int64 [B]."""
+    flat = maps.flatten(1)
+    return (flat.amax(1) == flat.amin(1)).cpu().numpy().astype(np.int64)
+
+
 def _check_shape(name: str, maps: torch.Tensor, inputs: torch.Tensor) -> None:
     channels = (1, inputs.shape[1])
     if maps.ndim != 4 or maps.shape[1] not in channels or maps[:, :1].shape != inputs[:, :1].shape:

@@ -10,7 +10,7 @@ from ..metrics.base import PooledMetric
 from ..scores.score_files import OK, Record
 from . import keys
 from .checks import check
-from .maps import Maps
+from .maps import Maps, constant
 from .record import collapse_of, planned, record, seconds_of, title
 from .setting import Setting
 from .stage import Arrays, Fit, Stage
@@ -51,6 +51,7 @@ class Pooled:
             pooled = {name: torch.full_like(value, torch.nan) for name, value in pooled.items()}
         return {
             "status": np.array([OK]),
+            "constant_maps": constant(maps).sum(keepdims=True),
             **{name: value.double().cpu().numpy()[None] for name, value in pooled.items()},
         }
 

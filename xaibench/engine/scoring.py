@@ -18,7 +18,7 @@ from ..models.classifier import Classifier
 from ..scores.score_files import BOOKKEEPING, NONFINITE_LOGITS, OK, Record
 from . import keys
 from .checks import check, check_setting
-from .maps import Maps
+from .maps import Maps, constant
 from .record import NO_METHOD, collapse_of, planned, record, seconds_of, title
 from .setting import Setting
 from .stage import Arrays, Fit, Stage
@@ -123,6 +123,8 @@ class PerSample:
         finite = setting.logits_of(samples).isfinite().all(1).cpu().numpy()
         status = np.where(finite, status, NONFINITE_LOGITS)
         columns: Arrays = {"status": status}
+        if maps is not None:
+            columns["constant_maps"] = constant(maps)
         usable = status == OK
         chosen = [sample for sample, good in zip(samples, usable) if good]
         if not chosen:

@@ -23,7 +23,7 @@ STATUS = {OK: "ok", NONFINITE_MAP: "nonfinite_map", NONFINITE_LOGITS: "nonfinite
 UNDEFINED = "undefined"
 COLUMNS = ("schema", "model", "dataset", "method", "metric", "statistic", "x", "sample", "repeat", "status", "value")
 # Columns of an artefact that are not what it is about.
-BOOKKEEPING = ("sample", "status", "target", "input_crc32")
+BOOKKEEPING = ("sample", "status", "target", "input_crc32", "constant_maps")
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,18 @@ class Outcome:
 def write(record: Record, columns: Mapping[str, np.ndarray]) -> Outcome:
     """Write the CSV, the JSON and, where there are curves, the HDF5 of one cell; each whole or not at all.
 
-    columns: name -> [n] or [n,X] in the order of record.samples, with `status`. The CSV is a function of the numbers
-    alone: the same numbers give the same bytes. The card has the digests of both, by which a reader knows them.
+    columns: name -> [n] or [n,X] in the order of record.samples, with `status`, and `constant_maps` where they were
+    counted: how many maps of a row have one value only, and rank nothing. The CSV is a function of the numbers alone:
+    the same numbers give the same bytes. The card has the number of constant maps, and the digests of both files.
     """
     score_key = digest(dict(record.keys))
     folder = record.results / "scores" / safe_name(record.model) / safe_name(record.dataset) / safe_name(record.metric)
     stem = folder / f"{safe_name(record.method)}-{score_key}"
     order = np.argsort(record.samples)
-    columns = {name: values[order] for name, values in columns.items()}
+    counted = columns.get("constant_maps", ())
+    # Scores from a cache that did not count them yet, or counted some.
+    constant = int(counted.sum()) if len(counted) == len(order) else None
+    columns = {name: values[order] for name, values in columns.items() if name != "constant_maps"}
     samples = np.asarray(record.samples)[order]
 
     curves = {name: values for name, values in columns.items() if values.ndim == 2}
@@ -100,6 +104,7 @@ def write(record: Record, columns: Mapping[str, np.ndarray]) -> Outcome:
         "sources": list(record.sources),
         "n": len(samples),
         "excluded": _excluded(columns),
+        "constant_maps": constant,
         "filtered": dict(record.filtered),
         "statistics": [asdict(statistic) for statistic in record.statistics],
         **record.details,

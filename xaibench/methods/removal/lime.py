@@ -19,11 +19,15 @@ class Lime(Coalitions):
     authors' code finds superpixels by quickshift and fills each with its own mean. v, players and how coefficients
     become a map are described in `Coalitions`. In units of the explained output per pixel; maps are not complete.
 
+    An image in which SLIC finds one superpixel alone has nothing to compare: its map is undefined (NaN), so that it is
+    excluded and counted.
+
     samples: coalitions asked, the image itself among them.
     kernel_width: see above. ridge: the penalty on squared coefficients, over the sum of weighted squared errors.
     Raises ValueError for fewer than two samples, a kernel width or a ridge that is not positive.
     """
 
+    version = 2
     segments: Segments = "slic"
     samples: int = 1000
     kernel_width: float = 0.25
@@ -56,6 +60,8 @@ class Lime(Coalitions):
             distances = 1 - present.mean(1).sqrt()
             weights = torch.exp(-0.5 * (distances / self.kernel_width) ** 2)
             values[sample, :players] = ridge_fit(present, weights, answers[sample], self.ridge)
+            if players == 1 and self.players > 1:
+                values[sample] = torch.nan
         return shares(values, labels, inputs)
 
 
