@@ -8,7 +8,7 @@ import torch
 from sklearn.linear_model import Ridge
 from torch import nn
 
-from tests.methods.nets import SIZE, Linear, VGGLike, classifier, photographs, seeded
+from tests.methods.nets import SIZE, Linear, VGGLike, classifier, seeded
 from xaibench.errors import UserError
 from xaibench.methods.context import Context
 from xaibench.methods.removal._coalitions import every_coalition, grid_shape, shares, superpixels
@@ -372,9 +372,11 @@ def test_unknown_words_are_refused_without_build_too(parameter):
 
 
 def test_lime_is_undefined_where_one_superpixel_is_all_there_is():
-    """A flat image is one superpixel; a picture beside it has its map."""
+    """A chequered image is one superpixel to SLIC; a flat one beside it has as many as asked for, and its map."""
     network = classifier(VGGLike())
-    inputs = torch.cat([torch.zeros(1, *SIZE, dtype=torch.float64), photographs(1)])
+    chequered = (torch.arange(16)[:, None] + torch.arange(16)) % 2
+    pixels = torch.stack([chequered.double().expand(SIZE), torch.full(SIZE, 0.5, dtype=torch.float64)])
+    inputs = network.preprocessing.normalise(pixels)
     method, targets = Lime(players=9, samples=20), torch.zeros(2, dtype=torch.long)
     maps = method.attribute(network, inputs, targets, Context(sample_generators(0, "maps", range(2))))
     assert maps[0].isnan().all() and maps[1].isfinite().all()
