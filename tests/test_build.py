@@ -4,7 +4,7 @@ from typing import Literal
 
 import pytest
 
-from xaibench.build import build, describe, locate
+from xaibench.build import SOURCE, build, describe, locate
 from xaibench.errors import UserError
 
 
@@ -45,8 +45,9 @@ def test_description_has_every_default_and_one_spelling():
     assert ten == describe({"steps": 4.0, "rate": 10.0, "_target_": OUTER}, "method")
     assert ten == {
         "_target_": OUTER, "rate": 10.0, "steps": 4, "mode": "a", "sizes": [1.0], "name": None, "on": False,
-        "inner": None,
+        "inner": None, SOURCE: ten[SOURCE],
     }  # fmt: skip
+    assert len(ten[SOURCE]) == 16  # of a class from outside; tests/test_source.py says what it follows
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import BrokenImport, UserError, XaibenchError, nearest
+from .source import source_digest
 
 TARGET = "_target_"
+# In descriptions: the digest of the code of a class from outside.
+SOURCE = "_source_"
 OURS = __package__
 T = TypeVar("T")
 
@@ -46,10 +49,24 @@ def with_defaults(made: Any, base: type[T]) -> T:
 
 
 def describe(spec: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The canonical description of a specification: target and every parameter, defaults included, as plain data."""
+    """The canonical description of a specification: target and every parameter, defaults included, as plain data; of a
+    class from outside also the digest of its code, '' if it has none (`source.source_digest`)."""
     _, parameters = bind(spec, where)
     described = {k: describe(v, f"{where}.{k}") if is_spec(v) else _plain(v) for k, v in parameters.items()}
-    return {TARGET: frozen_name(spec[TARGET]), **described}
+    return {TARGET: frozen_name(spec[TARGET]), **described, **source_of(spec, where)}
+
+
+def source_of(spec: Mapping[str, Any], where: str) -> dict[str, str]:
+    """What a description says of the code of its target: nothing of ours, which has a `version`."""
+    if str(spec[TARGET]).partition(".")[0] == OURS:
+        return {}
+    return {SOURCE: source_digest(locate(spec[TARGET], f"{where}.{TARGET}"))}
+
+
+def sourceless(spec: Mapping[str, Any], where: str) -> list[str]:
+    """The targets of a specification, nested ones included, that have no source to know them by."""
+    nested = [name for k, v in spec.items() if is_spec(v) for name in sourceless(v, f"{where}.{k}")]
+    return [*([str(spec[TARGET])] if source_of(spec, where).get(SOURCE) == "" else []), *nested]
 
 
 def frozen_name(path: str) -> str:

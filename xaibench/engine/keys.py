@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from ..build import TARGET, describe, frozen_name, is_spec, locate
+from ..build import SOURCE, TARGET, describe, frozen_name, is_spec, locate, source_of
 from ..datasets.base import Dataset
 from ..job import Job
 from ..methods.base import Method
 from ..metrics.base import Metric
 from ..models.classifier import Classifier
+from ..models.recipe import Recipe
 
 Spec = dict[str, Any]
 
@@ -57,7 +58,7 @@ def fit(estimator: Method | Metric, spec: Mapping[str, Any], job: Job, fit_data:
     """
     described = {**_versioned(describe(spec, "fit")), "version": estimator.version}
     if estimator.fit_parameters is not None:
-        kept = (TARGET, "version", *estimator.fit_parameters)
+        kept = (TARGET, SOURCE, "version", *estimator.fit_parameters)
         described = {name: value for name, value in described.items() if name in kept}
     return {"worker": described, "data": fit_data, "samples": samples, "seed": job.fit.seed}
 
@@ -70,7 +71,14 @@ def metric(scoring: Metric, spec: Mapping[str, Any]) -> Spec:
 
 def responses(scoring: Metric, spec: Mapping[str, Any]) -> Spec:
     """What the responses of the network depend on, of a metric."""
-    return {TARGET: frozen_name(spec[TARGET]), "version": scoring.version, **scoring.responses_spec()}
+    named = {TARGET: frozen_name(spec[TARGET]), **source_of(spec, "metric")}
+    return {**named, "version": scoring.version, **scoring.responses_spec()}
+
+
+def recipe(training: Recipe, spec: Mapping[str, Any]) -> Spec:
+    """A recipe's parameters; of a class from outside also its name and code."""
+    outside = source_of(spec, "model.recipe")
+    return {**asdict(training), **({TARGET: spec[TARGET], **outside} if outside else {})}
 
 
 def _contents(spec: Mapping[str, Any], where: str, has_fingerprint: bool) -> Spec:

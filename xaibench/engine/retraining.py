@@ -176,7 +176,7 @@ class Trainings:
         spec: dict[str, Any] = {
             "definition": dict(network.definition),
             "preprocessing": asdict(network.preprocessing),
-            "recipe": asdict(self.recipe),
+            "recipe": keys.recipe(self.recipe, self.job.model_spec["recipe"]),
             "data": {name: part.base["data"] for name, part in settings.items()},
             "samples": {name: list(part.samples) for name, part in settings.items()},
             "masking": masking and asdict(masking),

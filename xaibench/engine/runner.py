@@ -13,13 +13,14 @@ one block; one that retrains networks has trainings in the place of responses, a
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..build import build, with_defaults
+from ..build import build, sourceless, with_defaults
 from ..job import Job
 from ..methods.base import Method
 from ..metrics.base import Measure, Metric
@@ -95,10 +96,19 @@ def _fill_block(stages: Sequence[Any], block: Sequence[int], wait: bool, report:
     return all(stage.fill(samples, wait, report) for stage, samples in missing)
 
 
+@functools.cache
+def _say_once(said: str) -> None:
+    log.warning(said)
+
+
 @contextlib.contextmanager
 def _cache_folder(job: Job) -> Iterator[Path]:
-    """The cache; for `runner.reuse=never` a temporary one."""
-    if job.runner.reuse != "never":
+    """The cache; for `runner.reuse=never`, and for classes without a source to know them by, a temporary one."""
+    specs = {"model": job.model_spec, "dataset": job.dataset_spec, "method": job.method_spec, "metric": job.metric_spec}
+    lost = [name for where, spec in specs.items() for name in sourceless(spec, where)]
+    if lost:
+        _say_once(f"{', '.join(lost)}: no source file, so that a change would go unseen: nothing is cached")
+    if job.runner.reuse != "never" and not lost:
         yield job.cache
         return
     with tempfile.TemporaryDirectory(prefix="xaibench-") as folder:

@@ -56,7 +56,7 @@ def trained_weights(job: Job, root: Path, device: torch.device) -> Path:
     spec = {
         "definition": dict(untrained.definition),
         "preprocessing": asdict(untrained.preprocessing),
-        "recipe": asdict(recipe),
+        "recipe": keys.recipe(recipe, job.model_spec["recipe"]),
         "data": keys.data(samples.dataset, {**job.dataset_spec, "split": SPLIT}),
     }
     permuted = job.weights_state.startswith(PERMUTED_LABELS)
