@@ -1,6 +1,7 @@
 """Killed at any moment, run again: the same bytes as an undisturbed run, and nothing that survived is touched."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -69,6 +70,66 @@ def test_two_processes_on_one_job_compute_each_shard_once(tmp_path, undisturbed)
         samples = [sample for shard in json.loads(manifest.read_text())["shards"] for sample in shard["samples"]]
         assert len(samples) == len(set(samples)) == 140
     assert len(shards(tmp_path)) == 12
+
+
+def test_a_dropped_shard_a_smaller_limit_and_a_death_before_the_manifest(tmp_path, undisturbed):
+    """The last shards get the names of larger ones that are gone, and the manifests speak of those."""
+    finish(tmp_path)
+    for kind in ("maps", "scores"):
+        (last,) = tmp_path.glob(f"cache/{kind}/**/shard-00002.h5")
+        last.unlink()
+    smaller = [argument.replace("140", "130") for argument in ARGUMENTS]
+    process = crashing.run(tmp_path, smaller, "before the manifest", 1)
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL, (tmp_path / "log.txt").read_text()
+    assert any("it means another shard-00002.h5" in line for line in cache.verify(tmp_path / "cache")[1])
+    finish(tmp_path)
+    assert scores(tmp_path).items() >= undisturbed.items()
+    assert cache.verify(tmp_path / "cache")[1] == []
+
+
+SLOW = """
+import time
+from pathlib import Path
+from xaibench.methods.gradients.gradient import Gradient
+class Slow(Gradient):
+    def attribute(self, classifier, inputs, targets, context):
+        number = len(list(Path(".").glob("reached-*")))
+        Path(f"reached-{number}").touch()
+        while not Path(f"go-{number}").exists():
+            time.sleep(0.02)
+        return super().attribute(classifier, inputs, targets, context)
+"""
+
+
+def test_a_run_makes_again_what_is_pruned_under_its_hands(tmp_path):
+    """Pruned while it is at the second block, whose maps it has claimed; removed by hand, all of it, in the third."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    (tmp_path / "own" / "method").mkdir(parents=True)
+    (tmp_path / "own" / "method" / "slow.yaml").write_text("# Slow.\n_target_: slow.Slow\n")
+    arguments = ["run", "--config-dir=own", "method=slow", "target=predicted", *ARGUMENTS[2:]]
+    process = crashing.run(tmp_path, arguments)
+
+    def reached(number):
+        while not (tmp_path / f"reached-{number}").exists():
+            assert process.is_alive(), (tmp_path / "log.txt").read_text()
+            process.join(0.05)
+
+    reached(0)
+    (tmp_path / "go-0").touch()
+    reached(1)
+    kinds = {entry.kind for entry in cache.prune(tmp_path / "cache", None, 0)}
+    assert "responses" in kinds and "maps" not in kinds
+    (tmp_path / "go-1").touch()
+    reached(2)
+    shutil.rmtree(tmp_path / "cache")
+    for number in range(2, 9):
+        (tmp_path / f"go-{number}").touch()
+    process.join(120)
+    assert process.exitcode == 0, (tmp_path / "log.txt").read_text()
+    pruned = scores(tmp_path)
+    finish(tmp_path, [*arguments, "paths.cache=fresh", "paths.results=fresh/results"])
+    assert pruned.items() == scores(tmp_path / "fresh").items()
 
 
 def test_damaged_shards_are_said_and_made_again(tmp_path, undisturbed):

@@ -112,6 +112,25 @@ def test_files_from_before_the_digests_are_read_and_what_can_be_seen_is_named(xa
     assert code == 1 and str(path) in said and "TypeError" not in said
 
 
+def test_a_folder_that_must_not_be_written_still_has_its_table(results):
+    """As an unprivileged user: root is allowed everything."""
+    code = (
+        "import os, sys; from xaibench.cli import main; from xaibench.report import terminal\n"
+        "os.getuid() or os.setuid(65534)\n"
+        "sys.exit(main(['leaderboard', '--csv']))"
+    )
+    expected = (results / "leaderboard.csv").read_text()
+    os.chmod(results, 0o555)
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if folder.owner() == "root" and str(folder).startswith("/tmp/"):
+            os.chmod(folder, 0o755)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    os.chmod(results, 0o755)
+    assert (done.returncode, done.stdout) == (0, expected), done.stderr
+    assert "cannot write results/leaderboard.csv: Permission denied" in done.stderr
+
+
 def test_a_copy_of_a_score_file_is_no_second_row(xaibench, results):
     path = file_of("gradient")
     for suffix in (".csv", ".json", ".h5"):

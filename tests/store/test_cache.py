@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -116,11 +117,46 @@ def test_an_unreadable_or_wrong_spec_is_said_and_written_anew(artefact, caplog, 
     assert fresh.read([1]).samples == (1,)
 
 
-def test_an_unreadable_manifest_costs_nothing(artefact):
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "null", '{"shards": 3}', '{"shards": [{"name": "x"}]}', '{"shards": [], "seconds": "long"}']
+)
+def test_a_manifest_that_is_none_costs_nothing_and_is_named(artefact, text):
     artefact.write([1], columns([1]))
     artefact.finish(1.0)
-    (artefact.folder / "manifest.json").write_text("{")
-    assert again(artefact).read([1]).samples == (1,)
+    root = artefact.folder.parents[4]
+    (artefact.folder / "manifest.json").write_text(text)
+    (wrong,) = cache.verify(root)[1]
+    assert "manifest.json: it is no manifest" in wrong
+    assert [entry.shards for entry in cache.listing(root)] == [1]
+    fresh = again(artefact)
+    assert fresh.read([1]).samples == (1,)
+    assert fresh.finish(2.0)["seconds"] == 2.0
+    assert cache.verify(root) == (1, [])
+
+
+def test_a_shard_with_the_name_of_one_that_is_gone_is_known_by_what_it_holds(artefact):
+    """Dropped, its name given to another, and dead before the manifest: what the manifest says is of the one before."""
+    artefact.write([1, 2], columns([1, 2]))
+    dropped = artefact.write([177, 178], columns([177, 178]))
+    artefact.finish(0.0)
+    root, before = artefact.folder.parents[4], again(artefact)
+    assert before.missing([1, 177]) == []
+    dropped.unlink()
+    assert [line for line in cache.verify(root)[1] if "shard-00001.h5: it is gone" in line]
+    running = again(artefact)
+    assert running.missing([1, 177]) == [177]
+    assert running.write([5, 178], columns([5, 178])).name == "shard-00001.h5"
+    (wrong,) = cache.verify(root)[1]
+    assert "manifest.json: it means another shard-00001.h5" in wrong
+    fresh = again(artefact)
+    rows = fresh.read([177, 5, 178, 1])
+    assert rows.samples == (5, 178, 1)
+    np.testing.assert_array_equal(rows.arrays["maps"][:2], columns([5, 178])["maps"])
+    assert fresh.missing([177, 5]) == [177]
+    # One that had read the manifest while it was true, and knows the name of old.
+    assert before.read([177, 5]).samples == (5,) and before.missing([177, 5]) == [177]
+    fresh.finish(0.0)
+    assert cache.verify(root)[1] == []
 
 
 def test_the_manifest_lists_shards_samples_checksums_and_adds_seconds(artefact):
@@ -194,6 +230,55 @@ def test_a_claim_is_held_by_one_process_and_released_by_its_death(artefact, spaw
     process.wait()
     with artefact.claim((1, 2), wait=False) as mine:
         assert mine
+
+
+HOLD = (
+    "import sys, time; from pathlib import Path; from xaibench.store.cache import Artefact\n"
+    "a = Artefact(Path(sys.argv[1]), 'maps', ('net', 'data', 'method'), {'what': 1})\n"
+    "with a.claim((1, 2)): Path('held').touch(); time.sleep(60)"
+)
+WAIT = (
+    "import logging, sys; from pathlib import Path; from xaibench.store import cache\n"
+    "logging.basicConfig(); cache.WAIT_SAID, cache.WAIT_AGAIN, cache.WAIT_MOST = 0.2, 0.3, 1.0\n"
+    "a = cache.Artefact(Path(sys.argv[1]), 'maps', ('net', 'data', 'method'), {'what': 1})\n"
+    "with a.claim((1, 2)) as mine: print('computes', mine)"
+)
+
+
+def test_a_process_that_waits_says_for_whom_and_goes_on_after_a_while(artefact, spawn):
+    """The holder of the claim is stopped, for real: its kernel lock stays, and it never ends."""
+    folder = artefact.folder.parents[4]
+    holder = spawn(HOLD, str(folder))
+    while not (folder / "held").exists():
+        assert holder.poll() is None
+        time.sleep(0.02)
+    holder.send_signal(signal.SIGSTOP)
+    assert spawn(WAIT, str(folder)).wait(timeout=30) == 0
+    log = (folder / "log.txt").read_text()
+    assert log.count(f"waiting for process {holder.pid} on") >= 2 and "which is stopped" in log
+    assert "going on without" in log and "computes True" in log
+    holder.send_signal(signal.SIGCONT)
+    holder.kill()
+    holder.wait()
+    assert spawn(WAIT, str(folder)).wait(timeout=30) == 0
+    assert (folder / "log.txt").read_text().count("waiting for") == log.count("waiting for")
+
+
+def test_prune_leaves_what_a_process_is_at(artefact, spawn):
+    folder = artefact.folder.parents[4]
+    artefact.write([1], columns([1]))
+    other = Artefact(folder, "maps", ("net", "data", "other"), {"what": 3})
+    other.create({})
+    holder = spawn(HOLD, str(folder))
+    while not (folder / "held").exists():
+        assert holder.poll() is None
+        time.sleep(0.02)
+    assert [entry.path.split("/")[2] for entry in cache.prune(folder, None, 0)] == ["other"]
+    assert artefact.folder.exists() and not other.folder.exists()
+    holder.kill()
+    holder.wait()
+    assert len(cache.prune(folder, None, 0)) == 1 and not artefact.folder.exists()
+    assert [path for path in (folder / "maps").rglob("*") if path.is_file()] == []
 
 
 def test_work_goes_on_where_locks_do_not_work(artefact, monkeypatch, caplog):

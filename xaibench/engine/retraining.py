@@ -34,6 +34,7 @@ from .maps import Maps
 from .record import collapse_of, planned, record, seconds_of, title
 from .setting import Setting
 from .stage import Arrays, Fit, Report, Stage, silent
+from .training import TRAINING_WAIT
 
 log = logging.getLogger(__name__)
 
@@ -264,7 +265,7 @@ class Trainings:
             raise UserError(f"runner.reuse=only-cache: {artefacts[0].folder} is missing; use runner.reuse=missing")
         for artefact in artefacts:
             artefact.create(self.setting.made_by())
-        with artefacts[0].claim("training"):
+        with artefacts[0].claim("training", most=TRAINING_WAIT):
             if artefacts[0].load_whole("accuracy") is not None:
                 return  # by another process, meanwhile
             seed = rng.seed_of(self.recipe.seed, "repeat", repeat)

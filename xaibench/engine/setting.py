@@ -330,7 +330,10 @@ class Setting:
             return {}
 
         def read() -> dict[str, torch.Tensor]:
-            return {key: torch.from_numpy(array).to(self.device) for key, array in fit.arrays().items()}
+            if (arrays := fit.arrays()) is None:  # gone since it was made: `cache prune`
+                fit.fill(self.samples)
+                arrays = fit.arrays() or {}
+            return {key: torch.from_numpy(array).to(self.device) for key, array in arrays.items()}
 
         return self.kept.get("fit", {"key": fit.artefact.key, "folder": str(fit.artefact.folder)}, read)
 

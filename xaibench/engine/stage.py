@@ -15,6 +15,8 @@ from ..store.cache import Artefact
 
 log = logging.getLogger(__name__)
 Arrays = dict[str, np.ndarray]
+# How often rows that go between writing and reading are made again: `cache prune` may pass by.
+ATTEMPTS = 3
 # Called with a kind of artefact and how many more of its samples are done.
 Report = Callable[[str, int], None]
 
@@ -58,11 +60,21 @@ class Stage:
         return self.artefact.kind
 
     def rows(self, samples: Sequence[int]) -> Arrays:
-        """The columns of these samples, which must be there."""
+        """The columns of these samples, which have been filled; what has gone since is made again."""
         if self._last is None or self._last[0] != tuple(samples):
             found = self.artefact.read(samples)
+            for _ in range(ATTEMPTS):
+                if len(found.samples) == len(samples):
+                    break
+                lost = len(samples) - len(found.samples)
+                log.warning("%s: %d samples went while they were needed; made again", self.artefact.folder, lost)
+                self.fill(samples)
+                found = self.artefact.read(samples)
             if len(found.samples) < len(samples):
-                raise CacheError(f"{self.artefact.folder}: what was just written cannot be read back; check the disk")
+                raise CacheError(
+                    f"{self.artefact.folder}: what is written there is gone or unreadable when it is read back\n"
+                    "something removes it (`cache prune`?), or the disk is broken"
+                )
             self._last = tuple(samples), found.arrays
         return self._last[1]
 

@@ -26,6 +26,8 @@ from . import keys
 
 log = logging.getLogger(__name__)
 SPLIT = "train"
+# Seconds to wait for another process's training of the same network: hours, since doing it twice costs as much.
+TRAINING_WAIT = 6 * 3600.0
 
 
 def split_samples(
@@ -71,7 +73,7 @@ def trained_weights(job: Job, root: Path, device: torch.device) -> Path:
         raise UserError(f"runner.reuse=only-cache: {path} is missing; use runner.reuse=missing")
     check_input(untrained, samples.load(samples.ids[:1]).inputs[0], len(samples.dataset.class_names))
     artefact.create(provenance.made_by(device))
-    with artefact.claim("training"):
+    with artefact.claim("training", most=TRAINING_WAIT):
         if path.exists():
             return path
         labels = " with permuted labels" if permuted else ""

@@ -17,7 +17,9 @@ import json
 import logging
 import os
 import shutil
+import socket
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +36,9 @@ KINDS = ("maps", "responses", "scores", "fits", "weights", "trainings", "probes"
 SHARD_SAMPLES = 64
 _USER_BLOCK = 512
 _MARK = b"xaibench shard sha256="
+# Seconds until a process that waits for another one's claim says so, between the next times, and until it goes on
+# without: a block takes half a minute, and whoever holds its claim for so long has been stopped, or is on its own.
+WAIT_SAID, WAIT_AGAIN, WAIT_MOST = 10.0, 60.0, 600.0
 log = logging.getLogger(__name__)
 
 
@@ -110,6 +115,7 @@ class Artefact:
         self._index: dict[int, str] = {}
         self._known: set[str] = set()
         self._last: tuple[str, dict[str, np.ndarray]] | None = None
+        self._provenance: dict[str, Any] = {}
 
     @classmethod
     def opened(cls, root: Path, kind: str, names: Sequence[str], key: str) -> "Artefact | None":
@@ -138,9 +144,14 @@ class Artefact:
         self._refresh()
         names = dict.fromkeys(self._index[s] for s in samples if s in self._index)
         shards = {name: arrays for name in names if (arrays := self._load(name)) is not None}
-        found = tuple(s for s in samples if self._index.get(s) in shards)
-        rows: dict[str, list[np.ndarray]] = {}
         places = {name: {int(s): i for i, s in enumerate(arrays["sample"])} for name, arrays in shards.items()}
+        # A shard may have got the name of one that is gone: what it holds counts, not what was known by its name.
+        if any(s not in places.get(self._index.get(s, ""), (s,)) for s in samples):
+            self._index = {s: n for s, n in self._index.items() if n not in places or s in places[n]}
+            for name, held in places.items():
+                self._index = dict.fromkeys(held, name) | self._index
+        found = tuple(s for s in samples if s in places.get(self._index.get(s, ""), ()))
+        rows: dict[str, list[np.ndarray]] = {}
         for sample in found:
             name = self._index[sample]
             for column, array in shards[name].items():
@@ -162,7 +173,7 @@ class Artefact:
 
     def create(self, provenance: Mapping[str, Any]) -> None:
         """Make the folder and its spec.json. Raises UserError where the cache cannot be written."""
-        path = self.folder / "spec.json"
+        path, self._provenance = self.folder / "spec.json", dict(provenance)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if digest(json.loads(path.read_text())["spec"]) == self.key:
@@ -190,9 +201,10 @@ class Artefact:
         """Write the manifest: every shard with its samples and sha256, and the seconds spent so far with this run's."""
         manifest = self.manifest()
         self._refresh()
-        by_shard: dict[str, list[int]] = {name: [] for name in sorted(self._known)}
+        by_shard: dict[str, list[int]] = {n: [] for n in sorted(self._known) if (self.folder / n).exists()}
         for sample, name in self._index.items():
-            by_shard[name].append(sample)
+            if name in by_shard:
+                by_shard[name].append(sample)
         shards = [
             {"name": n, "sha256": _stated_sha256(self.folder / n), "samples": samples}
             for n, samples in by_shard.items()
@@ -212,11 +224,8 @@ class Artefact:
         remove_leftovers(self.folder)
 
     def manifest(self) -> dict[str, Any]:
-        """The manifest as last written; empty if there is none or it cannot be read."""
-        try:
-            return json.loads((self.folder / "manifest.json").read_text())
-        except (OSError, ValueError):
-            return {}
+        """The manifest as last written; empty if there is none or it is none."""
+        return _read_manifest(self.folder)
 
     def sources(self) -> set[str]:
         """The digest of our code that made it, as spec.json records it; `unknown` if it does not, none if there is
@@ -240,24 +249,59 @@ class Artefact:
         self._index, self._known, self._last = {}, set(), None
 
     @contextlib.contextmanager
-    def claim(self, what: object, wait: bool = True) -> Iterator[bool]:
+    def claim(self, what: object, wait: bool = True, most: float | None = None) -> Iterator[bool]:
         """Hold the claim on a piece of work (`what`, such as sample ids) across processes; the kernel releases it on
-        death. Yields False if another process has it and `wait` is false."""
-        lock = FileLock(self.folder / f".claim-{digest(repr(what))}")
-        held = False
+        death. Yields False if another process has it and `wait` is false.
+
+        Waiting is said, with who is waited for, and ends after `most` seconds (None: WAIT_MOST): the work is then done
+        without the claim, twice at worst.
+        """
+        path = self.folder / f".claim-{digest(repr(what))}"
+        lock, held = FileLock(path), False
+        # Who holds it, for those who wait. Beside the lock, which whoever tries to take it may empty.
+        holder = path.with_name(f"{path.name}.by")
         try:
-            lock.acquire(timeout=-1 if wait else 0)
-            held = True
-        except Timeout:
-            yield False
-            return
+            held = self._acquire(lock, holder, wait, WAIT_MOST if most is None else most)
+            if not held and not wait:
+                yield False
+                return
+        except FileNotFoundError:
+            pass  # the folder has been removed meanwhile; writing makes it again
         except (OSError, NotImplementedError) as error:
             _warn_once(f"file locks do not work in {self.folder.parent} ({error}): work may be done twice")
+        if held:
+            with contextlib.suppress(OSError):
+                holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
         try:
             yield True
         finally:
             if held:
+                with contextlib.suppress(OSError):
+                    holder.unlink()
                 lock.release()
+
+    def _acquire(self, lock: FileLock, holder: Path, wait: bool, most: float) -> bool:
+        """Whether the lock is held. Says now and then who is waited for, and gives up after `most` seconds."""
+        started, said = time.monotonic(), 0
+        while True:
+            waited = time.monotonic() - started
+            next_word = WAIT_SAID + said * WAIT_AGAIN
+            try:
+                lock.acquire(timeout=max(0.0, min(next_word, most) - waited) if wait else 0)
+                return True
+            except Timeout:
+                if not wait:
+                    return False
+            waited, who = time.monotonic() - started, _holder(holder)
+            what = f"{self.kind} {'/'.join(self.folder.parts[-4:])}"
+            if waited >= most:
+                log.warning("%s: %s has held it for %.0f s; going on without", what, who, waited)
+                return False
+            said += 1
+            log.warning(
+                "%s: waiting for %s, which is at it (%.0f s); after %.0f s this process goes on alone",
+                what, who, waited, most,
+            )  # fmt: skip
 
     # ---- inside --------------------------------------------------------------------------------------------------
 
@@ -267,11 +311,13 @@ class Artefact:
             names = sorted(p.name for p in self.folder.iterdir() if p.match("shard-*.h5"))
         except FileNotFoundError:
             return
-        listed = {s["name"]: s["samples"] for s in self.manifest().get("shards", [])} if not self._known else {}
+        listed = {s["name"]: s for s in self.manifest().get("shards", [])} if not self._known else {}
         for name in names:
             if name in self._known:
                 continue
-            samples = listed.get(name)
+            # A manifest that was not rewritten may mean another shard, which had the name before.
+            entry = listed.get(name)
+            samples = entry["samples"] if entry and entry["sha256"] == _stated_sha256(self.folder / name) else None
             if samples is None:
                 arrays = self._load(name)
                 samples = [] if arrays is None else arrays["sample"]
@@ -306,6 +352,9 @@ class Artefact:
 
     def _publish(self, data: bytes) -> Path:
         aside = self.folder / aside_name()
+        if not self.folder.is_dir():  # removed while this run was at it: `cache prune`, or by hand
+            self._index, self._known, self._last = {}, set(), None
+            self.create(self._provenance)
         try:
             write_synced(aside, data)
             path = _link_to_free_name(aside, self.folder)
@@ -350,6 +399,35 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """A folder's manifest; empty if there is none, or if what is there has another shape."""
+    try:
+        found = json.loads((folder / "manifest.json").read_text())
+        shards = [
+            {"name": str(s["name"]), "sha256": str(s["sha256"]), "samples": [int(sample) for sample in s["samples"]]}
+            for s in found["shards"]
+        ]
+        return {**found, "shards": shards, "seconds": float(found["seconds"])}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError):
+        _warn_once(f"{folder / 'manifest.json'}: it is no manifest; the shards are read instead")
+        return {}
+
+
+def _holder(path: Path) -> str:
+    """Who holds a claim, as they wrote it, and whether they can go on."""
+    try:
+        said = path.read_text().strip()
+        _, process, _, host = said.split()
+    except (OSError, ValueError):
+        return "another process"
+    state = ""
+    with contextlib.suppress(OSError):  # not on Linux, or gone
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    return f"{said}, which is stopped," if host == socket.gethostname() and state in ("T", "t") else said
+
+
 def _stated_sha256(path: Path) -> str:
     try:
         with open(path, "rb") as file:
@@ -385,34 +463,35 @@ class Listed:
 
 def artefacts(root: Path) -> list[Path]:
     """The folder of every artefact below the root, sorted."""
-    return sorted(path.parent for kind in KINDS for path in Path(root, kind).rglob("spec.json"))
+    found = (path.parent for kind in KINDS for path in Path(root, kind).rglob("spec.json"))
+    return sorted(folder for folder in found if not folder.name.startswith("."))
 
 
 def listing(root: Path) -> list[Listed]:
     """Every artefact with its size, sorted by path."""
     listed = []
     for folder in artefacts(root):
-        files = [p for p in folder.rglob("*") if p.is_file()]
-        try:
-            manifest = json.loads((folder / "manifest.json").read_text())
-        except (OSError, ValueError):
-            manifest = {"shards": []}
+        files = []
+        for path in folder.rglob("*"):
+            with contextlib.suppress(FileNotFoundError):  # a run is at it
+                files += [path.stat()] if path.is_file() else []
         below = folder.relative_to(root)
         listed.append(
             Listed(
                 kind=below.parts[0],
                 path=str(Path(*below.parts[1:])),
                 shards=len(list(folder.glob("shard-*.h5"))),
-                samples=sum(len(s["samples"]) for s in manifest["shards"]),
-                size=sum(p.stat().st_size for p in files),
-                changed=max(p.stat().st_mtime for p in files),
+                samples=sum(len(s["samples"]) for s in _read_manifest(folder).get("shards", [])),
+                size=sum(stat.st_size for stat in files),
+                changed=max((stat.st_mtime for stat in files), default=0.0),
             )
         )
     return listed
 
 
 def verify(root: Path) -> tuple[int, list[str]]:
-    """Check every HDF5 file of every artefact against its own checksum -> (files checked, what is wrong)."""
+    """Check every HDF5 file of every artefact against its own checksum, and what its manifest says of them -> (files
+    checked, what is wrong)."""
     checked, wrong = 0, []
     for folder in artefacts(root):
         try:
@@ -427,18 +506,55 @@ def verify(root: Path) -> tuple[int, list[str]]:
                 unpack(path.read_bytes(), folder.name)
             except (CorruptShard, OSError) as error:
                 wrong.append(f"{path}: {error}")
+        for shard in _read_manifest(folder).get("shards", []):
+            path = folder / shard["name"]
+            if not path.exists():
+                wrong.append(f"{path}: it is gone; its {len(shard['samples'])} samples are computed again by a run")
+            elif shard["sha256"] != _stated_sha256(path):
+                wrong.append(f"{folder / 'manifest.json'}: it means another {shard['name']}; a run writes it anew")
+        if (folder / "manifest.json").exists() and not _read_manifest(folder):
+            wrong.append(f"{folder / 'manifest.json'}: it is no manifest; a run writes it anew")
     return checked, wrong
 
 
 def prune(root: Path, older_than: float | None, max_size: int | None) -> list[Listed]:
-    """Delete artefacts not changed for `older_than` seconds, then the oldest until the rest fits `max_size` bytes."""
+    """Delete artefacts not changed for `older_than` seconds, then the oldest until the rest fits `max_size` bytes.
+
+    Those that a process holds a claim on are left; a run that is between two claims makes again what it misses.
+    """
+    for kind in KINDS:
+        for leftover in Path(root, kind).rglob(".pruned-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
     entries = sorted(listing(root), key=lambda entry: entry.changed)
     total, now, removed = sum(e.size for e in entries), time.time(), []
     for entry in entries:
         too_old = older_than is not None and now - entry.changed > older_than
         too_much = max_size is not None and total > max_size
-        if too_old or too_much:
-            shutil.rmtree(Path(root, entry.kind, entry.path))
+        folder = Path(root, entry.kind, entry.path)
+        if (too_old or too_much) and not _is_claimed(folder):
+            # Renamed first: a run finds all of it or nothing.
+            aside = folder.with_name(f".pruned-{uuid.uuid4().hex[:8]}")
+            try:
+                os.replace(folder, aside)
+            except FileNotFoundError:
+                continue
+            shutil.rmtree(aside, ignore_errors=True)
             total -= entry.size
             removed.append(entry)
     return removed
+
+
+def _is_claimed(folder: Path) -> bool:
+    """Whether a process holds a claim on something in an artefact."""
+    for path in folder.glob(".claim-*"):
+        if path.suffix == ".by":
+            continue
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+            lock.release()
+        except Timeout:
+            return True
+        except (OSError, NotImplementedError):
+            continue
+    return False
