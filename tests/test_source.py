@@ -72,6 +72,12 @@ def test_what_changes_the_code_is_another_key_and_what_does_not_is_none(mine, ca
     assert (described("mine.Mine") == before) is same
 
 
+def test_a_compiled_module_has_no_source(mine):
+    assert subprocess.run([sys.executable, "-m", "compileall", "-b", "-q", "mine.py"]).returncode == 0
+    Path("mine.py").unlink()
+    assert f"'{SOURCE}': ''" in described("mine.Mine")
+
+
 def test_relative_imports_functions_and_what_pip_installed(here):
     (here / "pack" / "deep").mkdir(parents=True)
     for name in ("pack/__init__.py", "pack/deep/__init__.py"):

@@ -126,8 +126,12 @@ def _file_of(name: str, root: Path) -> Path | None:
 
 def _recorded(package: str) -> dict[str, bytes]:
     """What pip recorded of the Python files of the distributions that a package is from: their names and digests."""
+    try:  # most bear the name of their package; to look through all of them takes a second
+        names = [importlib.metadata.distribution(package).metadata["Name"]]
+    except importlib.metadata.PackageNotFoundError:
+        names = sorted(set(importlib.metadata.packages_distributions().get(package, [])))
     found = {}
-    for name in sorted(set(importlib.metadata.packages_distributions().get(package, []))):
+    for name in names:
         files = importlib.metadata.files(name) or ()
         found |= {str(file): file.hash.value.encode() for file in files if file.suffix == ".py" and file.hash}
         found[f"{name} version"] = importlib.metadata.version(name).encode()

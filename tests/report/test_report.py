@@ -165,6 +165,19 @@ def test_undefined_values_model_only_rows_and_repeats(xaibench, here):
     assert not re.search(r"\bnan\b", html.lower())
 
 
+def test_ties_make_no_first_and_no_bold(xaibench, here):
+    """Bold are those not told apart from the best, where some other is; first is who is ahead of another one."""
+    noise = np.random.default_rng(0).normal(size=20)
+    for method, ahead in (("a", 5.0), ("b", 0.0), ("c", 0.1)):
+        score_file(method, noise + ahead + 0.01 * np.arange(20) * (method == "c"), "telling")
+        score_file(method, noise * 1e-12, "tied")
+    assert xaibench("report")[0] == 0
+    html, _, rows = read()
+    assert "by number of metrics, of 1: a (1)." in html
+    assert {row["rank"] for row in rows if row["metric"] == "tied"} == {"1"}
+    assert html.count('class="number shade best"') == 1
+
+
 def test_one_method_alone(xaibench, here):
     score_file("alone", [1.0, 2.0, 3.0])
     assert xaibench("report")[0] == 0
