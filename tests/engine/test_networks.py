@@ -83,6 +83,30 @@ def test_samples_without_finite_logits_are_undefined_alone(world):
     assert filtered.filtered["logits not finite"] > 0
 
 
+def test_a_block_without_a_finite_answer_leaves_the_others_in_their_places(world):
+    """64 samples make a block of scores: the first one has no column of scores at all."""
+    blind = ("--config-dir=conf", "model=blind", "metric=sparseness", "dataset.limit=70")
+    whole = prepared(world, *blind, "model.limit=1e9", "paths.cache=whole")
+    reds = whole.setting.load(whole.setting.samples).inputs[:, 0].mean((1, 2))
+    limit = reds.sort().values[20].item()  # most are above
+    scoring = prepared(world, *blind, f"model.limit={limit:.6f}")
+    order = reds.argsort(descending=True).tolist()
+    samples = [scoring.setting.samples[place] for place in order]  # those without an answer first
+    stage = scoring.scores
+    stage.artefact.create({})
+    for block in (samples[:40], samples[40:]):
+        for needed in scoring.stages[:-1]:
+            if needed.misses(block):
+                needed.fill(block)
+        stage.artefact.write(block, stage.compute(block))
+    assert "status" in stage.rows(samples[:40]) and "gini" not in stage.rows(samples[:40])
+    rows = stage.rows(samples)
+    column = next(name for name, values in rows.items() if values.dtype.kind == "f")
+    alone = stage.rows(samples[40:])[column]
+    assert len(rows[column]) == 70 and np.isnan(rows[column][:40]).all()
+    np.testing.assert_array_equal(rows[column][40:], alone)
+
+
 def test_one_logit_is_a_sigmoid_in_scores_filters_and_targets(xaibench, world):
     """All sixteen are right by the sign of the logit; class 0 explains -f."""
     scoring = prepared(world, *BINARY, "metric=insertion_deletion", "dataset.filter.correct=true")

@@ -151,12 +151,23 @@ class Artefact:
             for name, held in places.items():
                 self._index = dict.fromkeys(held, name) | self._index
         found = tuple(s for s in samples if s in places.get(self._index.get(s, ""), ()))
-        rows: dict[str, list[np.ndarray]] = {}
-        for sample in found:
-            name = self._index[sample]
-            for column, array in shards[name].items():
-                rows.setdefault(column, []).append(array[places[name][sample]])
-        return Rows(found, {column: np.stack(values) for column, values in rows.items()})
+        # A shard in which no sample could be scored has no columns of scores: there they are NaN.
+        empty = {
+            column: np.full_like(array[0], np.nan) if array.dtype.kind == "f" else array[0]
+            for name in dict.fromkeys(self._index[s] for s in found)
+            for column, array in shards[name].items()
+        }
+        rows = {
+            column: np.stack(
+                [
+                    shards[n][column][places[n][s]] if column in shards[n] else nan
+                    for s in found
+                    for n in [self._index[s]]
+                ]
+            )
+            for column, nan in empty.items()
+        }
+        return Rows(found, rows)
 
     def load_whole(self, name: str) -> dict[str, np.ndarray] | None:
         """The arrays of a file written by `save_whole`, or None if it is absent or corrupt (which is said)."""
