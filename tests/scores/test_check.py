@@ -219,3 +219,16 @@ def test_runs_under_other_seeds_raise_no_alarm(xaibench, here, gate):
     assert xaibench("run", "-m", "seed=range(8)", "method=random", "metric=roc_auc", "dataset.limit=12")[0] == 0
     said = list(gate.false_alarms(here / "results", 4, 3, baselines=50))
     assert said[0].startswith("0 of 3 reruns"), said
+
+
+def test_a_leaderboard_of_another_version_is_read_if_it_is_older(tmp_path):
+    """The committed baseline is of this schema; one without the keys of network and data is of schema 1."""
+    now = leaderboard.read_csv(DOCS.parent / "results" / "baseline.csv")
+    assert set(now["schema"]) == {leaderboard.BOARD}
+    text = leaderboard.to_csv(now.drop(columns=list(leaderboard.KEYED)).assign(schema=1))
+    before = leaderboard.read_text(text)
+    assert before["value"].equals(now["value"]) and set(before["model_key"]) == {""}
+    later = tmp_path / "later.csv"
+    later.write_text(leaderboard.to_csv(now.assign(schema=leaderboard.BOARD + 1)))
+    with pytest.raises(UserError, match="another version wrote it"):
+        leaderboard.read_csv(later)

@@ -17,6 +17,8 @@ from ..store.cache import SCHEMA
 from ..store.files import write_atomically
 from . import score_files, statistics
 
+# Of leaderboard.csv and cost.csv; those of schema 1 have no model_key and data_key, and are read too.
+BOARD = 2
 COLUMNS = (
     "schema", "model", "dataset", "method", "method_variant", "metric", "metric_variant", "statistic", "direction",
     "target", "value", "ci_low", "ci_high", "n", "excluded", "rank", "forwards", "backwards", "model_key", "data_key",
@@ -288,7 +290,7 @@ def _row(cell: Cell, statistic: Mapping[str, Any], samples: list[int], suffix: s
     per = columns.loc[samples, statistic["per"]].to_numpy() if samples and statistic["per"] else None
     found = statistics.estimate(column, per, statistic["kind"])
     return {
-        "schema": SCHEMA,
+        "schema": BOARD,
         **{name: card[name] for name in IDENTITY[:-1]},
         "statistic": statistic["name"] + suffix,
         "direction": statistic["direction"],
@@ -329,7 +331,7 @@ def costs(cells: Sequence[Cell]) -> pd.DataFrame:
     """What each cell took, beside the same keys."""
     rows = [
         {
-            "schema": SCHEMA,
+            "schema": BOARD,
             **{name: cell.card[name] for name in IDENTITY[:-1]},
             "map_seconds": cell.card["seconds"]["maps"],
             "score_seconds": cell.card["seconds"]["scores"],
@@ -378,6 +380,9 @@ def read_text(text: str) -> pd.DataFrame:
     missing = [name for name in COLUMNS if name not in frame and name not in KEYED]
     if missing:
         raise ValueError(f"no column {', '.join(missing[:4])}")
+    later = [schema for schema in frame["schema"].unique() if schema not in range(1, BOARD + 1)]
+    if later:
+        raise ValueError(f"schema {later[0]}: this xaibench reads up to {BOARD}, another version wrote it")
     for name in KEYED:
         if name not in frame:
             frame[name] = ""
