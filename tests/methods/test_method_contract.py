@@ -131,7 +131,8 @@ def test_maps_are_finite_deterministic_and_leave_no_trace(name, dtype, make):
     maps = maps_of(method, network, inputs, range(10))
     assert same(before, state(network))
     assert torch.equal(inputs, copy)
-    assert maps.dtype == dtype and not maps.requires_grad
+    # Maps of a file have its precision.
+    assert maps.dtype == (torch.float64 if name == "precomputed" else dtype) and not maps.requires_grad
     assert maps.shape in [(10, *SIZE), (10, 1, *SIZE[1:])]
     assert maps.isfinite().all() and maps.abs().sum() > 0
     assert torch.equal(maps, maps_of(method, network, inputs, range(10)))
