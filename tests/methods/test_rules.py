@@ -13,6 +13,7 @@ from xaibench.methods.rules.lrp import LRP, box
 from xaibench.methods.rules.rules import AlphaBeta, Box, Epsilon, Flat, Gamma, Square
 from xaibench.models.classifier import Classifier
 from xaibench.models.preprocessing import Preprocessing
+from xaibench.models.resnet_cifar import ResNetCifar
 from xaibench.models.tracing.graph import Graph
 from xaibench.models.tracing.steps import Affine, Sum
 
@@ -202,6 +203,32 @@ def test_lrp_z_is_not_gradient_times_input_where_an_activation_saturates():
     maps = LRP(Epsilon(0)).attribute(network, inputs, targets, Context())
     expected = inputs * network.gradient(inputs, targets)
     assert (maps - expected).abs().max() > 0.01 * expected.abs().max()
+
+
+def test_generalised_gamma_does_not_explode_on_a_residual_network():
+    """Sums and normalised images have both signs: the original rule's denominators cancel there."""
+    torch.manual_seed(0)
+    network = classifier(ResNetCifar(20), (3, 32, 32))
+    inputs = seeded(4, (3, 32, 32))
+    targets = network.logits(inputs).argmax(1)
+    largest = {
+        form: float(LRP(Gamma(form=form)).attribute(network, inputs, targets, Context()).abs().max())
+        for form in ("generalised", "original")
+    }
+    assert largest["generalised"] < float(network.scores(inputs, targets).abs().max())
+    assert largest["original"] > 100 * largest["generalised"]
+
+
+@pytest.mark.parametrize("rule", [Square(), Flat()])
+def test_padded_channels_of_a_shortcut_take_their_share_by_weights(rule):
+    """Option A: half of the channels of two sums are constants, zeros, and rules by weights alone pay them too."""
+    network = classifier(ResNetCifar(8), (3, 32, 32))
+    inputs = seeded(2, (3, 32, 32))
+    logits = network.scores(inputs, torch.tensor([1, 4]))
+    shares = LRP(rule).attribute(network, inputs, torch.tensor([1, 4]), Context()).sum((1, 2, 3)) / logits
+    assert ((shares > 0.3) & (shares < 0.9)).all()
+    conserved = LRP(AlphaBeta()).attribute(network, inputs, torch.tensor([1, 4]), Context()).sum((1, 2, 3)) / logits
+    torch.testing.assert_close(conserved, torch.ones_like(conserved))
 
 
 def test_gamma_goes_to_z_plus():
