@@ -105,6 +105,20 @@ def test_a_shard_of_another_key_is_not_believed(artefact, tmp_path, caplog):
     assert "another schema or key" in caplog.text
 
 
+def test_every_code_that_made_rows_is_recorded(tmp_path):
+    def made(**provenance):
+        artefact = Artefact(tmp_path, "maps", ("net",), {"what": 1})
+        artefact.create(provenance)
+        return artefact.sources()
+
+    assert Artefact(tmp_path, "maps", ("net",), {"what": 1}).sources() == set()
+    assert [made(sources=name) for name in "aba"] == [{"a"}, {"a", "b"}, {"a", "b"}]
+    spec = next(tmp_path.rglob("spec.json"))
+    assert digest(json.loads(spec.read_text())["spec"]) == spec.parent.name
+    spec.write_text(spec.read_text().replace('"sources"', '"earlier"'))  # by a version that recorded none
+    assert made(sources="c") == {"c", "unknown"}
+
+
 @pytest.mark.parametrize("text", ["", "{", '{"spec": {"what": 2}}', "[]"])
 def test_an_unreadable_or_wrong_spec_is_said_and_written_anew(artefact, caplog, text):
     path = artefact.folder / "spec.json"

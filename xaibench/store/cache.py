@@ -187,9 +187,15 @@ class Artefact:
         path, self._provenance = self.folder / "spec.json", dict(provenance)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if digest(json.loads(path.read_text())["spec"]) == self.key:
-                return
-            log.warning("%s does not describe this key; written anew", path)
+            found = json.loads(path.read_text())
+            if digest(found["spec"]) == self.key:
+                made = self.sources()
+                if made >= {provenance.get("sources", "unknown")}:
+                    return
+                # Rows of other code than made those that are there: both are named.
+                provenance = {**found["provenance"], "sources": " ".join(sorted(made | {provenance["sources"]}))}
+            else:
+                log.warning("%s does not describe this key; written anew", path)
         except FileNotFoundError:
             pass
         except (ValueError, KeyError, TypeError):
@@ -239,13 +245,13 @@ class Artefact:
         return _read_manifest(self.folder)
 
     def sources(self) -> set[str]:
-        """The digest of our code that made it, as spec.json records it; `unknown` if it does not, none if there is
-        no artefact."""
+        """The digests of our code that made its rows, as spec.json records them; `unknown` if it does not, none if
+        there is no artefact."""
         try:
-            return {str(json.loads((self.folder / "spec.json").read_text())["provenance"]["sources"])}
+            return set(json.loads((self.folder / "spec.json").read_text())["provenance"]["sources"].split())
         except FileNotFoundError:
             return set()
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {"unknown"}
 
     def discard(self, samples: Iterable[int]) -> None:
