@@ -159,7 +159,8 @@ def _check_digests(path: Path, card: Mapping[str, Any], data: bytes) -> None:
         except FileNotFoundError:
             raise Damaged(path, f"{beside.name} beside it is gone", card) from None
         if score_files.sha256(content) != stated:
-            raise Damaged(path, f"{beside.name} is not what a run wrote: its digest is another than in its .json", card)
+            what = "it" if suffix == path.suffix else f"{beside.name} beside it"
+            raise Damaged(path, f"{what} is not what a run wrote: another digest than in its .json", card)
 
 
 def _columns_and_curves(data: bytes, card: Mapping[str, Any]) -> tuple[pd.DataFrame, dict[str, Curve]]:
