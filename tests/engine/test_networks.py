@@ -107,6 +107,19 @@ def test_a_block_without_a_finite_answer_leaves_the_others_in_their_places(world
     np.testing.assert_array_equal(rows[column][40:], alone)
 
 
+def test_maps_of_one_value_are_flagged_in_table_and_report(xaibench, world):
+    """`constant` ranks nothing: the table, the page and its findings say how often."""
+    sweep = ("run", "-m", "method=gradient,constant", "metric=sparseness,degradation", "dataset.limit=3")
+    code, out, _ = xaibench(*sweep)
+    assert code == 0
+    assert "° maps of one value everywhere, which rank nothing: constant 3" in " ".join(out.split())
+    assert "constant °" in out and "gradient °" not in out
+    assert xaibench("report")[0] == 0
+    page = (world / "results" / "report" / "index.html").read_text()
+    assert page.count("3 of its maps have one value everywhere and rank nothing") >= 2
+    assert "some maps rank nothing, and are scored like random ones: constant (3)." in page
+
+
 def test_one_logit_is_a_sigmoid_in_scores_filters_and_targets(xaibench, world):
     """All sixteen are right by the sign of the logit; class 0 explains -f."""
     scoring = prepared(world, *BINARY, "metric=insertion_deletion", "dataset.filter.correct=true")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from ..scores.leaderboard import FEW, MANY_EXCLUDED, TUNED
+from ..scores.leaderboard import CONSTANT, FEW, MANY_EXCLUDED, TUNED
 from ..scores.rank import Comparison, Contestant, Overall
 from .tables import Board, Glance
 
@@ -51,6 +51,7 @@ def findings(board: Board, glance: Glance) -> list[tuple[str, str]]:
         "Few samples": _few_samples(board.frame),
         "Many excluded": _many_excluded(board.frame),
         "Tuned (*)": _tuned(board.frame),
+        "Maps of one value (°)": _constant_maps(board.frame),
     }
     return [(about, sentence) for about, sentence in said.items() if sentence]
 
@@ -111,3 +112,9 @@ def _many_excluded(frame: pd.DataFrame) -> str:
 def _tuned(frame: pd.DataFrame) -> str:
     pairs = dict.fromkeys(f"{row.method} on {row.metric}" for row in frame[frame[TUNED]].itertuples())
     return f"parameters were chosen by the metric: {', '.join(pairs)}." if pairs else ""
+
+
+def _constant_maps(frame: pd.DataFrame) -> str:
+    most = frame[frame[CONSTANT] > 0].groupby("method")[CONSTANT].max()
+    named = ", ".join(f"{method} ({count})" for method, count in most.items())
+    return f"some maps rank nothing, and are scored like random ones: {named}." if named else ""

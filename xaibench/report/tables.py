@@ -14,7 +14,7 @@ from ..build import build
 from ..errors import XaibenchError
 from ..listing import CONF
 from ..scores import leaderboard, paired
-from ..scores.leaderboard import ARROWS, COMMON, FEW, MANY_EXCLUDED, TUNED, Cell
+from ..scores.leaderboard import ARROWS, COMMON, CONSTANT, FEW, MANY_EXCLUDED, TUNED, Cell
 from ..scores.rank import Comparison, Contestant, Overall
 
 Row = Mapping[str, Any]
@@ -87,7 +87,9 @@ def boards_of_file(frame: pd.DataFrame) -> list[Board]:
     first = {
         metric: _first_statistic(metric, sorted(set(rows["statistic"]))) for metric, rows in frame.groupby("metric")
     }
-    frame = frame.assign(headline=frame["statistic"] == frame["metric"].map(first), **{TUNED: False, FEW: False})
+    frame = frame.assign(
+        headline=frame["statistic"] == frame["metric"].map(first), **{TUNED: False, FEW: False, CONSTANT: 0}
+    )
     return [Board(*place, rows) for place, rows in frame.groupby(["model", "dataset"], sort=True)]
 
 

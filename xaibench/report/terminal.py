@@ -131,6 +131,10 @@ def leaderboard_table(frame: pd.DataFrame, comparisons: Sequence[Comparison] = (
         legend = [
             "* tuned on this metric: it chose the method's parameters" if rows[leaderboard.TUNED].any() else "",
             f"~ fewer than {FEW} samples: the interval is too narrow" if rows[leaderboard.FEW].any() else "",
+            _constant_maps(rows),
+            "undefined with samples: what the statistic divides by is zero, or rounding"
+            if (rows["value"].isna() & (rows["n"] > 0)).any()
+            else "",
             rank.marks([c for c in of_table if c.statistic in set(rows["statistic"])]),
         ]
         columns = ("statistic", "rank", "method", "value", "95 % interval", "n", "excluded")
@@ -145,7 +149,7 @@ def leaderboard_table(frame: pd.DataFrame, comparisons: Sequence[Comparison] = (
 
 def _leaderboard_row(row: pd.Series) -> tuple[str, ...]:
     """A row of the leaderboard as the cells of `leaderboard_table`."""
-    method = row["method"] + (" *" if row[leaderboard.TUNED] else "")
+    method = row["method"] + (" *" if row[leaderboard.TUNED] else "") + (" °" if row[leaderboard.CONSTANT] else "")
     method += f" ({row['method_variant']})" if row["method_variant"] else ""
     place = "" if pd.isna(row["rank"]) else str(int(row["rank"]))
     interval = "" if pd.isna(row["ci_low"]) else f"{row['ci_low']:.3f} to {row['ci_high']:.3f}"
@@ -155,6 +159,13 @@ def _leaderboard_row(row: pd.Series) -> tuple[str, ...]:
     excluded = f"{row['excluded']}{' !' if flagged else ''}" if row["excluded"] else ""
     arrow = leaderboard.ARROWS[row["direction"]]
     return f"{row['statistic']} {arrow}", place, escape(method), value, interval, str(row["n"]), excluded
+
+
+def _constant_maps(rows: pd.DataFrame) -> str:
+    """Which methods have maps of one value, and how many."""
+    counts = dict.fromkeys((row.method, row.constant_maps) for row in rows.itertuples() if row.constant_maps)
+    said = ", ".join(f"{method} {count}" for method, count in counts)
+    return f"° maps of one value everywhere, which rank nothing: {said}" if said else ""
 
 
 def ranks(comparisons: Sequence[Comparison]) -> None:

@@ -32,7 +32,7 @@ COST_COLUMNS = (
     "sample_key",
 )  # fmt: skip
 # Of `table`, for people; not in the file.
-TUNED, FEW = "tuned", "few"
+TUNED, FEW, CONSTANT = "tuned", "few", "constant_maps"
 IDENTITY = ("model", "dataset", "method", "method_variant", "metric", "metric_variant", "statistic")
 # Which values of a statistic are better, for people.
 ARROWS = {"higher": "↑", "lower": "↓", "target": "→"}
@@ -228,7 +228,7 @@ def table(cells: Sequence[Cell]) -> pd.DataFrame:
     `few`, whether the interval rests on too few samples.
     """
     rows = [row for group in comparable(cells) for row in _group_rows(group)]
-    frame = pd.DataFrame(rows, columns=[*COLUMNS, TUNED, FEW])
+    frame = pd.DataFrame(rows, columns=[*COLUMNS, TUNED, FEW, CONSTANT])
     return frame.sort_values([*IDENTITY, *KEYED, "sample_key", "method_key"], kind="stable", ignore_index=True)
 
 
@@ -309,6 +309,7 @@ def _row(cell: Cell, statistic: Mapping[str, Any], samples: list[int], suffix: s
         "sample_key": card["keys"]["sample_key"],
         TUNED: card["metric"] in card.get("tuned_on", ()),
         FEW: statistics.few(found.n, statistic["kind"]),
+        CONSTANT: card.get("constant_maps") or 0,
     }
 
 
@@ -357,7 +358,7 @@ def write(results: Path, cells: Sequence[Cell]) -> None:
 
 def to_csv(frame: pd.DataFrame) -> str:
     """Byte-stable CSV: fixed order, six significant digits, LF, empty for what is undefined."""
-    return frame.drop(columns=[TUNED, FEW], errors="ignore").to_csv(
+    return frame.drop(columns=[TUNED, FEW, CONSTANT], errors="ignore").to_csv(
         index=False, float_format="%.6g", lineterminator="\n"
     )
 
