@@ -237,6 +237,7 @@ class _Given(Method):
     def attribute(
         self, classifier: models.Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
     ) -> torch.Tensor:
+        assert self.maps is not None  # or nobody asks
         return self.maps[list(context.samples)].to(inputs.device)
 
 
@@ -274,7 +275,8 @@ def _setting(
     metric: Mapping[str, Any] = NOTHING,
 ) -> Setting:
     """What a run would have loaded, with the caller's objects in its place."""
-    size = tuple(pictures.images.shape[1:])
+    channels, height, width = pictures.images.shape[1:]
+    size = (channels, height, width)
     batch_size = net.batch_size or default_batch_size(size, net.device)
     sized = models.Classifier(**{**vars(net), "input_size": size, "batch_size": batch_size})
     network = Network(adapted(sized, probe(sized)))

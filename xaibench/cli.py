@@ -89,7 +89,9 @@ def _run(arguments: list[str], debug: bool) -> int:
 
 def _options_first(arguments: list[str]) -> list[str]:
     """Hydra's options before the overrides: its parser refuses overrides on both sides of an option."""
-    options, overrides, rest = [], [], iter(arguments)
+    options: list[str] = []
+    overrides: list[str] = []
+    rest = iter(arguments)
     for argument in rest:
         if argument in ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--info", "-i"):
             options += [argument, *([value] if (value := next(rest, None)) is not None else [])]
@@ -130,7 +132,10 @@ def _list(arguments: list[str]) -> int:
     for item in listed:
         if item.shadowed:
             print(f"xaibench: {item.path} has the name of one of ours, which is taken; rename it", file=sys.stderr)
-    rows = [("name", "what", "source", "needs"), *((i.name, i.summary, i.source, i.needs) for i in listed)]
+    rows: list[tuple[str, ...]] = [
+        ("name", "what", "source", "needs"),
+        *((i.name, i.summary, i.source, i.needs) for i in listed),
+    ]
     if any(item.tuned_on for item in listed):
         rows = _beside(rows, 4, "tuned on", [", ".join(item.tuned_on) for item in listed])
     if options.markdown and group == "method":
@@ -259,7 +264,8 @@ def _compare(arguments: list[str]) -> int:
     from .report import terminal
     from .scores import compare, leaderboard
 
-    theirs, damaged = compare.read(options.experiment), []
+    theirs = compare.read(options.experiment)
+    damaged: list[leaderboard.Damaged] = []
     if options.leaderboard:
         board = leaderboard.labels_told_apart(leaderboard.read_csv(Path(options.leaderboard)))
     else:
@@ -307,7 +313,7 @@ def _check(arguments: list[str]) -> int:
         samples_after=check.per_sample(cells),
         failed=[*damaged, *score_files.read_unfinished(results)],
     )
-    made = {
+    made: dict[str, Callable[[list[check.Compared]], str]] = {
         "json": check_report.to_json,
         "markdown": functools.partial(check_report.to_markdown, baseline=str(baseline)),
     }

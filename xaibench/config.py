@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -48,7 +48,7 @@ def make_job(config: DictConfig) -> Job:
     choices = _choices()
     yamls = {group: _yaml_of(group, choices[group]) for group in GROUPS}
     defaults = {
-        group: OmegaConf.to_container(OmegaConf.load(path), resolve=False) if path else {}
+        group: cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.load(path), resolve=False)) if path else {}
         for group, path in yamls.items()
     }
     model_spec, dataset_spec = dict(plain["model"]), dict(plain["dataset"])
@@ -96,7 +96,7 @@ def make_job(config: DictConfig) -> Job:
 def _plain(config: DictConfig) -> dict[str, Any]:
     """The configuration as plain data, all of whose keys we know and whose groups name a class."""
     try:
-        plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        plain = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
     except MissingMandatoryValue as error:
         raise UserError(f"{error.full_key} is missing: set {error.full_key}=...") from error
     except OmegaConfBaseException as error:
@@ -247,7 +247,7 @@ def compose_job(overrides: list[str]) -> Job:
             search = _search([*plugin_folders(), *folders])
             config = hydra.compose("config", [*overrides, *search], return_hydra_config=True)
             HydraConfig.instance().set_config(config)
-            return make_job(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
+            return make_job(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]))
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, overrides) from error
 

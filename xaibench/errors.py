@@ -2,6 +2,9 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import TypeVar
+
+Word = TypeVar("Word", bound=str)
 
 
 class XaibenchError(Exception):
@@ -50,7 +53,7 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     return f"choose from: {shown}"
 
 
-def one_of(name: str, value: str, choices: Iterable[str]) -> str:
+def one_of(name: str, value: Word, choices: Iterable[str]) -> Word:
     """The value, if it is one of the choices; else raises ValueError, as constructors do, with the nearest one."""
     choices = tuple(choices)
     if value not in choices:

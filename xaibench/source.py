@@ -130,7 +130,7 @@ def _recorded(package: str) -> dict[str, bytes]:
         names = [importlib.metadata.distribution(package).metadata["Name"]]
     except importlib.metadata.PackageNotFoundError:
         names = sorted(set(importlib.metadata.packages_distributions().get(package, [])))
-    found = {}
+    found: dict[str, bytes] = {}
     for name in names:
         files = importlib.metadata.files(name) or ()
         found |= {str(file): file.hash.value.encode() for file in files if file.suffix == ".py" and file.hash}

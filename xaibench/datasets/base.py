@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from ..errors import UserError
 from ..models.preprocessing import Preprocessing
 
 
@@ -81,7 +82,7 @@ class Batch:
     def joined(cls, batches: "Sequence[Batch]") -> "Batch":
         """One batch of the samples of several."""
         inputs, labels, targets = (torch.cat([getattr(b, n) for b in batches]) for n in ("inputs", "labels", "targets"))
-        masks = None if batches[0].masks is None else torch.cat([b.masks for b in batches])
+        masks = None if batches[0].masks is None else torch.cat([b.masks for b in batches if b.masks is not None])
         samples, crc = (tuple(value for b in batches for value in getattr(b, n)) for n in ("samples", "crc"))
         return cls(samples, inputs, labels, targets, masks, crc)
 
@@ -97,7 +98,6 @@ class Samples:
     ) -> None:
         self.dataset, self.preprocessing, self.ids, self.device = dataset, preprocessing, tuple(ids), device
 
-    @abstractmethod
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -116,12 +116,15 @@ class Samples:
         inputs = torch.stack([row[0] for row in rows])
         labels = torch.stack([torch.as_tensor(row[1]) for row in rows])
         labels = labels.float() if labels.is_floating_point() else labels.long()
-        masks = torch.stack([row[2] for row in rows]).to(self.device) if self.dataset.has_masks else None
+        found = [row[2] for row in rows if row[2] is not None]
+        masks = torch.stack(found).to(self.device) if self.dataset.has_masks else None
         crc = tuple(zlib.crc32(image.numpy().tobytes()) for image in inputs)
         labels = labels.to(self.device)
         return Batch(tuple(int(i) for i in ids), inputs.to(self.device), labels, labels, masks, crc)
 
     def _row(self, index: int) -> tuple[torch.Tensor, int | float, torch.Tensor | None]:
         example = self.dataset[index]
+        if example.mask is None and self.dataset.has_masks:
+            raise UserError(f"{type(self.dataset).__name__} has masks (has_masks), but sample {index} has none")
         mask = None if example.mask is None else self.preprocessing.mask(example.mask)
         return self.preprocessing.image(example.image), example.label, mask

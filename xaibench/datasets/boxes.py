@@ -55,7 +55,8 @@ def match(boxes: dict[str, Boxes], images: Iterable[str]) -> dict[str, Boxes]:
     A name may be the image's path or its file name, each with or without the ending. Raises UserError for a name
     that fits two images.
     """
-    matched, taken = {}, {}
+    matched: dict[str, Boxes] = {}
+    taken: dict[str, str] = {}
     for image in images:
         path = PurePosixPath(image)
         names = (image, path.with_suffix("").as_posix(), path.name, path.stem)
@@ -71,7 +72,8 @@ def match(boxes: dict[str, Boxes], images: Iterable[str]) -> dict[str, Boxes]:
 
 
 def _read_table(path: Path) -> dict[str, Boxes]:
-    columns, corners = ("file", *CORNERS), {}
+    columns = ("file", *CORNERS)
+    corners: dict[str, list[tuple[float, float, float, float]]] = {}
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, skipinitialspace=True)
@@ -108,9 +110,10 @@ def _read_xml(path: Path) -> Boxes:
         raise UserError(f"{where}: not a readable XML file ({first_line(error)})") from error
     if root.tag != "annotation":
         raise UserError(f"{where}: expected Pascal VOC's <annotation>, not <{root.tag}>")
-    size = root.find("size")
-    if size is not None:
-        size = tuple(_number(size.findtext(name), name, where) for name in ("width", "height"))
+    given, size = root.find("size"), None
+    if given is not None:
+        width, height = (_number(given.findtext(name), name, where) for name in ("width", "height"))
+        size = (width, height)
         if not min(size) > 0:
             raise UserError(f"{where}: expected a positive width and height, not {size[0]:g} and {size[1]:g}")
     corners = []

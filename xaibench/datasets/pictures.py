@@ -82,9 +82,13 @@ def listing(folder: Path, sort: Sort = "text", unreadable: Unreadable = "refuse"
     if not classes:
         raise UserError(f"dataset.root={folder}: there is no class folder in it")
     outside = sum(_is_picture(entry) for entry in entries if not _is_folder(entry))
-    files, broken, endings, links = [], {}, Counter(), len(looped)
+    files: list[tuple[Path, int]] = []
+    broken: dict[Path, str] = {}
+    endings: Counter[str] = Counter()
+    links = len(looped)
     for position, name in enumerate(classes):
-        before, others = len(files) + len(broken), Counter()
+        before = len(files) + len(broken)
+        others: Counter[str] = Counter()
         for inside, followed in _folders(folder / name, above):
             links += not followed
             for entry in inside:
@@ -248,7 +252,7 @@ def _reason(error: Exception) -> str:
 def _turn(image: Image.Image) -> Image.Transpose | None:
     """How EXIF wants a picture turned; EXIF that is damaged wants nothing."""
     try:
-        return TURNS.get(image.getexif().get(ORIENTATION))
+        return TURNS.get(image.getexif().get(ORIENTATION, 0))
     except Exception:  # it is metadata: the pixels may be in order, and if not, loading them says so
         return None
 
@@ -298,7 +302,9 @@ def _is_picture(entry: os.DirEntry) -> bool:
 def _folders(folder: Path, above: Path) -> Iterator[tuple[list[os.DirEntry], bool]]:
     """What is in a folder and in those below it, by path, and whether it was looked into at all: not if a link leads
     back to it."""
-    seen, found, waiting = set(), [], [(folder, (above,))]
+    seen: set[Path] = set()
+    found: list[tuple[str, list[os.DirEntry], bool]] = []
+    waiting: list[tuple[Path, tuple[Path, ...]]] = [(folder, (above,))]
     while waiting:
         here, chain = waiting.pop()
         real = here.resolve()

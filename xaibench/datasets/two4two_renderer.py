@@ -8,7 +8,7 @@ blocks.
 import functools
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from matplotlib import colormaps
@@ -125,7 +125,7 @@ def _trace(centres: torch.Tensor, axes: torch.Tensor, shape: torch.Tensor, fine:
     image, block = image[seen], block[seen]
     of_block = axes[image, block]
     normal = [sum(away[k][seen] * of_block[:, i, k] for k in range(3)) for i in range(3)]
-    return _Hits(image, block, row[seen], column[seen], tuple(normal))
+    return _Hits(image, block, row[seen], column[seen], cast(Vector, tuple(normal)))
 
 
 def _entering(

@@ -49,7 +49,10 @@ CIRCULAR = ("yaw",)  # where the ends of the range are the same posture
 class Distribution(ABC):
     """How a factor is distributed, given the class and the legs' position."""
 
-    follows_legs = False
+    @property
+    def follows_legs(self) -> bool:
+        """Whether it depends on the legs' position."""
+        return False
 
     @abstractmethod
     def quantile(self, noise: np.ndarray, labels: np.ndarray, legs: np.ndarray) -> np.ndarray:

@@ -1,8 +1,10 @@
 """What is refused before any work: pairings of network, data, method and metric that cannot work."""
 
+from typing import cast
+
 from ..errors import Refusal, UserError
 from ..methods.base import Method
-from ..metrics.base import Measure
+from ..metrics.base import Measure, Metric
 from ..models.loading import check_input
 from .setting import Setting
 
@@ -58,7 +60,7 @@ def _check_metric(setting: Setting, method: Method, metric: Measure) -> None:
             raise Refusal(f"{name} needs a region: the truth of dataset={job.dataset} is graded")
     metric.check(network)
     metric.check_data(setting.dataset)
-    if metric.kind == "per_sample" and metric.explanations(network) and method.own_samples_only:
+    if metric.kind == "per_sample" and cast(Metric, metric).explanations(network) and method.own_samples_only:
         raise Refusal(f"{name} explains inputs of its own, which {by} has no maps of")
     if metric.propagates and not hasattr(method, "propagate"):
         raise Refusal(

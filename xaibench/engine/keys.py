@@ -11,7 +11,7 @@ from ..build import SOURCE, TARGET, describe, frozen_name, is_spec, locate, sour
 from ..datasets.base import Dataset
 from ..job import Job
 from ..methods.base import Method
-from ..metrics.base import Metric
+from ..metrics.base import Measure, Metric
 from ..models.classifier import Classifier
 from ..models.recipe import Recipe
 
@@ -51,7 +51,7 @@ def method(attribution: Method, spec: Mapping[str, Any]) -> Spec:
     return described | ({"fingerprint": fingerprint()} if fingerprint else {})
 
 
-def fit(estimator: Method | Metric, spec: Mapping[str, Any], job: Job, fit_data: Spec, samples: list[int]) -> Spec:
+def fit(estimator: Method | Measure, spec: Mapping[str, Any], job: Job, fit_data: Spec, samples: list[int]) -> Spec:
     """What a method or metric estimates, and the samples it does so from.
 
     One whose fit depends on some of its parameters only says so with `fit_parameters`.
@@ -63,7 +63,7 @@ def fit(estimator: Method | Metric, spec: Mapping[str, Any], job: Job, fit_data:
     return {"worker": described, "data": fit_data, "samples": samples, "seed": job.fit.seed}
 
 
-def metric(scoring: Metric, spec: Mapping[str, Any]) -> Spec:
+def metric(scoring: Measure, spec: Mapping[str, Any]) -> Spec:
     """A metric, its parameters and version. Methods are ranked together where this is the same, so the collapse that
     a method brings along is not part of it."""
     return {**describe(spec, "metric"), "version": scoring.version}

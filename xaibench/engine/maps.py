@@ -1,13 +1,14 @@
 """A method's maps in a setting: fitted if need be, made block by block, read collapsed."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
 
 from .. import rng
 from ..errors import XaibenchError
-from ..methods.base import Method
+from ..methods.base import Method, Propagating
 from ..methods.context import Context
 from ..metrics.ranking import collapse
 from ..scores.score_files import NONFINITE_MAP, OK
@@ -83,7 +84,8 @@ class Maps:
         """For each of the signals [B,...] at the output of the layer `start`, what arrives at the layers `keep` by the
         method's rules for inputs [B,C,H,W]."""
         context = Context(fitted=self.setting.fitted(self.fit))
-        return self.method.propagate(self.setting.classifier, inputs, signals, start, keep, context)
+        rules = cast(Propagating, self.method)
+        return rules.propagate(self.setting.classifier, inputs, signals, start, keep, context)
 
     def collapsed(self, samples: Sequence[int], how: str, sign: str) -> tuple[torch.Tensor, np.ndarray]:
         """The maps of these samples as [B,H,W], and whether each is finite: its status [B]."""

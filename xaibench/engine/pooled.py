@@ -13,7 +13,7 @@ from .checks import check
 from .maps import Maps, constant
 from .record import collapse_of, planned, record, seconds_of, title
 from .setting import Setting
-from .stage import Arrays, Fit, Stage
+from .stage import Arrays, Filled
 
 
 class Pooled:
@@ -37,7 +37,7 @@ class Pooled:
         return title(self.setting)
 
     @property
-    def stages(self) -> list[Stage | Fit]:
+    def stages(self) -> list[Filled]:
         """From top to bottom; the scores last."""
         return [*self.maps.stage.reads, self.maps.stage, self.scores]
 

@@ -82,7 +82,7 @@ def record(
         computed=any(stage.seconds for stage in stages),
         repeats=repeats,
         details={
-            "collapse": collapse_of(metric, maps) if metric.reads_maps else None,
+            "collapse": collapse_of(metric, maps) if maps and metric.reads_maps else None,
             "sign": metric.sign if metric.reads_maps else None,
             "sign_of_logit": declared_sign(maps) if maps else None,
             "method_cost": maps.method.cost(setting.classifier) if maps else (0, 0),

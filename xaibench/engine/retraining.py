@@ -16,7 +16,7 @@ from .. import rng
 from ..build import build
 from ..datasets.base import Samples
 from ..datasets.images import MEMORY, Images
-from ..errors import UserError, XaibenchError
+from ..errors import CacheError, UserError, XaibenchError
 from ..job import Selection
 from ..methods.base import Method
 from ..metrics.ranking import places
@@ -33,7 +33,7 @@ from .checks import check
 from .maps import Maps
 from .record import collapse_of, planned, record, seconds_of, title
 from .setting import Setting
-from .stage import Arrays, Fit, Report, Stage, silent
+from .stage import Arrays, Filled, Report, Stage, silent
 from .training import TRAINING_WAIT
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class Retrained:
         return title(self.setting)
 
     @property
-    def stages(self) -> "list[Stage | Fit | Trainings]":
+    def stages(self) -> list[Filled]:
         """From top to bottom; the scores last."""
         above = [stage for maps in self.maps.values() for stage in (*maps.stage.reads, maps.stage)]
         return list(dict.fromkeys([*above, self.trainings, self.scores]))
@@ -214,7 +214,14 @@ class Trainings:
 
     def accuracies(self, repeat: int) -> dict[Masking | None, float]:
         """The accuracy of every masking's network of one repeat."""
-        return {masking: self._read(masking, repeat) for masking in self.metric.maskings()}
+        found = {masking: self._read(masking, repeat) for masking in self.metric.maskings()}
+        for masking, accuracy in found.items():
+            if accuracy is None:
+                raise CacheError(
+                    f"{self.artefact(masking, repeat).folder}: what is written there is gone or unreadable when it is "
+                    "read back\nsomething removes it (`cache prune`?), or the disk is broken"
+                )
+        return {masking: accuracy for masking, accuracy in found.items() if accuracy is not None}
 
     def forecast(self) -> str:
         """How long the missing trainings will take, from a few steps of one."""

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from .checks import check, check_setting
 from .maps import Maps, constant
 from .record import NO_METHOD, collapse_of, planned, record, seconds_of, title
 from .setting import Setting
-from .stage import Arrays, Fit, Stage
+from .stage import Arrays, Filled, Fit
 
 
 class PerSample:
@@ -67,7 +68,7 @@ class PerSample:
         return title(self.setting)
 
     @property
-    def stages(self) -> list[Stage | Fit]:
+    def stages(self) -> list[Filled]:
         """From top to bottom; the scores last."""
         every_maps = (self.maps, *self.others.values())
         above = [stage for maps in every_maps for stage in (*maps.stage.reads, maps.stage)]
@@ -92,9 +93,9 @@ class PerSample:
             raise Refusal(f"metric={job.metric} explains other networks, which method={job.method} has no maps of")
         return Maps(setting, method, kept_collapsed=None if self.how == "none" else self.how)
 
-    def _reads(self) -> list[Stage | Fit | None]:
+    def _reads(self) -> list[Filled | None]:
         """What scores are made from."""
-        reads: list[Stage | Fit | None] = [self.setting.logits, *self.setting.reads, self.fit]
+        reads: list[Filled | None] = [self.setting.logits, *self.setting.reads, self.fit]
         if self._has_responses:
             reads.append(self.responses)
         if self.metric.reads_maps:
@@ -143,7 +144,8 @@ class PerSample:
             sign_of_logit=self.maps.method.sign_of_logit,
         )
         with self.scores.timed():
-            computed = metric.evaluate(setting.classifier, batch, None if maps is None else maps[rows], context)
+            read = cast(torch.Tensor, None if maps is None else maps[rows])
+            computed = metric.evaluate(setting.classifier, batch, read, context)
         for name, tensor in computed.items():
             values = tensor.detach().cpu().numpy().astype(np.float64)
             columns[name] = np.full((len(samples), *values.shape[1:]), np.nan)

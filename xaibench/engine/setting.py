@@ -31,7 +31,7 @@ from ..store import provenance
 from ..store.cache import SHARD_SAMPLES, Artefact, canonical
 from . import keys
 from .device import default_batch_size, find_device
-from .stage import Arrays, Fit, Stage
+from .stage import Arrays, Filled, Fit, Stage
 from .training import trained_weights
 
 log = logging.getLogger(__name__)
@@ -149,6 +149,7 @@ class Setting:
         }
         self.explained = {**self.base, "explained": keys.explained(job)}
         if job.target == ORIGINAL:
+            assert original is not None
             self.explained["explained"] = dict(original.explained["explained"])
             if original.job.target == "predicted":
                 self.explained["explained"]["predicted_by"] = original.base["model"]
@@ -168,7 +169,12 @@ class Setting:
     def _network_name(self) -> dict[str, Any]:
         """What a loaded network depends on."""
         job, weights = self.job, self.job.model_spec.get("weights")
-        name = {"name": job.model, "spec": job.model_spec, "output": job.output, "device": str(self.device)}
+        name: dict[str, Any] = {
+            "name": job.model,
+            "spec": job.model_spec,
+            "output": job.output,
+            "device": str(self.device),
+        }
         name["batch_size"] = job.runner.batch_size
         if weights == "recipe":  # one for each weights state that is trained
             state = TRAINED if is_randomised(job.weights_state) else job.weights_state
@@ -233,6 +239,7 @@ class Setting:
     def load(self, samples: Sequence[int]) -> Batch:
         """Samples with the targets that are explained. Those of `target=predicted` are read from `logits`."""
         if self.job.target == ORIGINAL:
+            assert self.original is not None
             return self.original.load(samples)
         batch = self.split.load(samples)
         if self.network.outputs == 1:
@@ -247,6 +254,7 @@ class Setting:
     def reads(self) -> tuple[Stage, ...]:
         """The stages that `load` reads."""
         if self.job.target == ORIGINAL:
+            assert self.original is not None
             return self.original.reads
         return (self.logits,) if self.job.target == "predicted" and self.network.outputs > 1 else ()
 
@@ -310,7 +318,8 @@ class Setting:
 
     def fit_of(self, estimator: Method | Metric, name: str, spec: dict[str, Any]) -> Fit | None:
         """What a method or metric fits to this network; None if it fits nothing."""
-        if estimator.fit is None:
+        estimate = estimator.fit
+        if estimate is None:
             return None
         samples = self._fit_samples(name)
         data = keys.data(samples.dataset, {**self.job.dataset_spec, "split": self.job.fit.split})
@@ -318,7 +327,7 @@ class Setting:
 
         def make() -> Arrays:
             log.info("fitting %s on %d samples of %s", name, len(samples), self.job.fit.split)
-            state = estimator.fit(self.classifier, samples, rng.generator(self.job.fit.seed, "fit"))
+            state = estimate(self.classifier, samples, rng.generator(self.job.fit.seed, "fit"))
             return {key: tensor.detach().cpu().numpy() for key, tensor in state.items()}
 
         artefact = Artefact(self.root, "fits", (*self.names, name), {"model": self.base["model"], **fitted})
@@ -357,7 +366,7 @@ class Setting:
         order: Sequence[int],
         compute: Callable[[Sequence[int]], Arrays],
         *,
-        reads: Sequence[Stage | Fit] = (),
+        reads: Sequence[Filled | None] = (),
         reads_all: bool = False,
         passes: Callable[[Classifier], tuple[int, int]] | None = None,
         size: int | None = None,

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,6 +23,23 @@ Report = Callable[[str, int], None]
 
 def silent(kind: str, done: int) -> None:
     """The Report that says nothing."""
+
+
+class Filled(Protocol):
+    """What can be filled: a `Stage`, a `Fit`, the trainings of a metric that retrains."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def reads(self) -> "Sequence[Filled]": ...
+    @property
+    def reads_all(self) -> bool: ...
+    @property
+    def order(self) -> Sequence[int]: ...
+    def misses(self, samples: Sequence[int], /) -> bool: ...
+    def fill(self, samples: Sequence[int], /, wait: bool = True, report: Report = silent) -> bool: ...
+    def sources(self) -> set[str]: ...
+    def finish(self) -> None: ...
 
 
 @dataclass(eq=False)
@@ -47,7 +64,7 @@ class Stage:
     size: Callable[[], int]
     compute: Callable[[Sequence[int]], Arrays]
     provenance: Mapping[str, Any]
-    reads: "Sequence[Stage | Fit]" = ()
+    reads: Sequence[Filled] = ()
     reads_all: bool = False
     checksums: Callable[[Sequence[int]], np.ndarray] | None = None
     only_cache: bool = False
@@ -204,11 +221,11 @@ class Fit:
         """Nothing is left to write."""
 
 
-def needed(stages: "Sequence[Stage | Fit]", block: Sequence[int]) -> "list[tuple[Stage | Fit, Sequence[int]]]":
+def needed(stages: Sequence[Filled], block: Sequence[int]) -> list[tuple[Filled, Sequence[int]]]:
     """What has to be filled, from top to bottom, so that the last of the stages gets its rows of a block: the stages
     that miss rows which a stage below them has to read, and the samples of those rows."""
     wanted: dict[Any, Sequence[int]] = {stages[-1]: block}
-    missing = []
+    missing: list[tuple[Filled, Sequence[int]]] = []
     for stage in reversed(stages):
         samples = wanted.get(stage)
         if samples is not None and stage.misses(samples):

@@ -55,7 +55,7 @@ def trained_weights(job: Job, root: Path, device: torch.device) -> Path:
     recipe: Recipe = build(job.model_spec["recipe"], "model.recipe")
     untrained = load_classifier(job.model, {**job.model_spec, "weights": "random"}, device=device)
     samples = split_samples(job.dataset_spec, SPLIT, None, 0, untrained.preprocessing, device)
-    spec = {
+    spec: dict[str, Any] = {
         "definition": dict(untrained.definition),
         "preprocessing": asdict(untrained.preprocessing),
         "recipe": keys.recipe(recipe, job.model_spec["recipe"]),

@@ -1,7 +1,8 @@
 """What an attribution method is to xaibench."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 import torch
 
@@ -53,6 +54,21 @@ class Method(ABC):
         draw from, what `fit` returned, and what is known of the samples. The network is called on at most
         `classifier.batch_size` inputs at a time.
         """
+
+
+class Propagating(Protocol):
+    """A method with rules for signals at any layer, see `rules._modified_backprop`."""
+
+    def propagate(
+        self,
+        classifier: Classifier,
+        inputs: torch.Tensor,
+        signals: Sequence[torch.Tensor],
+        start: str,
+        keep: Iterable[str],
+        context: Context,
+    ) -> list[dict[str, torch.Tensor]]:
+        """For each of the signals [B,...] at the output of the layer `start`, what arrives at the layers `keep`."""
 
 
 class Fitted(Method):

@@ -2,10 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from ..datasets.base import Samples
+
+# In place of what only a metric is handed: whoever may ask for it has it.
+ABSENT: Any = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Context:
     responses: Mapping[str, torch.Tensor] = field(default_factory=dict)
     others: Mapping[str, torch.Tensor] = field(default_factory=dict)
     other_logits: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    explain: Callable[..., torch.Tensor] | None = None
-    propagate: Callable[..., list[dict[str, torch.Tensor]]] | None = None
-    data: Samples | None = None
+    explain: Callable[..., torch.Tensor] = ABSENT
+    propagate: Callable[..., list[dict[str, torch.Tensor]]] = ABSENT
+    data: Samples = ABSENT
     sign_of_logit: bool | None = None

@@ -1,12 +1,13 @@
 """What a metric is to xaibench: per-sample columns, and how they become the numbers of a leaderboard."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
-from ..datasets.base import Batch, Dataset
+from ..datasets.base import Batch, Dataset, Samples
 from ..job import Job
 from ..methods.context import Context
 from ..models.classifier import Classifier
@@ -67,7 +68,7 @@ class Measure:
     reads_maps: bool = True
     propagates: bool = False
     reads_other_logits: bool = False
-    fit = None
+    fit: Callable[[Classifier, Samples, torch.Generator], dict[str, torch.Tensor]] | None = None
     fit_parameters: tuple[str, ...] | None = None
     collapse: str | None = None
     sign: str = "signed"

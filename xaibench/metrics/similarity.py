@@ -56,7 +56,7 @@ class SimilarityMetric(Metric):
 
     window: int = 5
     data_range: float = 1.0
-    clip: list[float] = (1.0, 99.0)
+    clip: tuple[float, ...] = (1.0, 99.0)
     scaling: Scaling = "min_max"
     flip_max: bool | Literal["auto"] = "auto"
     hog_cell: int = 8
@@ -212,7 +212,7 @@ def pearson(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return found.where(~(constant_a | constant_b), (constant_a & constant_b).to(found))
 
 
-def averaged(found: list[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+def averaged(found: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """The mean of several `similarities`, by measure."""
     return {name: torch.stack([similarity[name] for similarity in found]).mean(0) for name in found[0]}
 

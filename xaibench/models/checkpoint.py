@@ -27,7 +27,7 @@ def read(path: str | Path, where: str) -> State:
     besides tensors and plain containers; code in it is never run.
     """
     path = existing(path, where)
-    content = _read_safetensors(path, where) if path.suffix == ".safetensors" else _read_pickle(path, where)
+    content: Any = _read_safetensors(path, where) if path.suffix == ".safetensors" else _read_pickle(path, where)
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]

@@ -48,10 +48,11 @@ def load_classifier(
     network = network_spec(spec)
     definition = describe(network, "model")
     module = build_module(spec)
-    arch = definition.get("arch") if definition[TARGET] == TORCHVISION else None
+    arch: Any = definition.get("arch") if definition[TARGET] == TORCHVISION else None
     weights = spec.get("weights")
     enum_name = weights if arch and _is_enum_name(weights) else None
 
+    state: dict[str, torch.Tensor] | None
     class_names: tuple[str, ...] = ()
     if enum_name:
         state, class_names = torchvision_nets.pretrained(arch, enum_name)

@@ -1,12 +1,14 @@
 """From a data set's image to what the network sees, and the same geometry for masks."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from PIL import Image
 
 from ..errors import UserError
+
+Picture = TypeVar("Picture", Image.Image, torch.Tensor, Image.Image | torch.Tensor)
 
 
 def scaled(pixels: torch.Tensor) -> torch.Tensor:
@@ -64,7 +66,7 @@ class Preprocessing:
         values = mask[None].to(torch.uint8 if mask.dtype == torch.bool else mask.dtype)
         return self._framed(values, "nearest-exact")[0].to(mask.dtype)
 
-    def _framed(self, image: Image.Image | torch.Tensor, interpolation: str) -> Image.Image | torch.Tensor:
+    def _framed(self, image: Picture, interpolation: str) -> Picture:
         """Resized and cropped."""
         if self.resize is None and self.crop is None:
             return image

@@ -2,7 +2,7 @@
 
 import copy
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from torch import nn
@@ -54,7 +54,8 @@ class Randomisation:
         known = mode in MODES and len(parts) == 4 and parts[2] in get_args(Init) and parts[3] in get_args(BatchNorm)
         if not known or not parts[1].isdigit():
             raise UserError(f"weights state {state}: expected MODE:BLOCK:SEED:INIT:BATCH_NORM, {nearest(mode, MODES)}")
-        return cls(mode, parts[0], int(parts[1]), parts[2], parts[3])
+        init, batch_norm = cast(Init, parts[2]), cast(BatchNorm, parts[3])
+        return cls(cast(Mode, mode), parts[0], int(parts[1]), init, batch_norm)
 
 
 def is_randomised(state: str) -> bool:
@@ -172,5 +173,5 @@ def _renew(layer: nn.Module, init: Init, batch_norm: BatchNorm, seed: int) -> No
         elif is_norm and name == "weight":
             new.fill_(1)
         parameter.copy_(new)
-    if is_batch_norm and batch_norm == "reset":
+    if isinstance(layer, _BatchNorm) and batch_norm == "reset":
         layer.reset_running_stats()

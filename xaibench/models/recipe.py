@@ -155,7 +155,7 @@ def train(
                 )
             history["loss"].append(loss)
             history["accuracy"].append(accuracy)
-            if recipe.select == "best":
+            if recipe.select == "best" and validation is not None:
                 share = accuracy_on(module.eval(), validation)
                 if share > max(history.setdefault("validation", []), default=-1):
                     best = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
@@ -224,7 +224,7 @@ def accuracy_on(module: nn.Module, images: ImageSource, batch_size: int = 64) ->
     like, right = next(module.parameters()), 0
     for positions in torch.arange(len(images)).split(batch_size):
         inputs, labels = images.batch(positions, like)
-        right += (predicted(module(inputs)) == labels).sum().item()
+        right += int((predicted(module(inputs)) == labels).sum())
     return right / len(images)
 
 

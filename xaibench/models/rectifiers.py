@@ -50,7 +50,8 @@ class _Rectifiers(TorchDispatchMode):
     def leave(self, module: nn.Module, arguments: Any, output: torch.Tensor) -> None:
         self.in_module = False
         # In place on a part of a tensor: who reads the whole goes around a hook on the part.
-        if module.inplace and output._is_view() and output.numel() < output._base.numel():
+        whole = output._base
+        if module.inplace and whole is not None and output._is_view() and output.numel() < whole.numel():
             self.reached, self.missed = self.reached - 1, self.missed + 1
 
 

@@ -48,7 +48,8 @@ def train_stacked(
         for index, module in enumerate(modules):
             module.load_state_dict({name: tensor[index].detach() for name, tensor in states.items()})
 
-    count, best = len(images[0]), [(-1.0, {})] * len(modules)
+    count = len(images[0])
+    best: list[tuple[float, dict[str, torch.Tensor]]] = [(-1.0, {})] * len(modules)
     with (
         torch.enable_grad(),
         torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),

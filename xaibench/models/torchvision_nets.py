@@ -89,6 +89,7 @@ def untangle(module: nn.Module) -> nn.Module:
     that have `inplace` get False, and torchvision's residual blocks, Inception convolutions and DenseNet get a
     forward with separate modules. Parameters and their names stay as they are.
     """
+    part: Any
     for part in list(module.modules()):
         if hasattr(part, "inplace"):
             part.inplace = False

@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import matplotlib
@@ -17,7 +18,7 @@ from ..scores.leaderboard import Cell, Curve
 from ..scores.rank import Comparison, Contestant, Overall
 from .colours import ACCENT, INK, LINE, MUTED, OTHER, SERIES
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "font.family": "sans-serif",
     "text.color": INK,
@@ -39,10 +40,10 @@ STYLE = {
     "svg.hashsalt": "xaibench",
 }
 PANELS_PER_ROW = 5
-CHANCE = {"color": MUTED, "linestyle": (0, (2, 2)), "linewidth": 0.8}
+CHANCE: dict[str, Any] = {"color": MUTED, "linestyle": (0, (2, 2)), "linewidth": 0.8}
 
 
-def style():
+def style() -> AbstractContextManager[None]:
     """matplotlib with the report's settings, as a context."""
     return matplotlib.rc_context(STYLE)
 
@@ -98,7 +99,7 @@ def _room(names: Sequence[Any]) -> float:
     return 0.07 * max(len(short(name)) for name in names)
 
 
-def _marker(contestant: Contestant) -> dict[str, str]:
+def _marker(contestant: Contestant) -> dict[str, Any]:
     """Filled for a method; hollow and grey for a control or the truth."""
     return {"color": ACCENT} if contestant.is_rival else {"color": MUTED, "markerfacecolor": "none"}
 
@@ -286,12 +287,13 @@ def agreement(names: Sequence[str], correlations: np.ndarray) -> Figure:
         room = _room(names)
         figure = Figure(figsize=(0.46 * count + room + 0.8, 0.38 * count + 0.8 * room + 0.2), layout="constrained")
         axes = figure.add_subplot()
-        others = np.ma.masked_where(np.eye(count, dtype=bool) | ~np.isfinite(correlations), correlations)
+        hidden = np.eye(count, dtype=bool) | ~np.isfinite(correlations)
+        others = np.ma.masked_where(hidden, correlations)
         axes.pcolormesh(others, cmap="RdBu", vmin=-1, vmax=1, edgecolor="none")
         for row in range(count):
             for column in range(count):
                 value = correlations[row, column]
-                if not others.mask[row, column]:
+                if not hidden[row, column]:
                     colour = "#ffffff" if abs(value) > 0.6 else "#1a1a1a"
                     said = f"{value:.1f}".replace("-0.0", "0.0").replace("-", "−")
                     axes.text(column + 0.5, row + 0.5, said, ha="center", va="center", color=colour, fontsize=8)

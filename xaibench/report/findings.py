@@ -104,7 +104,7 @@ def _few_samples(frame: pd.DataFrame) -> str:
 
 
 def _many_excluded(frame: pd.DataFrame) -> str:
-    excluded = frame[frame["excluded"] > MANY_EXCLUDED * frame.eval("n + excluded")]
+    excluded = frame[frame["excluded"] > MANY_EXCLUDED * (frame["n"] + frame["excluded"])]
     pairs = dict.fromkeys(f"{row.method} under {row.metric}" for row in excluded.itertuples())
     return f"undefined for more than 5 % of the samples: {', '.join(pairs)}." if pairs else ""
 

@@ -200,6 +200,7 @@ def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 def _card(cell: Cell, out: Path) -> dict[str, Any]:
     """The card of a cell and the files it belongs to, for the page's script."""
+    assert cell.path is not None  # a page is made of score files
     kinds = (("rows", ".csv"), ("card file", ".json"), *((("curves of each sample", ".h5"),) if cell.curves else ()))
     paths = [(what, cell.path.with_suffix(suffix)) for what, suffix in kinds]
     files = [

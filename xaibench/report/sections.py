@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 
 from ..scores import paired
 from ..scores.leaderboard import Cell, comparable
-from ..scores.rank import TRUTH, Contestant
+from ..scores.rank import TRUTH, Contestant, Overall
 from . import figures
-from .tables import Board, Glance, named
+from .tables import Board, Glance, named, records
 
 SECTIONS = {
     "ranks": "Ranks and their stability",
@@ -54,7 +54,7 @@ class Drawing:
 def drawings(board: Board, glance: Glance) -> Iterator[Drawing]:
     """Every figure of a board that its data allow, one after the other."""
     if board.overall is not None:
-        yield from _overall(board)
+        yield from _overall(board.overall)
     for found in board.comparisons:
         if found.headline:
             caption = f"{found.name}, {found.n} {'repeats' if found.kind == 'repeats' else 'samples'}. Methods beside "
@@ -71,8 +71,7 @@ def drawings(board: Board, glance: Glance) -> Iterator[Drawing]:
     yield from _cost(board, glance)
 
 
-def _overall(board: Board) -> Iterator[Drawing]:
-    view = board.overall
+def _overall(view: Overall) -> Iterator[Drawing]:
     metrics = ", ".join(found.name for found in view.comparisons)
     caption = f"Mean rank over {len(view.comparisons)} metrics ({metrics}); strokes are the ranks under each of them."
     if view.left_out or view.thin:
@@ -126,7 +125,7 @@ def _agreement(board: Board, glance: Glance) -> Iterator[Drawing]:
 def _cost(board: Board, glance: Glance) -> Iterator[Drawing]:
     if len(glance.means) < 2:
         return
-    rows = board.frame.to_dict("records")
+    rows = records(board.frame)
     costs = {"passes per map": {Contestant.of(row): float(row["forwards"] + row["backwards"]) for row in rows}}
     seconds = {
         Contestant.of(cell.card): cell.card["seconds"]["maps"] / cell.card["n"]

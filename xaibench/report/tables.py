@@ -4,7 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -58,6 +58,11 @@ class Board:
         return None
 
 
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a frame, whose columns have words for names."""
+    return cast("list[dict[str, Any]]", frame.to_dict("records"))
+
+
 def boards(cells: Sequence[Cell], comparisons: Sequence[Comparison], overalls: Sequence[Overall]) -> list[Board]:
     """A board per model and data set of score files."""
     frame = leaderboard.table(cells)
@@ -68,11 +73,10 @@ def boards(cells: Sequence[Cell], comparisons: Sequence[Comparison], overalls: S
     ]
     found = []
     for (model, dataset), rows in frame.groupby(["model", "dataset"], sort=True):
-        place = (model, dataset)
+        place = (str(model), str(dataset))
         found.append(
             Board(
-                model,
-                dataset,
+                *place,
                 rows,
                 [cell for cell in cells if (cell.card["model"], cell.card["dataset"]) == place],
                 [c for c in comparisons if (c.model, c.dataset) == place],
@@ -85,12 +89,14 @@ def boards(cells: Sequence[Cell], comparisons: Sequence[Comparison], overalls: S
 def boards_of_file(frame: pd.DataFrame) -> list[Board]:
     """A board per model and data set of a leaderboard.csv, which does not say what statistic comes first."""
     first = {
-        metric: _first_statistic(metric, sorted(set(rows["statistic"]))) for metric, rows in frame.groupby("metric")
+        metric: _first_statistic(str(metric), sorted(set(rows["statistic"])))
+        for metric, rows in frame.groupby("metric")
     }
     frame = frame.assign(
         headline=frame["statistic"] == frame["metric"].map(first), **{TUNED: False, FEW: False, CONSTANT: 0}
     )
-    return [Board(*place, rows) for place, rows in frame.groupby(["model", "dataset"], sort=True)]
+    groups = frame.groupby(["model", "dataset"], sort=True)
+    return [Board(str(model), str(dataset), rows) for (model, dataset), rows in groups]
 
 
 def _first_statistic(metric: str, present: Sequence[str]) -> str:
@@ -98,7 +104,7 @@ def _first_statistic(metric: str, present: Sequence[str]) -> str:
     first."""
     path = CONF / "metric" / f"{metric}.yaml"
     try:
-        declared = [s.name for s in build(OmegaConf.to_container(OmegaConf.load(path)), "metric").statistics]
+        declared = [s.name for s in build(cast(Row, OmegaConf.to_container(OmegaConf.load(path))), "metric").statistics]
     except (OSError, XaibenchError):
         declared = [metric]
     return next((name for name in declared if name in present), present[0])
@@ -126,7 +132,7 @@ def glance(board: Board) -> Glance:
     columns: list[dict[str, Any]] = []
     cells_of: dict[Contestant, dict[int, dict[str, Any]]] = defaultdict(dict)
     for number, rows in enumerate(board.headlines()):
-        comparison = board.comparison(rows.iloc[0])
+        comparison = board.comparison(records(rows)[0])
         columns.append(_column(rows, comparison))
         for contestant, cell in _cells(rows, comparison).items():
             cells_of[contestant][number] = cell
@@ -139,11 +145,11 @@ def glance(board: Board) -> Glance:
         means = dict(zip(board.overall.contestants, board.overall.mean_ranks.tolist()))
     else:
         means = _mean_ranks(ranks, wide)
-    rows = [
+    lines = [
         {"method": one, "mean": means.get(one), "cells": [cells_of[one].get(n) for n in range(len(columns))]}
         for one in sorted(cells_of, key=lambda one: (means.get(one, np.inf), str(one)))
     ]
-    return Glance(columns, rows, means, wide)
+    return Glance(columns, lines, means, wide)
 
 
 def _column(rows: pd.DataFrame, comparison: Comparison | None) -> dict[str, Any]:
@@ -163,7 +169,7 @@ def _cells(rows: pd.DataFrame, comparison: Comparison | None) -> dict[Contestant
     """The cells of a metric's column."""
     best, worst = _as_good_as_the_best(comparison), rows["rank"].max()
     cells = {}
-    for row, shown in zip(rows.to_dict("records"), _numbers(rows, "value")):
+    for row, shown in zip(records(rows), _numbers(rows, "value")):
         contestant, ranked = Contestant.of(row), not pd.isna(row["rank"])
         cells[contestant] = {
             "value": shown,
@@ -205,9 +211,9 @@ def leaderboard_rows(board: Board) -> list[dict[str, Any]]:
         rows = rows.sort_values("rank", kind="stable")
         shown = zip(*(_numbers(rows, name) for name in ("value", "ci_low", "ci_high")))
         low, high = _extent(rows)
-        comparison = board.comparison(rows.iloc[0])
+        comparison = board.comparison(records(rows)[0])
         letters = dict(zip(comparison.contestants, comparison.letters)) if comparison else {}
-        for row, (value, ci_low, ci_high) in zip(rows.to_dict("records"), shown):
+        for row, (value, ci_low, ci_high) in zip(records(rows), shown):
             contestant = Contestant.of(row)
             share = row["excluded"] / max(row["n"] + row["excluded"], 1)
             found.append(
@@ -215,8 +221,8 @@ def leaderboard_rows(board: Board) -> list[dict[str, Any]]:
                     **row,
                     "label": contestant,
                     "metric_name": named(row["metric"], row["metric_variant"]),
-                    "statistic": statistic.removesuffix(COMMON),
-                    "common": statistic.endswith(COMMON),
+                    "statistic": str(statistic).removesuffix(COMMON),
+                    "common": str(statistic).endswith(COMMON),
                     "arrow": ARROWS[row["direction"]],
                     "rank": None if pd.isna(row["rank"]) else int(row["rank"]),
                     "shown": value,

@@ -125,7 +125,7 @@ def leaderboard_table(frame: pd.DataFrame, comparisons: Sequence[Comparison] = (
         return
     groups = ["model", "dataset", "metric", "metric_variant", "sample_key"]
     for labels, rows in frame.groupby(groups, sort=True):
-        model, dataset, metric, variant, _ = labels
+        model, dataset, metric, variant, _ = map(str, labels)
         title = f"{model} · {dataset} · {metric}" + (f" ({variant})" if variant else "")
         of_table = [c for c in comparisons if tuple(getattr(c, name) for name in groups) == labels]
         legend = [
@@ -270,7 +270,7 @@ def beside(theirs: Published, frame: pd.DataFrame) -> None:
         title = metric if statistic == metric else f"{metric}: {statistic}"
         stdout.print(_beside_table(f"{theirs.experiment} · {title}", part))
         for _, row in agreed[(agreed["metric"] == metric) & (agreed["statistic"] == statistic)].iterrows():
-            where = f"{row['published_model']} and {_setting(row[compare.HERE])}"
+            where = f"{row['published_model']} and {_setting([row[name] for name in compare.HERE])}"
             said = f"rank correlation {row['correlation']:.2f} over {row['methods']} methods"
             stdout.print(f"{where}: {said}", highlight=False, markup=False)
         ours = part.dropna(subset="value")
@@ -289,7 +289,8 @@ def _beside_table(title: str, part: pd.DataFrame) -> Table:
     ours = sorted({tuple(row) for row in part.dropna(subset="value")[compare.HERE].itertuples(index=False)})
     columns = ("method", *(f"published: {model}" for model in models), *map(_setting, ours))
     table = _table(title, columns, words=("method",))
-    for (method, variant), rows in part.groupby(["method", "method_variant"], sort=False):
+    for who, rows in part.groupby(["method", "method_variant"], sort=False):
+        method, variant = map(str, who)
         printed = dict(zip(rows["published_model"], rows["published"]))
         found = {tuple(row[name] for name in compare.HERE): row for _, row in rows.iterrows()}
         cells = [f"{printed[model]:.3f}" if model in printed else "" for model in models]

@@ -9,6 +9,7 @@ samples: that says how far other samples would move the value, while here both s
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -131,7 +132,7 @@ def _why_failed(identity: tuple[str, ...], failed: Sequence[Damaged | Unfinished
 def exit_code(compared: list[Compared]) -> int:
     """1 if a row got worse, failed or is missing; 3 if nothing was compared or a row is not comparable; else 0."""
     marks = [row.mark for row in compared]
-    some = any(row.mark in (SAME, BETTER) and np.isfinite(row.before) for row in compared)
+    some = any(row.mark in (SAME, BETTER) and row.before is not None and np.isfinite(row.before) for row in compared)
     if WORSE in marks or FAILED in marks or (MISSING in marks and some):
         return REGRESSED
     return NOTHING_COMPARED if INCOMPARABLE in marks or not some else OK
@@ -216,7 +217,7 @@ def read_tolerances(path: Path) -> dict[str, float]:
         raise UserError(f"{path}: expected lines such as `degradation.morf: 0.01` ({first_line(error)})") from error
 
 
-def tolerance(value: object) -> float:
+def tolerance(value: Any) -> float:
     """A tolerance as a number. Raises ValueError for what allows everything or nothing: NaN, infinity, less than 0."""
     number = float(value)
     if not 0 <= number < np.inf:

@@ -110,6 +110,7 @@ def read_sound(results: Path, files: Iterable[Path] | None = None) -> tuple[list
         asked[*(cell.card[name] for name in IDENTITY[:-1]), *keys].append(cell)
     for same in asked.values():
         for cell, other in zip(same, [*same[1:], same[0]]) if len(same) > 1 else ():
+            assert cell.path is not None and other.path is not None  # as read
             damaged.append(Damaged(cell.path, f"{other.path.name} answers the same question: delete both", cell.card))
     twice = {id(cell) for same in asked.values() if len(same) > 1 for cell in same}
     return [cell for cell in cells if id(cell) not in twice], damaged
@@ -211,13 +212,13 @@ def labels_told_apart(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _curves(rows: pd.DataFrame) -> dict[str, Curve]:
     """Curves by name, from the rows of their means and bands."""
-    by_name = {name: part for name, part in rows.groupby("statistic", sort=False)}
+    by_name = {str(name): part for name, part in rows.groupby("statistic", sort=False)}
     found = {}
     for name, part in by_name.items():
-        band = by_name.get(f"{name}_low"), by_name.get(f"{name}_high")
-        if all(end is not None for end in band):
-            values = (part.to_numpy(dtype=float) for part in (part["x"], *(p["value"] for p in (part, *band))))
-            found[name] = Curve(*values)
+        low, high = by_name.get(f"{name}_low"), by_name.get(f"{name}_high")
+        if low is not None and high is not None:
+            columns = (part["x"], part["value"], low["value"], high["value"])
+            found[name] = Curve(*(column.to_numpy(dtype=float) for column in columns))
     return found
 
 

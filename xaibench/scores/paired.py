@@ -113,7 +113,7 @@ def correlations(ranked: np.ndarray) -> np.ndarray:
         return np.corrcoef(ranked)
 
 
-def groups(order: Sequence[int], differ: np.ndarray) -> list[list[int]]:
+def groups(order: Sequence[int] | np.ndarray, differ: np.ndarray) -> list[list[int]]:
     """The largest groups without a pair that differs [m,m], each along `order` (best first): two methods share a group
     if, and only if, they are not told apart. A group of one differs from all others.
 

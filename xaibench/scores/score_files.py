@@ -72,7 +72,7 @@ def write(record: Record, columns: Mapping[str, np.ndarray]) -> Outcome:
     folder = record.results / "scores" / safe_name(record.model) / safe_name(record.dataset) / safe_name(record.metric)
     stem = folder / f"{safe_name(record.method)}-{score_key}"
     order = np.argsort(record.samples)
-    counted = columns.get("constant_maps", ())
+    counted = columns.get("constant_maps", np.zeros(0, dtype=np.int64))
     # Scores from a cache that did not count them yet, or counted some.
     constant = int(counted.sum()) if len(counted) == len(order) else None
     columns = {name: values[order] for name, values in columns.items() if name != "constant_maps"}

@@ -169,8 +169,9 @@ def _bca_levels(levels: np.ndarray, value: float, drawn: np.ndarray, left_out: n
     return special.ndtr(bias + shifted / (1 - acceleration * shifted))
 
 
-def _moments(column: np.ndarray, per: np.ndarray) -> list[np.ndarray]:
+def _moments(column: np.ndarray, per: np.ndarray | None) -> list[np.ndarray]:
     """What, summed over samples, gives the line through a column over `per`: each term is of the column's shape."""
+    assert per is not None  # `r_squared` has one
     x, y = per - per.mean(axis=0), column - column.mean(axis=0)
     return [np.ones_like(y), x, y, x * x, y * y, x * y]
 

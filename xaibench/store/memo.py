@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError, XaibenchError
 from .files import remove_leftovers, write_atomically
@@ -44,7 +45,9 @@ def memoised(root: Path, files: Sequence[Path], what: str, of: Callable[[bytes],
     known = _read(memo)
     names = [path.relative_to(root).as_posix() for path in files]
     states = [_state(path) for path in files]
-    values = [known[name][1] if known.get(name, [None])[0] == state else None for name, state in zip(names, states)]
+    values: list[Any] = [
+        known[name][1] if known.get(name, [None])[0] == state else None for name, state in zip(names, states)
+    ]
     missing = [place for place, value in enumerate(values) if value is None]
     if not missing:
         return values
@@ -118,7 +121,7 @@ def _write(memo: Path | None, learned: Mapping[str, list]) -> None:
     """Add to a memo. Of two processes that do so at once, the later one's knowledge stays."""
     if memo is None:
         return
-    text = json.dumps(_read(memo) | learned)
+    text = json.dumps(_read(memo) | dict(learned))
     # A home that is full or must not be written only costs the time to look again.
     with contextlib.suppress(XaibenchError, OSError):
         write_atomically(memo, hashlib.sha256(text.encode()).hexdigest() + "\n" + text)

@@ -11,7 +11,7 @@ floating point resolves s but not lambda. Information is in nats here and in bit
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import nn
@@ -21,6 +21,8 @@ from ...datasets.base import Samples
 from ...errors import Refusal
 from ...models.classifier import Classifier
 from ...models.cut import activations, feature_shape
+
+Network = TypeVar("Network", bound=nn.Module)
 
 LAYER = "bottleneck"
 Loss = Literal["cross_entropy", "squared_error", "maximisation", "deviation"]
@@ -136,7 +138,7 @@ def noise_share(alpha: torch.Tensor, smoothing: float) -> torch.Tensor:
     return blur(torch.sigmoid(-alpha), smoothing).clamp_min(torch.finfo(alpha.dtype).tiny)
 
 
-def bits_per_pixel(nats: torch.Tensor, size: tuple[int, int], channels: str = "sum") -> torch.Tensor:
+def bits_per_pixel(nats: torch.Tensor, size: Sequence[int], channels: str = "sum") -> torch.Tensor:
     """Information [B,C,h,w] in nats -> map [B,1,H,W] in bits per input pixel.
 
     channels: `sum`, after which the map adds up to the bits of the whole bottleneck, or `max`. Bilinear
@@ -310,7 +312,7 @@ def find_mask(
     return alpha.detach()
 
 
-def seeded(construct: Callable[[], nn.Module], generator: torch.Generator) -> nn.Module:
+def seeded(construct: Callable[[], Network], generator: torch.Generator) -> Network:
     """A new network whose initial weights depend on the generator only; the global one is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))

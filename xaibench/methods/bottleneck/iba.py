@@ -123,7 +123,13 @@ class IBA(PerSample):
                 goal = self._goal(classifier, cut, features, targets[rows], None if labels is None else labels[rows])
             bottleneck = self.bottleneck(features.values, fitted)
 
-            def losses(z: torch.Tensor, copies: int, features=features, rows=rows, goal=goal) -> torch.Tensor:
+            def losses(
+                z: torch.Tensor,
+                copies: int,
+                features: Features = features,
+                rows: slice = rows,
+                goal: torch.Tensor = goal,
+            ) -> torch.Tensor:
                 logits = cut.behind(z, features, copies)
                 repeated = targets[rows].repeat_interleave(copies)
                 goals = goal.repeat_interleave(copies)

@@ -24,8 +24,8 @@ class IBAMultilayer(PerSample):
     before it.
     """
 
-    layers: list[str] = (f"{LAYER}_early", LAYER, f"{LAYER}_late")
-    thresholds: list[float | None] = (None, 1.344, 1.344)
+    layers: tuple[str, ...] = (f"{LAYER}_early", LAYER, f"{LAYER}_late")
+    thresholds: tuple[float | None, ...] = (None, 1.344, 1.344)
 
     fit_parameters = ("layers",)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import nn
@@ -54,7 +54,7 @@ class IBAReadout(Masking, Fitted):
 
     learning_rate: float = 1e-5
     layer: str = LAYER
-    readouts: list[str] = (LAYER, "last_conv", "logits")
+    readouts: tuple[str, ...] = (LAYER, "last_conv", "logits")
     epochs: int = 10
     batch_size: int = 16
     bound: float = 5.0
@@ -84,8 +84,9 @@ class IBAReadout(Masking, Fitted):
         width = sum(len(fitted[f"{name}.mean"]) for name in self.readouts)
         network = seeded(lambda: readout_network(width, len(fitted[f"{self.layer}.mean"])), generator)
         with torch.no_grad():
-            network[-1].weight.mul_(1e-3)
-            network[-1].bias.fill_(self.initial)
+            last = cast(nn.Conv2d, network[-1])
+            last.weight.mul_(1e-3)
+            cast(torch.Tensor, last.bias).fill_(self.initial)
         network.to(classifier.device, classifier.dtype)
         adam = torch.optim.Adam(network.parameters(), lr=self.learning_rate)
         cut = None

@@ -161,7 +161,7 @@ class InputIBA(Optimisation, Fitted):
     critic_every: int = 5
     generator_every: int = 1
     critic_learning_rate: float = 5e-5
-    critic_widths: list[int] = (512,)
+    critic_widths: tuple[int, ...] = (512,)
     weight_clip: float = 0.01
     mask_rate: float = 5e-5
     mean_rate: float = 5e-5
@@ -222,7 +222,7 @@ class InputIBA(Optimisation, Fitted):
                 ]
                 bottleneck = self.bottleneck(images, learned)
 
-                def losses(z: torch.Tensor, copies: int, labels=targets[solution.rows]) -> torch.Tensor:
+                def losses(z: torch.Tensor, copies: int, labels: torch.Tensor = targets[solution.rows]) -> torch.Tensor:
                     logits = classifier.softmax_logits(classifier.module(z))
                     return F.cross_entropy(logits, labels.repeat_interleave(copies), reduction="none")
 

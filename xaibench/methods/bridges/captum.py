@@ -6,7 +6,7 @@ import math
 import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -64,7 +64,7 @@ class Captum(Method):
         layer: str = "last_conv",
         references: int = 10,
     ) -> None:
-        self.kind = attributor_called(attributor)
+        self.kind: Any = attributor_called(attributor)
         self.attributor, self.layer = attributor, layer
         self.arguments, self.constructor = dict(arguments or {}), dict(constructor or {})
         self.within = self._take_within() if attributor == "NoiseTunnel" else None
@@ -120,12 +120,15 @@ class Captum(Method):
         self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
     ) -> torch.Tensor:
         attributor = self._build(classifier)
-        starts = self.baselines and self.baselines.of(classifier, inputs, context)
+        starts = self.baselines.of(classifier, inputs, context) if self.baselines else None
         seeds = draw_seeds(context.generators).tolist()
         alone = self._is(RANDOM) or self._is(DISTRIBUTION)
 
         def ask(part: slice) -> torch.Tensor:
-            baselines = starts and (torch.cat([s[part] for s in starts]) if self._is(DISTRIBUTION) else starts[0][part])
+            baselines = None
+            if starts:
+                every = self._is(DISTRIBUTION)
+                baselines = torch.cat([s[part] for s in starts]) if every else starts[0][part]
             return self._ask(classifier, attributor, inputs[part], targets[part], baselines)
 
         maps = []
@@ -227,7 +230,7 @@ class Captum(Method):
             ("arguments", self.arguments, accepted, constructed),
             ("constructor", self.constructor, constructed, accepted),
         ):
-            names = [name for name in names if name not in OURS]
+            names = tuple(name for name in names if name not in OURS)
             for name in given:
                 if name in OURS:
                     raise ValueError(f"{group}.{name} is set by xaibench (target, method.layer)")
@@ -301,7 +304,7 @@ def _seeded(seed: int, device: torch.device) -> Iterator[Any]:
 
 def _states(device: torch.device) -> tuple[Any, ...]:
     states = [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
-    kind, keys, *rest = np.random.get_state()
+    kind, keys, *rest = cast("tuple[Any, ...]", np.random.get_state())
     return (*(state.numpy().tobytes() for state in states), kind, keys.tobytes(), *rest, random.getstate())
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import nn
@@ -71,7 +71,8 @@ class FullGrad(Method):
     def _maps(self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         # Layers of one size are added up before they are enlarged, which is linear.
         by_size: dict[torch.Size, torch.Tensor] = {}
-        total = size = 0
+        total: Any = 0
+        size: Any = 0
 
         def add(gradient: torch.Tensor, bias: torch.Tensor) -> None:
             """The contributions of a layer, gradient [B,k,...] times bias [k]."""
@@ -107,8 +108,11 @@ class FullGrad(Method):
                 f"fullgrad finds contributions of {total[worst]:.5g} in a logit of {explained[worst]:.5g} of "
                 f"{classifier.name}: something adds to it or bends it that is not a module known to fullgrad"
             )
-        enlarge = {"signed": spread_out, "released": partial(enlarged, align_corners=True)}.get(self.psi, enlarged)
-        return sum(enlarge(values.view(-1, 1, *places), inputs.shape[2:]) for places, values in by_size.items())
+        enlarge: Callable[..., torch.Tensor] = enlarged
+        if self.psi in ("signed", "released"):
+            enlarge = spread_out if self.psi == "signed" else partial(enlarged, align_corners=True)
+        maps = (enlarge(values.view(-1, 1, *places), inputs.shape[2:]) for places, values in by_size.items())
+        return cast(torch.Tensor, sum(maps))
 
 
 def rescaled(absolute: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -204,7 +208,7 @@ def flat_ends(module: nn.Hardtanh, values: torch.Tensor) -> torch.Tensor:
 def bias_of(module: nn.Module) -> torch.Tensor | None:
     """What a layer adds to each channel [k]: its bias, of batch normalisation what it makes of 0."""
     if not isinstance(module, nn.modules.batchnorm._BatchNorm) or module.running_mean is None:
-        return module.bias
+        return cast("torch.Tensor | None", module.bias)
     mean, variance = module.running_mean, module.running_var
     zero = torch.zeros_like(mean)[None]
     return functional.batch_norm(zero, mean, variance, module.weight, module.bias, eps=module.eps)[0]

@@ -1,7 +1,7 @@
 """SmoothGrad, SmoothGrad-squared and VarGrad: moments of a gradient method's maps around the input."""
 
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -80,7 +80,8 @@ class SmoothGrad(Method):
             noise = torch.stack([torch.randn(inputs.shape[1:], generator=g) for g in context.generators[part]])
             return inputs[part] + std[part] * noise.to(inputs)
 
-        mean = squares = None
+        mean: Any = None
+        squares: Any = None
         for pieces in rows_of_copies(classifier, len(inputs), self.samples):
             of_copies = replace(
                 context,

@@ -1,7 +1,7 @@
 """Pathway gradients by how the path is chosen: contribution, pruning, distillation, chance, activity."""
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from torch.nn import functional
@@ -135,7 +135,7 @@ class GreedyPath(Pathway):
             weakest = scores.masked_fill(~candidates, torch.inf).argsort(dim=1, stable=True)
             goes = torch.arange(count, device=scores.device) < quota
             path = like(kept & ~torch.zeros_like(kept).scatter(1, weakest, goes), path)
-        sizes = sum(layer.flatten(1).sum(1) for layer in path)
+        sizes = cast(torch.Tensor, sum(layer.flatten(1).sum(1) for layer in path))
         if long := int((sizes > count - goal).sum()):
             said = "%d of %d paths are longer than %d of %d neurons: the rounds ended before (longest: %d)"
             log.info(said, long, len(inputs), count - goal, count, int(sizes.max()))

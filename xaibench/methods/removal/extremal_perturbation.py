@@ -54,7 +54,7 @@ class ExtremalPerturbation(Method):
 
     def __init__(
         self,
-        areas: list[float] = (0.1,),
+        areas: tuple[float, ...] = (0.1,),
         variant: Variant = "preserve",
         fill: Fill = "blur",
         sigma: float | None = None,
@@ -180,7 +180,7 @@ def area_gradient(masks: torch.Tensor, areas: list[float]) -> torch.Tensor:
     return (2 / size * (flat - wanted)).view_as(masks)
 
 
-def _spacing(spacing: int | None, size: tuple[int, int]) -> int:
+def _spacing(spacing: int | None, size: tuple[int, ...]) -> int:
     """Pixels between parameters of a mask of this size; see ExtremalPerturbation."""
     return spacing or math.ceil(min(size) / 32)
 
@@ -195,7 +195,7 @@ class SmoothMask:
     like: its type and device.
     """
 
-    def __init__(self, size: tuple[int, int], spacing: int | None, width: float, like: torch.Tensor) -> None:
+    def __init__(self, size: tuple[int, ...], spacing: int | None, width: float, like: torch.Tensor) -> None:
         spacing = _spacing(spacing, size)
         sigma = width * spacing
         self.size, self.spacing, self.margin = size, spacing, round(sigma)

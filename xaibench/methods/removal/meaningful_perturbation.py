@@ -1,6 +1,7 @@
 """Meaningful perturbation: the smallest, smooth part of an image whose blurring takes the class's probability."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch.nn import functional
@@ -146,7 +147,7 @@ class MeaningfulPerturbation(Method):
         return blurred(functional.interpolate(coarse, size, mode="bilinear", align_corners=False), self.smoothing)
 
     def _variation(self, coarse: torch.Tensor) -> torch.Tensor:
-        return sum(coarse.diff(dim=dim).abs().pow(self.tv_power).sum() for dim in (2, 3))
+        return cast(torch.Tensor, sum(coarse.diff(dim=dim).abs().pow(self.tv_power).sum() for dim in (2, 3)))
 
 
 def discs(height: int, width: int) -> torch.Tensor:

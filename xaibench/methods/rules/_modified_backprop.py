@@ -32,7 +32,7 @@ class ModifiedBackprop(Method):
     start: Start | None = None
 
     @property
-    def sign_of_logit(self) -> bool:
+    def sign_of_logit(self) -> bool:  # type: ignore[override]  # read-only: it follows from the rules
         """See `Method`: rules are linear in the signal, so that the logit's sign is that of everything below it."""
         return self.start == "logit"
 
@@ -90,7 +90,7 @@ class ModifiedBackprop(Method):
 
 def last_layer(classifier: Classifier) -> Step:
     """The last convolution or linear layer, which some methods treat unlike the others; refuses where there is none."""
-    layers = Graph.of(classifier).of_kind(Convolution | Dense)
+    layers = Graph.of(classifier).of_kind(Convolution, Dense)
     if not layers:
         raise Refusal(f"{classifier.name} has neither a convolution nor a linear layer to start from")
     return layers[-1]

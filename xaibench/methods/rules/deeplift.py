@@ -11,7 +11,18 @@ from ...errors import Refusal, one_of
 from ...models.classifier import Classifier
 from ...models.cut import INPUT, LOGITS
 from ...models.tracing.graph import Graph
-from ...models.tracing.steps import Affine, Constant, Elementwise, Maximum, Route, Rule, Step, Tensors, derivative
+from ...models.tracing.steps import (
+    Affine,
+    Constant,
+    Elementwise,
+    Maximum,
+    Route,
+    Rule,
+    Signals,
+    Step,
+    Tensors,
+    derivative,
+)
 from ..baselines import Baselines
 from ..context import Context
 from ._modified_backprop import ModifiedBackprop, gradient_of_output, refuse_probability
@@ -244,7 +255,7 @@ def ratio(change: torch.Tensor, of: torch.Tensor, slope: torch.Tensor) -> torch.
     return torch.where(of.abs() < NONE, slope, change / of)
 
 
-def in_halves(rule: Rule, step: Step, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
+def in_halves(rule: Rule, step: Step, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Signals:
     """A rule for signals of B rows applied to the two halves of one of 2B."""
     halves = (rule(step, inputs, output, half) for half in signal.chunk(2))
     return tuple(None if first is None else torch.cat([first, second]) for first, second in zip(*halves))

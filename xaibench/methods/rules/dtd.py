@@ -18,7 +18,7 @@ from torch.nn import functional
 from ...errors import Refusal, one_of
 from ...models.classifier import Classifier
 from ...models.tracing.graph import Graph
-from ...models.tracing.steps import Activation, Constant, Dense, Rectifier, Route, Step, Tensors
+from ...models.tracing.steps import Activation, Affine, Constant, Dense, Rectifier, Route, Step, Tensors
 from ..base import Method
 from ..context import Context
 from ._modified_backprop import ModifiedBackprop, refuse_probability, target_alone
@@ -60,7 +60,7 @@ class TrainFreeRoots(AffineRule):
         steps = torch.where(total == 0, 0, relevance / torch.where(total == 0, 1, total))
         return a - steps[..., None] * way
 
-    def __call__(self, step: Dense, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
+    def __call__(self, step: Affine, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
         (values,) = inputs
         return ((step.weight * (values[:, None] - self.roots(step.weight, values, signal))).sum(1),)
 
@@ -105,7 +105,8 @@ class Layer:
 
 def dense_layers(classifier: Classifier) -> list[Layer]:
     """A fully connected network as its layers. Raises Refusal for any other."""
-    graph, layers, last = Graph.of(classifier), [], 0
+    graph, last = Graph.of(classifier), 0
+    layers: list[Layer] = []
     for place, step in enumerate(graph.steps, 1):
         if isinstance(step, Constant):
             continue

@@ -8,7 +8,7 @@ from ...errors import Refusal
 from ...models.classifier import Classifier
 from ...models.rectifiers import count_rectifiers
 from ...models.tracing.graph import Graph
-from ...models.tracing.steps import Rectifier, Rule, Step, Tensors
+from ...models.tracing.steps import Rectifier, Rule, Signals, Step, Tensors
 from ..context import Context
 from ._modified_backprop import ModifiedBackprop, gradient_of_output
 from .rules import Composite
@@ -49,7 +49,7 @@ class GuidedBackprop(_RectifierRule):
 
     version = 2
 
-    def rectifier(self, step: Step, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
+    def rectifier(self, step: Step, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Signals:
         return step.derivative(inputs, output, signal.clamp(min=0))
 
 
@@ -59,7 +59,7 @@ class DeconvNet(_RectifierRule):
     Zeiler & Fergus 2014: at a ReLU the signal R becomes (R > 0) R; maximum pooling goes back to the largest value.
     """
 
-    def rectifier(self, step: Step, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
+    def rectifier(self, step: Step, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Signals:
         return (signal.clamp(min=0),)
 
 
@@ -78,7 +78,7 @@ class RectGrad(_RectifierRule):
             raise ValueError(f"q={q}: expected a percentage from 0 to below 100")
         self.q = q
 
-    def rectifier(self, step: Step, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
+    def rectifier(self, step: Step, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Signals:
         effect = (output * signal).flatten(1)
         rank = 1 + math.floor(self.q / 100 * (effect.shape[1] - 1))
         threshold = effect.kthvalue(rank, dim=1, keepdim=True).values

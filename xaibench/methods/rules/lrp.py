@@ -7,7 +7,7 @@ import torch
 
 from ...errors import Refusal, one_of
 from ...models.classifier import Classifier
-from ...models.tracing.steps import Average, Dense, Rule, Step, Sum, Tensors
+from ...models.tracing.steps import Affine, Average, Dense, Rule, Step, Sum, Tensors
 from ..context import Context
 from ._modified_backprop import ModifiedBackprop, Start, refuse_probability, target_alone
 from .rules import AffineRule, Box, Composite, Epsilon, Flat, Square, passed_on
@@ -37,6 +37,8 @@ class LRP(ModifiedBackprop):
     Raises ValueError for another word.
     """
 
+    start: Start
+
     def __init__(
         self,
         rule: AffineRule,
@@ -50,7 +52,7 @@ class LRP(ModifiedBackprop):
         self.first, self.start = one_of("first", first, get_args(First)), one_of("start", start, get_args(Start))
 
     @property
-    def sign_of_logit(self) -> bool:
+    def sign_of_logit(self) -> bool:  # type: ignore[override]  # read-only: it follows from the rules
         """See `Method`. LRP-z and LRP-epsilon with the bias kept are gradient x input (but for epsilon): the logit is
         the denominator of the last layer, and cancels."""
         rules = [rule for rule in (self.rule, self.dense) if rule is not None]
@@ -62,6 +64,7 @@ class LRP(ModifiedBackprop):
         super().check(classifier)
 
     def rules(self, classifier: Classifier, inputs: torch.Tensor, context: Context) -> Composite:
+        first: AffineRule | None
         if self.first == "box":
             first = box(classifier, inputs)
         else:
@@ -77,7 +80,7 @@ class LRP(ModifiedBackprop):
             special[Sum] = self._clipped
         return Composite(self.rule, passed_on, first, special)
 
-    def _clipped(self, step: Step, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
+    def _clipped(self, step: Affine, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
         return tuple(share.clamp(min=0) for share in self.rule(step, inputs, output, signal))
 
     def initial(self, classifier: Classifier, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

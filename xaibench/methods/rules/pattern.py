@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 
@@ -40,6 +40,7 @@ class PatternNet(Fitted, ModifiedBackprop):
     Raises ValueError for another estimator or start.
     """
 
+    start: Start
     fit_parameters = ("estimator",)
 
     def __init__(self, estimator: Estimator = "positive", masked: bool = True, start: Start = "logit") -> None:
@@ -55,7 +56,7 @@ class PatternNet(Fitted, ModifiedBackprop):
         varied."""
         graph = Graph.of(classifier)
         positive, unconditional = self.estimator != "linear", self.estimator == "unconditional"
-        moments = {step: Moments(step, positive, unconditional) for step in graph.of_kind(Convolution | Dense)}
+        moments = {step: Moments(step, positive, unconditional) for step in graph.of_kind(Convolution, Dense)}
         for batch in samples:
             for part in classifier.chunks(len(batch.inputs)):
                 values = graph.run(batch.inputs[part].to(classifier.dtype))
@@ -71,7 +72,7 @@ class PatternNet(Fitted, ModifiedBackprop):
 
         def rule_of(step: Step) -> Rule:
             if step.name in patterns:
-                return partial(backwards, self.weight(step, patterns[step.name]))
+                return partial(backwards, self.weight(cast(Affine, step), patterns[step.name]))
             return activation if isinstance(step, Activation) else derivative
 
         return rule_of

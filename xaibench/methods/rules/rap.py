@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 
@@ -35,6 +35,8 @@ class RAP(ModifiedBackprop):
     Raises ValueError for another word.
     """
 
+    start: Start
+
     def __init__(self, first: First = "image_box", start: Start = "logit", negative: Negative = "alike") -> None:
         self.first, self.start = one_of("first", first, get_args(First)), one_of("start", start, get_args(Start))
         self.negative = one_of("negative", negative, get_args(Negative))
@@ -51,7 +53,9 @@ class RAP(ModifiedBackprop):
             first = Square()
         if self.first == "image_box":
             first = Box(inputs.amin((1, 2, 3), keepdim=True), inputs.amax((1, 2, 3), keepdim=True))
-        special = {Convolution: Relative(by_negative=True)} if self.negative == "by_negative" else {}
+        special: dict[type[Step], Rule] = {}
+        if self.negative == "by_negative":
+            special[Convolution] = Relative(by_negative=True)
         below = Composite(Relative(), passed_on, first=first, special=special)
         return lambda step: by_magnitude if step is last else below(step)
 
@@ -90,8 +94,8 @@ class Relative(AffineRule):
             along, against = signal.clamp(min=0), against + signal.clamp(max=0)
         rising, falling = AlphaBeta(1, 0)(step, inputs, output, along), AlphaBeta(0, -1)(step, inputs, output, against)
         got = [one + other for one, other in zip(rising, falling)]
-        added = sum(_summed(one) for one in got) - _summed(signal)
-        reached = sum(_summed(one != 0) for one in got)
+        added = cast(torch.Tensor, sum(_summed(one) for one in got)) - _summed(signal)
+        reached = cast(torch.Tensor, sum(_summed(one != 0) for one in got))
         share = added / torch.where(reached == 0, 1, reached)
         return tuple(one - (one != 0) * share.view(-1, *[1] * (one.dim() - 1)) for one in got)
 

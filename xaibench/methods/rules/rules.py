@@ -13,7 +13,7 @@ or `dropped` (relevance is conserved).
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 
@@ -159,7 +159,7 @@ class Box(AffineRule):
             (tuple(self.low.expand_as(x) for x in inputs), positive, -1),
             (tuple(self.high.expand_as(x) for x in inputs), negative, -1),
         ]
-        z = sum(sign * step.linear(values, weight) for values, weight, sign in terms)
+        z = cast(torch.Tensor, sum(sign * step.linear(values, weight) for values, weight, sign in terms))
         share = _divided(signal, z)
         parts = [_times(values, step.transposed(share * sign, weight, inputs)) for values, weight, sign in terms]
         return tuple(sum(of_input) for of_input in zip(*parts))
@@ -221,7 +221,7 @@ def sides(inputs: Tensors, same: torch.Tensor, other: torch.Tensor) -> list[tupl
 
 def total(step: Affine, contributions: list[tuple[Tensors, torch.Tensor]]) -> torch.Tensor:
     """What `sides` make of each output of the step."""
-    return sum(step.linear(values, weight) for values, weight in contributions)
+    return cast(torch.Tensor, sum(step.linear(values, weight) for values, weight in contributions))
 
 
 def _by_weights(step: Affine, inputs: Tensors, signal: torch.Tensor, weight: torch.Tensor) -> Tensors:

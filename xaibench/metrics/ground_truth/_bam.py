@@ -1,7 +1,7 @@
 """What the three BAM metrics share: data sets of objects in scenes, and how much a map gives to an object's place."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 
@@ -11,6 +11,9 @@ from ...job import Job
 from ...models.classifier import Classifier
 from ..base import Metric
 from ..ranking import Collapse, Sign
+
+if TYPE_CHECKING:
+    from ...datasets.shapes import Shapes
 
 
 @dataclass(kw_only=True, eq=False)
@@ -71,13 +74,15 @@ class BAM(Metric):
 
 def objects_of(samples: tuple[int, ...], data: Samples, like: torch.Tensor) -> torch.Tensor:
     """Where the objects are, in input geometry: bool [B,H,W]."""
-    masks = [data.preprocessing.mask(data.dataset.object_mask(sample)) for sample in samples]
+    dataset = cast("Shapes", data.dataset)  # or what is like it, see `check_data`
+    masks = [data.preprocessing.mask(dataset.object_mask(sample)) for sample in samples]
     return torch.stack(masks).to(like.device)
 
 
 def backgrounds_of(samples: tuple[int, ...], data: Samples, like: torch.Tensor) -> torch.Tensor:
     """The scenes without their objects, as inputs [B,C,H,W]."""
-    return torch.stack([data.preprocessing.image(data.dataset.background(sample)) for sample in samples]).to(like)
+    dataset = cast("Shapes", data.dataset)
+    return torch.stack([data.preprocessing.image(dataset.background(sample)) for sample in samples]).to(like)
 
 
 def recognised(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

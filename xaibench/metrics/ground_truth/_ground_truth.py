@@ -24,6 +24,7 @@ class GroundTruthMetric(Metric):
         self.collapse, self.sign = collapse, sign
 
     def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor, context: Context) -> Columns:
+        assert batch.masks is not None  # `needs_mask`
         regions = self.regions(batch.masks.to(maps.device)).flatten(1)
         scores = self.score(maps.flatten(1).double(), regions, context.generators)
         both_sides = regions.any(1) & ~regions.all(1)

@@ -1,6 +1,7 @@
 """Model contrast score: an object gets more from the network trained on objects than from one trained on scenes."""
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -10,6 +11,9 @@ from ...methods.context import Context
 from ...models.classifier import Classifier
 from ..base import Columns, Statistic
 from ._bam import BAM, objects_of, recognised
+
+if TYPE_CHECKING:
+    from ...datasets.shapes import Shapes
 
 
 @dataclass(eq=False)
@@ -53,7 +57,7 @@ class BAMMCS(BAM):
         return {"logits": classifier.logits(batch.inputs)}
 
     def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor, context: Context) -> Columns:
-        objects, dataset = objects_of(batch.samples, context.data, maps), context.data.dataset
+        objects, dataset = objects_of(batch.samples, context.data, maps), cast("Shapes", context.data.dataset)
         scenes = torch.tensor([dataset.scene_label(sample) for sample in batch.samples], device=maps.device)
         logits, scene_logits = context.responses["logits"], context.other_logits["scene"]
         by_both = recognised(logits, batch.labels) & recognised(scene_logits, scenes)

@@ -24,7 +24,7 @@ class MassAccuracy(GroundTruthMetric):
     Columns: mass_accuracy, in [0, 1] unless `signed`.
     """
 
-    statistics = (
+    statistics: tuple[Statistic, ...] = (
         Statistic("mass_accuracy", "higher", "mass_accuracy", low=0, high=1, unit="share of the attribution"),
     )
 

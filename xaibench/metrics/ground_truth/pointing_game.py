@@ -36,6 +36,7 @@ class PointingGame(Metric):
         down = torch.arange(height, device=maps.device).view(-1, 1) - point // width
         across = torch.arange(width, device=maps.device) - point % width
         near = down**2 + across**2 <= self.tolerance**2
+        assert batch.masks is not None  # `needs_mask`
         masks = batch.masks.to(maps.device)
         hit = (near & masks).flatten(1).any(1).to(maps.dtype)
         return {"hit": hit.where(masks.flatten(1).any(1), torch.nan)}

@@ -1,5 +1,7 @@
 """Region shares: which of an animal's blocks a map names, and how much it leaves to the wall behind."""
 
+from typing import TYPE_CHECKING, Any, cast
+
 import torch
 
 from ...datasets.base import Batch, Dataset
@@ -8,6 +10,9 @@ from ...methods.context import Context
 from ...models.classifier import Classifier
 from ..base import Columns, Metric, Statistic
 from ..ranking import Collapse, Sign
+
+if TYPE_CHECKING:
+    from ...datasets.two4two import Two4Two
 
 # Which biased factors are to be seen in a region: part of each statistic's name, so that no row is read without it.
 SEEN_IN = {
@@ -38,7 +43,7 @@ class RegionShares(Metric):
 
     def __init__(self, collapse: Collapse | None = None, sign: Sign = "positive") -> None:
         self.collapse, self.sign = collapse, sign
-        ranged = dict(low=0, high=1) if sign != "signed" else {}
+        ranged: dict[str, Any] = dict(low=0, high=1) if sign != "signed" else {}
         legs = Statistic(
             "moving_over_fixed:legs",
             direction="higher",
@@ -74,7 +79,7 @@ class RegionShares(Metric):
         total = values.sum(1)
         columns = {}
         data = context.data
-        for name, masks in data.dataset.regions(batch.samples).items():
+        for name, masks in cast("Two4Two", data.dataset).regions(batch.samples).items():
             mask = torch.stack([data.preprocessing.mask(mask) for mask in masks]).flatten(1).to(maps.device)
             share = (values * mask).sum(1) / total
             columns[f"share_{name}"] = share.where(total != 0, torch.nan)

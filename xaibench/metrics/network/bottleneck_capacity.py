@@ -33,7 +33,7 @@ class BottleneckCapacity(Optimisation, Metric):
     among as many classes as there are, if fewer.
     """
 
-    betas: list[float] = (0.01, 0.1, 1.0, 10.0, 100.0)
+    betas: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0, 100.0)
     layer: str = LAYER
 
     x_label = "beta"

@@ -1,6 +1,6 @@
 """Factor audit: how well a factor alone would tell the class, whatever a network makes of it."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -10,6 +10,9 @@ from ...errors import Refusal
 from ...methods.context import Context
 from ...models.classifier import Classifier
 from ..base import Columns, Metric, Statistic
+
+if TYPE_CHECKING:
+    from ...datasets.two4two import Two4Two
 
 
 class FactorAudit(Metric):
@@ -34,7 +37,7 @@ class FactorAudit(Metric):
         if bins < 2:
             raise ValueError(f"bins={bins}: expected at least 2")
         self.bins = bins
-        share = dict(direction="higher", low=0, high=1)
+        share: dict[str, Any] = dict(direction="higher", low=0, high=1)
         self.statistics = tuple(
             statistic
             for name in ("model", *FACTORS)
@@ -60,7 +63,8 @@ class FactorAudit(Metric):
     def fit(self, classifier: Classifier, samples: Any, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """Of each factor the inner edges of its bins [bins-1] and the more frequent class in each [bins]."""
         labels, factors = samples.dataset.scenes(samples.ids)
-        labels, fitted = torch.from_numpy(labels).double(), {}
+        labels = torch.from_numpy(labels).double()
+        fitted: dict[str, torch.Tensor] = {}
         inner = torch.arange(1, self.bins, dtype=torch.float64) / self.bins
         for name, values in factors.items():
             values = torch.from_numpy(values)
@@ -71,9 +75,9 @@ class FactorAudit(Metric):
         return fitted
 
     def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor | None, context: Context) -> Columns:
-        labels, factors = context.data.dataset.scenes(batch.samples)
-        labels = torch.from_numpy(labels)
-        factors = {name: torch.from_numpy(values) for name, values in factors.items()}
+        classes, drawn = cast("Two4Two", context.data.dataset).scenes(batch.samples)
+        labels = torch.from_numpy(classes)
+        factors = {name: torch.from_numpy(values) for name, values in drawn.items()}
         logits = classifier.logits(batch.inputs).cpu()
         right = {"model": (logits[:, -1] > (logits[:, 0] if logits.shape[1] > 1 else 0)) == labels}
         for name, values in factors.items():

@@ -1,6 +1,7 @@
 """Factor importance: what a network answers when one factor of the scene is changed and nothing else."""
 
 import math
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -12,6 +13,9 @@ from ...errors import Refusal, nearest
 from ...methods.context import Context
 from ...models.classifier import Classifier
 from ..base import Columns, Metric, Statistic
+
+if TYPE_CHECKING:
+    from ...datasets.two4two import Two4Two
 
 
 class FactorImportance(Metric):
@@ -38,12 +42,12 @@ class FactorImportance(Metric):
 
     reads_maps = False
 
-    def __init__(self, factors: list[str] = tuple(FACTORS), features: bool = True) -> None:
+    def __init__(self, factors: tuple[str, ...] = tuple(FACTORS), features: bool = True) -> None:
         for name in factors:
             if name not in FACTORS:
                 raise ValueError(f"factors: {name} is not one: {nearest(name, FACTORS)}")
         self.factors, self.features = tuple(factors), features
-        kinds = [
+        kinds: list[dict[str, Any]] = [
             dict(name="r_squared", column="delta_logit", kind="r_squared", high=1, unit="share of the variance"),
             dict(name="flip_rate", column="flip", kind="proportion", high=1, unit="share of images"),
             dict(name="logit_change", column="change", kind="median", unit="logit"),
@@ -80,10 +84,11 @@ class FactorImportance(Metric):
         return 1 + len(self.factors), 0
 
     def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor | None, context: Context) -> Columns:
-        dataset, head = context.data.dataset, _last_layer(classifier) if self.features else None
+        dataset = cast("Two4Two", context.data.dataset)
+        head = _last_layer(classifier) if self.features else None
         _, values = dataset.scenes(batch.samples)
         logit, features = _answers(classifier, head, batch.inputs)
-        columns = {}
+        columns: Columns = {}
         for name in self.factors:
             changed = dataset.intervened(batch.samples, name)
             images, _ = dataset.draw(changed)
@@ -97,6 +102,7 @@ class FactorImportance(Metric):
                 "flip": ((other > 0) != (logit > 0)).double(),
             }
             if head is not None:
+                assert features is not None and other_features is not None  # as it was hooked
                 step = other_features - features
                 found["norm"] = step.norm(dim=1)
                 found["angle"] = _angle(delta.sign()[:, None] * step, _contrast(head.weight.double().T))

@@ -1,6 +1,7 @@
 """Class sensitivity: does a map change with the class that it explains?"""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -48,7 +49,7 @@ class ClassSensitivity(SimilarityMetric):
     def statistics_on(self, dataset: Dataset, classifier: Classifier) -> tuple[Statistic, ...]:
         if not dataset.has_masks or dataset.graded_masks:
             return self.statistics
-        share = {"unit": "share of the positive attribution"}
+        share: dict[str, Any] = {"unit": "share of the positive attribution"}
         return (
             *self.statistics,
             Statistic("inside", "higher", "inside", low=0, high=1, **share),

@@ -1,6 +1,6 @@
 """What metrics remove from images: along the order of a map or as masks say, and what removed pixels show."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +16,9 @@ from ...perturb.perturbed import Remove, Run, masked, replacing
 from ...rng import draw_seeds, from_seeds
 from ..base import Metric
 from ..ranking import Collapse, Sign
+
+# What a fill that is not random is drawn.
+NONE: Mapping[str, torch.Tensor] = {}
 
 # What a removed pixel shows: the words of `fills`, which do not depend on what else is removed; `noise`, uniform pixel
 # values; and `linear`, the noisy linear imputer of ROAD, which infers the removed pixels from those that are left.
@@ -104,7 +107,7 @@ class Removal:
         return {"fill_seed": draw_seeds(generators)}
 
     def everything(
-        self, classifier: Classifier, batch: Batch, draws: dict[str, torch.Tensor] | None = None
+        self, classifier: Classifier, batch: Batch, draws: Mapping[str, torch.Tensor] = NONE
     ) -> torch.Tensor:
         """The images [B,C,H,W] with all pixels removed; `linear` has nothing to infer from: noisy channel means."""
         if self.fill == "noise":
@@ -115,7 +118,7 @@ class Removal:
             return means + _imputation_noise(batch.inputs, classifier.preprocessing, draws)
         return filled(batch.inputs, self.fill, classifier.preprocessing, self.sigma)
 
-    def of(self, classifier: Classifier, batch: Batch, draws: dict[str, torch.Tensor] | None = None) -> Remove:
+    def of(self, classifier: Classifier, batch: Batch, draws: Mapping[str, torch.Tensor] = NONE) -> Remove:
         """The removal for the images of a batch. draws: what `draw` returned, or responses that contain it."""
         if self.fill == "linear":
             return imputing(batch.inputs, _imputation_noise(batch.inputs, classifier.preprocessing, draws))
@@ -169,7 +172,7 @@ def check_output(output: str, classifier: Classifier) -> None:
 
 
 def _imputation_noise(
-    inputs: torch.Tensor, preprocessing: Preprocessing, draws: dict[str, torch.Tensor]
+    inputs: torch.Tensor, preprocessing: Preprocessing, draws: Mapping[str, torch.Tensor]
 ) -> torch.Tensor:
     seeded = from_seeds(draws["fill_seed"])
     fields = torch.stack([torch.randn(inputs.shape[1:], generator=g) for g in seeded]).to(inputs)

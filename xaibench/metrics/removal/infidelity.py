@@ -50,7 +50,7 @@ class Infidelity(Metric):
     are rounding, see `_perturbation.drops`).
     """
 
-    statistics = (
+    statistics: tuple[Statistic, ...] = (
         Statistic("infidelity", "lower", "infidelity", low=0, unit="output^2"),
         Statistic("unexplained", "lower", "infidelity", per="power", low=0, high=1, unit="share of squared drops"),
     )

@@ -37,7 +37,7 @@ class InsertionDeletion(Metric):
     """
 
     x_label = "share of pixels changed"
-    statistics = (
+    statistics: tuple[Statistic, ...] = (
         Statistic("insertion", "higher", "insertion", low=0, high=1, unit="output x fraction of pixels"),
         Statistic("deletion", "lower", "deletion", low=0, high=1, unit="output x fraction of pixels"),
         Statistic("difference", "higher", "difference", low=-1, high=1, unit="output x fraction of pixels"),

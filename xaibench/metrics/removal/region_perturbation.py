@@ -61,7 +61,8 @@ class RegionPerturbation(PathMetric):
             raise ValueError(f"draws={self.draws}: expected at least 1")
         self.draws = self.draws if self.removal.draw([torch.Generator()]) else 1
         if self.output == "logit":
-            self.statistics = tuple(replace(s, low=None, high=None, unit="logit") for s in self.statistics)
+            morf, lerf, gap = (replace(s, low=None, high=None, unit="logit") for s in self.statistics)
+            self.statistics = (morf, lerf, gap)
 
     def check(self, classifier: Classifier) -> None:
         super().check(classifier)

@@ -36,7 +36,7 @@ class Road(Metric):
     """
 
     x_label = "share of pixels removed"
-    statistics = (
+    statistics: tuple[Statistic, ...] = (
         Statistic("road", "higher", "road", low=-0.5, high=0.5, unit="half the difference of outputs"),
         Statistic("morf", "lower", "morf", low=0, high=1, unit="output"),
         Statistic("lerf", "higher", "lerf", low=0, high=1, unit="output"),
@@ -44,7 +44,7 @@ class Road(Metric):
 
     def __init__(
         self,
-        percentages: list[float] = (10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0),
+        percentages: tuple[float, ...] = (10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0),
         output: Literal["probability", "logit", "accuracy"] = "probability",
         collapse: Collapse | None = None,
         sign: Sign = "signed",

@@ -59,7 +59,7 @@ class Roar(Measure):
 
     def __init__(
         self,
-        fractions: list[float] = (0.1, 0.3, 0.5, 0.7, 0.9),
+        fractions: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9),
         repeats: int = 3,
         fill: Fill = "zero",
         keep: bool = False,

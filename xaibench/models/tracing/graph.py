@@ -4,7 +4,7 @@ choice."""
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -14,6 +14,8 @@ from ..classifier import Classifier
 from ..cut import INPUT, LOGITS
 from .steps import Activation, Constant, Convolution, Dense, Rule, Step
 from .trace import trace
+
+Kind = TypeVar("Kind", bound=Step)
 
 
 @dataclass
@@ -127,9 +129,9 @@ class Graph:
             for name, place in kept.items()
         }
 
-    def of_kind(self, kind: type[Step]) -> list[Step]:
-        """The steps of one kind."""
-        return [step for step in self.steps if isinstance(step, kind)]
+    def of_kind(self, *kinds: type[Kind]) -> list[Kind]:
+        """The steps of some kinds."""
+        return [step for step in self.steps if isinstance(step, kinds)]
 
 
 # (module, state of its weights, graph) of the last networks asked for: the explained one and one with other weights.

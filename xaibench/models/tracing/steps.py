@@ -20,8 +20,11 @@ import torch
 from torch.nn import functional
 
 Tensors = tuple[torch.Tensor, ...]
-# A rule: (step, its inputs, its output, signal at its output) -> signals at its inputs.
-Rule = Callable[["Step", Tensors, torch.Tensor, torch.Tensor], Tensors]
+# Signals at a step's inputs, one for each: None for an input that no signal goes back to, such as a size.
+Signals = Sequence[Any]
+# A rule: (step, its inputs, its output, signal at its output) -> signals at its inputs. The step is of a kind that the
+# rule serves: whoever chooses the rule sees to that.
+Rule = Callable[[Any, Tensors, torch.Tensor, torch.Tensor], Signals]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +39,7 @@ class Step(ABC):
         """The output for these inputs; never in place."""
 
     @abstractmethod
-    def derivative(self, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
+    def derivative(self, inputs: Sequence[Any], output: torch.Tensor, signal: torch.Tensor) -> Signals:
         """The ordinary backward pass, the rule of a gradient: signal [B,...] at the output -> signals at the inputs."""
 
 
@@ -51,8 +54,8 @@ class Affine(Step):
         output = self.linear(inputs, self.weight)
         return output if self.bias is None else output + self.bias
 
-    def derivative(self, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
-        return self.transposed(signal, self.weight, inputs)
+    def derivative(self, inputs: Sequence[Any], output: torch.Tensor, signal: torch.Tensor) -> Tensors:
+        return self.transposed(signal, self.weight, tuple(inputs))
 
     @abstractmethod
     def linear(self, inputs: Tensors, weight: torch.Tensor) -> torch.Tensor:
@@ -150,7 +153,7 @@ class Call(Step):
     def __call__(self, *inputs: Any) -> Any:
         return self.function(*inputs)
 
-    def derivative(self, inputs: Sequence[Any], output: torch.Tensor, signal: torch.Tensor) -> Sequence[Any]:
+    def derivative(self, inputs: Sequence[Any], output: torch.Tensor, signal: torch.Tensor) -> Signals:
         with torch.enable_grad():
             leaves = [x.detach().requires_grad_(True) if _differentiable(x) else x for x in inputs]
             wanted = [x for x in leaves if _differentiable(x)]
@@ -172,7 +175,7 @@ class Rectifier(Activation):
 
     ceiling: float = math.inf
 
-    def derivative(self, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
+    def derivative(self, inputs: Sequence[Any], output: torch.Tensor, signal: torch.Tensor) -> Tensors:
         # What autograd calls: one operation instead of a comparison and a product.
         if self.ceiling == math.inf:
             return (torch.ops.aten.threshold_backward(signal, output, 0),)
@@ -196,7 +199,7 @@ class Pooling(Maximum):
     def __call__(self, inputs: torch.Tensor, chosen: Tensors | None = None) -> torch.Tensor:
         return self.function(inputs) if chosen is None else chosen[0]
 
-    def derivative(self, inputs: Sequence[Any], output: torch.Tensor, signal: torch.Tensor) -> Sequence[Any]:
+    def derivative(self, inputs: Sequence[Any], output: torch.Tensor, signal: torch.Tensor) -> Signals:
         if len(inputs) == 1:
             return super().derivative(inputs, output, signal)
         values, (_, places) = inputs
@@ -219,6 +222,6 @@ def _differentiable(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
-def derivative(step: Step, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
+def derivative(step: Step, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Signals:
     """The rule of an ordinary gradient."""
     return step.derivative(inputs, output, signal)

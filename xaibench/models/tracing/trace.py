@@ -9,7 +9,7 @@ import inspect
 import math
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import fx, nn
@@ -60,7 +60,7 @@ ROUTES = (
     torch.unsqueeze, torch.transpose, torch.permute, torch.cat, torch.concat, operator.getitem, "flatten", "view",
     "reshape", "squeeze", "unsqueeze", "transpose", "permute", "contiguous", "clone",
 )  # fmt: skip
-KINDS = {operation: kind for kind, operations in
+KINDS: dict[Any, Any] = {operation: kind for kind, operations in
          ((Elementwise, ELEMENTWISE), (Activation, ACTIVATIONS), (Maximum, MAXIMA), (Average, AVERAGES),
           (Route, ROUTES))
          for operation in operations}  # fmt: skip
@@ -274,12 +274,13 @@ class _Builder:
         elif node.op == "call_method":
             function = _method(str(node.target))
         else:
-            function = node.target
+            function = _function(node)
         # As they are now: a step in place further up changes what this node reads, not what it makes of it.
-        read, positional, keywords = tuple(node.all_input_nodes), node.args, node.kwargs
+        read = tuple(node.all_input_nodes)
+        given: Any = (node.args, node.kwargs)
 
         def call(*inputs: Any) -> Any:
-            arguments, named = fx.node.map_arg((positional, keywords), dict(zip(read, inputs)).__getitem__)
+            arguments, named = fx.node.map_arg(given, dict(zip(read, inputs)).__getitem__)
             first = [arguments[0].clone()] if in_place else arguments[:1]
             return function(*first, *arguments[1:], **named)
 
@@ -312,7 +313,7 @@ def _same_out_of_place(node: fx.Node) -> tuple[Any, tuple[Any, ...], dict[str, A
         name = getattr(target, "__name__", "")
         if "inplace" in _arguments(node):
             keywords.pop("inplace", None)
-            arguments = arguments[: list(inspect.signature(target).parameters).index("inplace")]
+            arguments = arguments[: list(inspect.signature(_function(node)).parameters).index("inplace")]
         if target in OPERATORS:
             target = OPERATORS[target]
         elif _in_place_name(name):
@@ -321,10 +322,15 @@ def _same_out_of_place(node: fx.Node) -> tuple[Any, tuple[Any, ...], dict[str, A
     return target, arguments, keywords
 
 
+def _function(node: fx.Node) -> Callable[..., Any]:
+    """What a node calls that calls a function."""
+    return cast("Callable[..., Any]", node.target)
+
+
 def _arguments(node: fx.Node) -> dict[str, Any]:
     """The arguments of a call of a Python function by name; empty where it has no signature."""
     try:
-        return dict(inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments)
+        return dict(inspect.signature(_function(node)).bind(*node.args, **node.kwargs).arguments)
     except (TypeError, ValueError):
         return {}
 
@@ -359,14 +365,15 @@ def _method(name: str) -> Callable[..., Any]:
     return lambda tensor, *arguments, **keywords: getattr(tensor, name)(*arguments, **keywords)
 
 
-def _normalises(module: nn.Module | None) -> bool:
+def _normalises(module: nn.Module | None) -> TypeGuard[nn.modules.batchnorm._BatchNorm]:
     """Whether it is a batch normalisation by kept statistics, which is a factor and a shift for each channel."""
     return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
 
 
 def _factor_and_shift(norm: nn.modules.batchnorm._BatchNorm) -> tuple[torch.Tensor, torch.Tensor]:
     """What batch normalisation in evaluation does to each channel [k]: y = factor * x + shift."""
-    factor = (norm.running_var + norm.eps).rsqrt()
+    mean, variance = cast(torch.Tensor, norm.running_mean), cast(torch.Tensor, norm.running_var)
+    factor = (variance + norm.eps).rsqrt()
     factor = factor if norm.weight is None else factor * norm.weight.detach()
-    shift = -norm.running_mean * factor
+    shift = -mean * factor
     return factor, shift if norm.bias is None else shift + norm.bias.detach()
