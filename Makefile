@@ -22,10 +22,11 @@ test: install lint ## the regression gate on the committed baseline, then the te
 	$(BIN)/xaibench check --baseline results/baseline.csv --results build/baseline/results
 	$(BIN)/python -m pytest -n 2
 
-lint: install ## style, formatting, and the order of the rooms
+lint: install ## style, formatting, the order of the rooms, and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/mypy
 
 bench: install ## time of metrics over the bare forward passes they need
 	$(BIN)/python scripts/bench.py

@@ -276,7 +276,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
-def _entries(folder: Path) -> list[os.DirEntry]:
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
     """What is in a folder, by name, without what is hidden or the system's."""
     try:
         with os.scandir(folder) as found:
@@ -286,24 +286,24 @@ def _entries(folder: Path) -> list[os.DirEntry]:
     return sorted(entries, key=lambda entry: entry.name)
 
 
-def _is_folder(entry: os.DirEntry) -> bool:
+def _is_folder(entry: os.DirEntry[str]) -> bool:
     # Not by the entry's own method alone, which raises for a link that leads to itself.
     return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry))
 
 
-def _is_file(entry: os.DirEntry) -> bool:
+def _is_file(entry: os.DirEntry[str]) -> bool:
     return entry.is_file(follow_symlinks=False) or (entry.is_symlink() and os.path.isfile(entry))
 
 
-def _is_picture(entry: os.DirEntry) -> bool:
+def _is_picture(entry: os.DirEntry[str]) -> bool:
     return entry.name.lower().endswith(ENDINGS)
 
 
-def _folders(folder: Path, above: Path) -> Iterator[tuple[list[os.DirEntry], bool]]:
+def _folders(folder: Path, above: Path) -> Iterator[tuple[list[os.DirEntry[str]], bool]]:
     """What is in a folder and in those below it, by path, and whether it was looked into at all: not if a link leads
     back to it."""
     seen: set[Path] = set()
-    found: list[tuple[str, list[os.DirEntry], bool]] = []
+    found: list[tuple[str, list[os.DirEntry[str]], bool]] = []
     waiting: list[tuple[Path, tuple[Path, ...]]] = [(folder, (above,))]
     while waiting:
         here, chain = waiting.pop()
@@ -324,7 +324,7 @@ def _leads_back(real: Path, chain: Iterable[Path]) -> bool:
 
 
 def _sorted(names: Iterable[str], sort: Sort) -> list[str]:
-    def natural(name: str) -> tuple:
+    def natural(name: str) -> tuple[Any, str]:
         parts = [part for part in re.split(r"(\d+)", name) if part]
         return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts], name
 

@@ -27,7 +27,7 @@ from ..metrics.base import Measure, Metric
 from ..scores import score_files
 from ..scores.score_files import Outcome
 from .pooled import Pooled
-from .record import Plan
+from .record import Plan as Plan
 from .retraining import Retrained
 from .scoring import PerSample
 from .setting import Kept, Setting

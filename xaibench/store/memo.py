@@ -106,7 +106,7 @@ def _user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
-def _read(memo: Path | None) -> dict[str, list]:
+def _read(memo: Path | None) -> dict[str, list[Any]]:
     """What a memo knows, [state, value] by name; nothing if it is not there or damaged, which its first line tells."""
     if memo is None:
         return {}
@@ -117,7 +117,7 @@ def _read(memo: Path | None) -> dict[str, list]:
     return json.loads(text) if digest.decode(errors="replace") == hashlib.sha256(text).hexdigest() else {}
 
 
-def _write(memo: Path | None, learned: Mapping[str, list]) -> None:
+def _write(memo: Path | None, learned: Mapping[str, list[Any]]) -> None:
     """Add to a memo. Of two processes that do so at once, the later one's knowledge stays."""
     if memo is None:
         return

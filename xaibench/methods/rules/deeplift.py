@@ -132,7 +132,9 @@ class Rescale:
         """
         return cls(graph, values, graph.run(start[:1] if (start == start[:1]).all() else start))
 
-    def back(self, signal: torch.Tensor, start: str = LOGITS, keep: tuple[str, ...] = (INPUT,)) -> dict:
+    def back(
+        self, signal: torch.Tensor, start: str = LOGITS, keep: tuple[str, ...] = (INPUT,)
+    ) -> dict[str, torch.Tensor]:
         """Multipliers of the layers `keep` from those [B,...] of the layer `start`, as `Graph.back`."""
         return self.graph.back(self.values, signal, self, start, keep)
 
@@ -189,7 +191,9 @@ class RevealCancel(Rescale):
     activation whose input does not come from an affine step, the difference is one contribution: rescale.
     """
 
-    def back(self, signal: torch.Tensor, start: str = LOGITS, keep: tuple[str, ...] = (INPUT,)) -> dict:
+    def back(
+        self, signal: torch.Tensor, start: str = LOGITS, keep: tuple[str, ...] = (INPUT,)
+    ) -> dict[str, torch.Tensor]:
         """As `Rescale.back`. Where the two multipliers differ, that of the difference's sign counts."""
         found = self.graph.back(self.values, torch.cat([signal, signal]), self, start, keep)
         for name, signals in found.items():

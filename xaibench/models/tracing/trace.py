@@ -72,6 +72,7 @@ QUOTIENTS = (operator.truediv, torch.div, "div")
 OPERATORS = {getattr(operator, f"i{name}"): getattr(operator, name) for name in (
     "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and_", "or_", "xor",
 ) if hasattr(operator, f"i{name}")}  # fmt: skip
+Call = Callable[..., Any]
 SIZES = (getattr, "size", "dim")
 
 
@@ -82,7 +83,9 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self.outputs: dict[str, list[fx.Node]] = {}
 
-    def call_module(self, module: nn.Module, forward: Callable, arguments: tuple, keywords: dict) -> Any:
+    def call_module(
+        self, module: nn.Module, forward: Call, arguments: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> Any:
         path = self.path_of_module(module)
         result = super().call_module(module, forward, arguments, keywords)
         if isinstance(result, fx.Proxy):
@@ -215,7 +218,7 @@ class _Builder:
         affine = self._arithmetic(node, sources, call) if module is None else self._layer(where, module)
         return affine or Other(*where, call)
 
-    def _pooling(self, where: tuple[str, tuple[int, ...]], module: nn.MaxPool2d, call: Callable) -> Pooling:
+    def _pooling(self, where: tuple[str, tuple[int, ...]], module: nn.MaxPool2d, call: Call) -> Pooling:
         """Maximum pooling, behind a step that finds the maxima once for both passes."""
         name, sources = where
         pairs = [nn.modules.utils._pair(getattr(module, x)) for x in ("kernel_size", "stride", "padding", "dilation")]
@@ -239,7 +242,7 @@ class _Builder:
             return Scale(*where, factor.view(channels), shift.view(channels))
         return None
 
-    def _arithmetic(self, node: fx.Node, sources: tuple[int, ...], call: Callable) -> Affine | None:
+    def _arithmetic(self, node: fx.Node, sources: tuple[int, ...], call: Call) -> Affine | None:
         """A sum or difference of tensors of one shape, or arithmetic with a number, as an affine step, if it is one."""
         target, tensors = node.target, [s for s in sources if isinstance(self.values[s], torch.Tensor)]
         if len(node.args) != 2 or node.kwargs or len({self.values[source].shape for source in tensors}) != 1:
