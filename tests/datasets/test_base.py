@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from xaibench.datasets.base import Dataset, Example, Samples
+from xaibench.errors import UserError
 from xaibench.models.preprocessing import Preprocessing
 
 
@@ -33,3 +34,14 @@ def test_labels_are_whole_or_real_as_the_data_set_gives_them(labels, expected):
     batch = Samples(Labelled(labels), Preprocessing(), range(len(labels))).load(range(len(labels)))
     assert batch.labels.dtype == expected.dtype
     assert torch.equal(batch.labels, expected)
+
+
+def test_a_sample_without_the_mask_that_was_promised_is_named():
+    dataset = Labelled([0, 1])
+    dataset.has_masks = True
+    with pytest.raises(UserError, match=r"Labelled has masks.*sample 1 has none"):
+        Samples(dataset, Preprocessing(), (1,)).load((1,))
+
+
+def test_chosen_samples_have_a_length():
+    assert len(Samples(Labelled([0, 1, 2]), Preprocessing(), (2, 0))) == 2

@@ -12,7 +12,7 @@ import torch
 
 from tests import crashing
 from tests.models.helpers import images_of
-from xaibench.engine.retraining import Masked
+from xaibench.engine.retraining import Masked, Trainings
 from xaibench.metrics.retraining.roar import Masking, Roar
 
 # The label is the brightness of four pixels; the other sixty are noise.
@@ -227,3 +227,10 @@ def test_it_says_how_long_it_will_take(xaibench: Callable, world: Path):
     arguments = (*ARGUMENTS, "metric=roar", "method=oracle", *FEW)
     assert "roar: 10 trainings of 200 images x 6 epochs, about" in xaibench(*arguments)[2]
     assert "trainings" not in xaibench(*arguments)[2]
+
+
+def test_a_training_that_goes_before_it_is_read_is_said(xaibench: Callable, world: Path, monkeypatch):
+    monkeypatch.setattr(Trainings, "fill", lambda *_, **__: True)  # as if `cache prune` passed by behind it
+    code, _, said = xaibench(*ARGUMENTS, *FEW, "metric=roar", "method=random")
+    assert code == 1
+    assert "/trainings/" in said and "gone or unreadable" in said and "Traceback" not in said

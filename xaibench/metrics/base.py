@@ -40,6 +40,10 @@ class Statistic:
     target: float | None = None
     tolerance: float = 0.005
 
+    def __post_init__(self) -> None:
+        if self.kind == "r_squared" and self.per is None:
+            raise ValueError(f"statistic {self.name}: kind=r_squared needs `per`, the column that the line is over")
+
 
 class Measure:
     """What every metric declares, with defaults. Constructor arguments are the parameters.
