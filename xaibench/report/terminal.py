@@ -163,8 +163,9 @@ def _leaderboard_row(row: pd.Series) -> tuple[str, ...]:
 
 def _constant_maps(rows: pd.DataFrame) -> str:
     """Which methods have maps of one value, and how many."""
-    counts = dict.fromkeys((row.method, row.constant_maps) for row in rows.itertuples() if row.constant_maps)
-    said = ", ".join(f"{method} {count}" for method, count in counts)
+    flagged = rows[rows[leaderboard.CONSTANT] > 0]
+    counts = dict(zip(flagged["method"], flagged[leaderboard.CONSTANT]))
+    said = ", ".join(f"{method} {count}" for method, count in counts.items())
     return f"° maps of one value everywhere, which rank nothing: {said}" if said else ""
 
 
