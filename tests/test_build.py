@@ -14,6 +14,9 @@ class Inner:
 
 
 class Outer:
+    def attribute(self):
+        """What makes it a method."""
+
     def __init__(
         self,
         rate: float,
@@ -88,4 +91,4 @@ def test_unknown_targets_are_explained(path, words):
 
 def test_the_working_directory_is_importable(here):
     (here / "mine_for_test.py").write_text("class Thing:\n    def __init__(self, k: int = 1): self.k = k\n")
-    assert build({"_target_": "mine_for_test.Thing", "k": 7}, "method").k == 7
+    assert build({"_target_": "mine_for_test.Thing", "k": 7}, "thing").k == 7

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from . import trust
 from .errors import BrokenImport, UserError, XaibenchError, nearest
 from .source import source_digest
 
@@ -104,12 +105,12 @@ def bind(spec: Mapping[str, Any], where: str) -> tuple[Callable[..., Any], dict[
 
 
 def locate(path: str, where: str) -> Callable[..., Any]:
-    """Import `package.module.Name`; the working directory counts as importable."""
+    """Import `package.module.Name`, if its code may run (`trust`): this is the one place where configurations become
+    code. The working directory and the folders of the user's yaml files count as importable."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
+    trust.check_module(str(path), where)
     module_name, _, name = _current(str(path)).rpartition(".")
-    if not module_name:
-        raise UserError(f"{where}={path}: expected an importable path such as package.module.Class")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -122,6 +123,7 @@ def locate(path: str, where: str) -> Callable[..., Any]:
     if not callable(found := getattr(module, name, None)):
         callables = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise UserError(f"{where}={path}: {module_name} has no class '{name}': {nearest(name, callables)}")
+    trust.check_object(found, str(path), where)
     return found
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from . import __version__
 from .errors import UserError, XaibenchError, nearest
+from .trust import trusting
 
 USAGE = """\
 usage: xaibench <command> ...
@@ -27,7 +28,8 @@ Which saliency method tells the truth about a network, and how do we know?
   cache        ls, verify or prune the cache    xaibench cache ls
   doctor       versions, device, data           xaibench doctor
 
-`xaibench <command> --help` says more. Options everywhere: --debug shows the traceback of an error.
+`xaibench <command> --help` says more. Options everywhere: --debug shows the traceback of an error,
+--allow-target PREFIX lets a configuration name code from elsewhere, such as timm (docs/security.md).
 Exit codes: 0 done, 1 a regression or failed cells, 2 a mistake in what was asked, 3 nothing comparable, 130 Ctrl-C.
 """
 
@@ -41,7 +43,10 @@ def main(arguments: list[str] | None = None) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        return _dispatch(arguments, debug)
+        arguments, prefixes = _taken(arguments, "--allow-target")
+        folders = [Path(folder) for name in ("--config-dir", "-cd") for folder in _taken(arguments, name)[1]]
+        with trusting(prefixes, folders):
+            return _dispatch(arguments, debug)
     except KeyboardInterrupt:
         print("interrupted; what was finished is kept, run the same command again to go on", file=sys.stderr)
         return 130
@@ -59,6 +64,18 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print(f"xaibench: {type(error).__name__}: {error}\n(--debug shows where)", file=sys.stderr)
         return 1
+
+
+def _taken(arguments: list[str], option: str) -> tuple[list[str], list[str]]:
+    """The arguments without an option that has a value, and its values."""
+    left, values, rest = [], [], iter(arguments)
+    for argument in rest:
+        name, has_value, value = argument.partition("=")
+        if name == option:
+            values.append(value if has_value else next(rest, ""))
+        else:
+            left.append(argument)
+    return left, values
 
 
 def _dispatch(arguments: list[str], debug: bool) -> int:

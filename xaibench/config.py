@@ -17,10 +17,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import hydra
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.experimental.callback import Callback
+from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -28,8 +31,9 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from .build import TARGET, build, coerce, describe, locate
 from .errors import BrokenImport, UserError, XaibenchError, first_line, nearest
 from .job import SELECTION, Filter, FitSelection, Job, Paths, Runner, Selection
-from .listing import CONF, GROUPS, plugin_folders, read_item
+from .listing import CONF, GROUPS, LISTED, plugin_folders, read_item
 from .store.files import write_atomically
+from .trust import allowed, check_yaml
 
 log = logging.getLogger(__name__)
 
@@ -150,17 +154,17 @@ def _choices() -> dict[str, str]:
 
 
 def _command() -> str:
-    """The command that runs this cell alone, as a shell takes it."""
+    """The command that runs this cell alone, as a shell takes it: its folders and what it allows included."""
     hydra_config = HydraConfig.get()
-    folders = [source.path for source in hydra_config.runtime.config_sources if source.provider == "command-line"]
-    options = [f"--config-dir={folder}" for folder in folders]
+    folders = [source.path for source in hydra_config.runtime.config_sources if source.schema == Outside.scheme()]
+    options = [*(f"--config-dir={folder}" for folder in folders), *(f"--allow-target={name}" for name in allowed())]
     return shlex.join(["xaibench", "run", *options, *hydra_config.overrides.task])
 
 
 def _yaml_of(group: str, name: str) -> Path | None:
     """The yaml on disk, from wherever Hydra found it: what a variant is measured against."""
     for source in HydraConfig.get().runtime.config_sources:
-        if source.schema == "file" and (path := Path(source.path, group, f"{name}.yaml")).is_file():
+        if source.schema in ("file", Outside.scheme()) and (path := Path(source.path, group, f"{name}.yaml")).is_file():
             return path
     return None
 
@@ -190,6 +194,56 @@ def _variant(changes: Mapping[str, Any]) -> str:
 # ---- running Hydra ---------------------------------------------------------------------------------------------------
 
 
+class Outside(FileConfigSource):
+    """A folder of `--config-dir`: Hydra reads it as any other, but each file is checked before (`trust.check_yaml`)."""
+
+    @staticmethod
+    def scheme() -> str:
+        """What such folders are called on Hydra's search path: outside:///folder."""
+        return "outside"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """The configuration of a file, unless it asks for what none from outside may."""
+        path = Path(self.path, self._normalize_file_name(config_path))
+        if path.is_file():
+            check_yaml(path)
+        return super().load_config(config_path)
+
+
+Plugins.instance().register(Outside)
+
+# What Hydra takes otherwise: other configurations than ours in our place, and a pickle of an earlier run.
+_NOT_TAKEN = ("--config-path", "-cp", "--config-name", "-cn", "--experimental-rerun")
+
+
+def _named_group(option: str) -> str:
+    """`method` of an override such as `+method@method.inner=...`."""
+    return option.lstrip("+~").partition("@")[0]
+
+
+def _sources(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
+    """The arguments without `--config-dir`, and its folders. Raises UserError for other ways to Hydra's files."""
+    left, folders, rest = [], [], iter(arguments)
+    for argument in rest:
+        option, has_value, value = argument.partition("=")
+        if option in ("--config-dir", "-cd"):
+            folder = Path(value if has_value else next(rest, "")).expanduser()
+            if not folder.is_dir():
+                raise UserError(f"--config-dir={folder}: there is no such folder")
+            folders.append(folder.absolute())
+        elif (
+            option in _NOT_TAKEN or option.startswith(("--config", "--exp")) or option.lstrip("+") == "hydra.searchpath"
+        ):
+            raise UserError(f"{option}: xaibench reads configurations of yours from --config-dir=FOLDER alone")
+        elif _named_group(option) in LISTED and re.search(r"(^|[,/])\.\.([,/]|$)", value):
+            raise UserError(
+                f"{argument}: expected a name, not a path; --config-dir=FOLDER is for configurations of yours"
+            )
+        else:
+            left.append(argument)
+    return left, folders
+
+
 def run_hydra(arguments: list[str], debug: bool) -> int:
     """`xaibench run ARGUMENTS`: compose and run one job, or with -m a sweep -> exit code.
 
@@ -208,13 +262,16 @@ def run_hydra(arguments: list[str], debug: bool) -> int:
         except Exception as error:  # Hydra would print its own account of it first
             raised.append(error)
 
+    arguments, outside = _sources(arguments)
     with tempfile.TemporaryDirectory(prefix="xaibench-") as folder:
         ended = Path(folder, "sweep.json")
-        options = [f"hydra.callbacks.xaibench.ended={ended}", *_search(plugin_folders())]
+        options = [f"hydra.callbacks.xaibench.ended={ended}", *_search(plugin_folders(), outside)]
         sys.argv = ["xaibench", *_as_sweep(arguments), *options]
         entry = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)
         try:
             entry()
+        except UserError:
+            raise
         except (HydraException, OmegaConfBaseException) as error:
             if debug:
                 traceback.print_exc()
@@ -239,12 +296,12 @@ def _as_sweep(arguments: list[str]) -> list[str]:
 
 def compose_job(overrides: list[str]) -> Job:
     """One Job from overrides, outside Hydra's own command line (`xaibench train`)."""
-    folders = [Path(a.split("=", 1)[1]) for a in overrides if a.startswith("--config-dir=")]
+    overrides, outside = _sources(overrides)
     overrides = [a for a in overrides if not a.startswith("--")]
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            search = _search([*plugin_folders(), *folders])
+            search = _search(plugin_folders(), outside)
             config = hydra.compose("config", [*overrides, *search], return_hydra_config=True)
             HydraConfig.instance().set_config(config)
             return make_job(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]))
@@ -252,10 +309,12 @@ def compose_job(overrides: list[str]) -> Job:
         raise explain(error, overrides) from error
 
 
-def _search(folders: Sequence[Path]) -> list[str]:
+def _search(plugins: Sequence[Path], outside: Sequence[Path]) -> list[str]:
     """The override with which Hydra looks for configurations in further folders."""
-    places = ",".join(f"file://{folder.absolute()}" for folder in folders)
-    return [f"hydra.searchpath=[{places}]"] if folders else []
+    places = [f"file://{folder.absolute()}" for folder in plugins]
+    places += [f"{Outside.scheme()}://{folder}" for folder in outside]
+    quoted = ",".join("'" + place.replace("'", "\\'") + "'" for place in places)
+    return [f"hydra.searchpath=[{quoted}]"] if places else []
 
 
 def run_job(job: Job) -> None:
@@ -305,7 +364,7 @@ def run_cell(config: DictConfig) -> None:
 
     terminal.talk_on_stderr()  # a worker process starts without it
     cell = " ".join(HydraConfig.get().overrides.task)
-    status: dict[str, Any] = {"cell": cell, "status": "ok", "files": []}
+    status: dict[str, Any] = {"cell": cell, "command": _command(), "status": "ok", "files": []}
     try:
         job = _made(config)
         with _unfinished(job):
@@ -320,7 +379,8 @@ def run_cell(config: DictConfig) -> None:
     path = Path(HydraConfig.get().sweep.dir).absolute() / f"{HydraConfig.get().job.num}.json"
     write_atomically(path, json.dumps(status, indent=1) + "\n")
     if status["status"] == "failed":
-        log.error("failed: %s: %s", cell, status["error"])
+        told = KEPT.get("told", {"error": status["error"]}, lambda: cell)
+        log.error("failed: %s: %s", cell, status["error"] if told == cell else "for the same reason as before")
 
 
 class SweepEnd(Callback):

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError, XaibenchError, nearest
+from .trust import PLUGINS
 
 PACKAGE = Path(__file__).parent
 # A wheel carries conf/ inside the package; in a checkout it stands beside it.
 CONF = PACKAGE / "conf" if (PACKAGE / "conf" / "config.yaml").is_file() else PACKAGE.parent / "conf"
 GROUPS = ("model", "dataset", "method", "metric")
 LISTED = (*GROUPS, "experiment")
-PLUGINS = "xaibench.plugins"
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,11 @@ def read_item(path: Path, shadowed: bool = False) -> Item:
 def passes(item: Item) -> str:
     """What one map of a method takes on the bundled network, fitting not counted: `forward + backward` passes, nominal.
 
-    `-` for a method that its yaml alone does not make, such as one that needs a file.
+    `-` for a method that its yaml alone does not make, such as one that needs a file, and for one that is not ours: no
+    list runs code from outside.
     """
+    if not item.path.is_relative_to(CONF):
+        return "-"
     import yaml
 
     from .build import build

@@ -232,4 +232,4 @@ def _dataset(config: Mapping[str, Any]) -> Dataset:
     target = locate(spec[TARGET], "dataset")
     if not (isinstance(target, type) and issubclass(target, Dataset)) or any(map(is_spec, spec.values())):
         raise Absent(f"dataset={spec[TARGET]}: expected a data set class; no images are shown.")
-    return build(spec, "dataset")
+    return build(spec | ({"download": False} if "download" in spec else {}), "dataset")

@@ -255,12 +255,17 @@ def damaged(files: Sequence[Damaged]) -> int:
 
 
 def failures(cells: Sequence[dict[str, Any]]) -> None:
-    """The end of a sweep: how many cells there were, and how to run each failed one again."""
-    failed = [cell for cell in cells if cell["status"] == "failed"]
-    stderr.print(f"{len(cells) - len(failed)} of {len(cells)} cells done, {len(failed)} failed", highlight=False)
-    for cell in failed:
-        said = f"failed: {cell['error']}\n  again: xaibench run {cell['cell']}"
-        stderr.print(said, highlight=False, markup=False)
+    """The end of a sweep: how many cells there were, each reason of a failure once, and how to run its cells again."""
+    failed: dict[str, list[str]] = {}
+    for cell in cells:
+        if cell["status"] == "failed":
+            failed.setdefault(cell["error"], []).append(cell["command"])
+    count = sum(map(len, failed.values()))
+    stderr.print(f"{len(cells) - count} of {len(cells)} cells done, {count} failed", highlight=False)
+    for error, commands in failed.items():
+        several = f" ({len(commands)} cells)" if len(commands) > 1 else ""
+        said = [f"failed{several}: {error}", *(f"  again: {command}" for command in commands)]
+        stderr.print("\n".join(said), highlight=False, markup=False, soft_wrap=True)
 
 
 def beside(theirs: Published, frame: pd.DataFrame) -> None:

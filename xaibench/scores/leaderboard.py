@@ -358,10 +358,14 @@ def write(results: Path, cells: Sequence[Cell]) -> None:
 
 
 def to_csv(frame: pd.DataFrame) -> str:
-    """Byte-stable CSV: fixed order, six significant digits, LF, empty for what is undefined."""
-    return frame.drop(columns=[TUNED, FEW, CONSTANT], errors="ignore").to_csv(
-        index=False, float_format="%.6g", lineterminator="\n"
-    )
+    """Byte-stable CSV: fixed order, six significant digits, LF, empty for what is undefined; no text is a formula."""
+    frame = frame.drop(columns=[TUNED, FEW, CONSTANT], errors="ignore")
+    texts = {name: frame[name].map(_no_formula) for name in frame if frame[name].map(type).eq(str).any()}
+    return frame.assign(**texts).to_csv(index=False, float_format="%.6g", lineterminator="\n")
+
+
+def _no_formula(value: Any) -> Any:
+    return score_files.no_formula(value) if isinstance(value, str) else value
 
 
 def read_csv(path: Path) -> pd.DataFrame:
@@ -389,6 +393,8 @@ def read_text(text: str) -> pd.DataFrame:
     for name in KEYED:
         if name not in frame:
             frame[name] = ""
+    for name in IDENTITY:  # as `to_csv` wrote them
+        frame[name] = frame[name].str.replace(r"^'(?=[=+\-@\t\r])", "", regex=True)
     for name in ("target", "value", "ci_low", "ci_high", "n", "excluded"):
         frame[name] = pd.to_numeric(frame[name])
     cut = frame[["n", "excluded"]].isna().any(axis=1) | ~frame["direction"].isin(list(ARROWS))

@@ -264,5 +264,17 @@ def number(value: float) -> str:
     return f"{value:.9g}" if math.isfinite(value) else ""
 
 
+def no_formula(text: str) -> str:
+    """A text as spreadsheets take it for a text: one that would be a formula there (=1+1, @x) gets a quote before."""
+    if not text.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
+
+
 def _quoted(text: str) -> str:
-    return '"' + text.replace('"', '""') + '"' if any(c in text for c in ',"\n') else text
+    text = no_formula(text)
+    return '"' + text.replace('"', '""') + '"' if any(c in text for c in ',"\r\n') else text

@@ -454,8 +454,9 @@ def _stated_sha256(path: Path) -> str:
 
 
 def safe_name(name: str) -> str:
-    """A folder name that any file system takes."""
-    return "".join(c if c.isalnum() or c in "._-" else "_" for c in str(name)) or "_"
+    """A folder name that any file system takes, and that leads nowhere else: no `..`."""
+    safe = "".join(c if c.isalnum() or c in "._-" else "_" for c in str(name))
+    return safe if safe.strip(".") else "_" * max(len(safe), 1)
 
 
 @functools.cache

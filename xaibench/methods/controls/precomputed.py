@@ -22,8 +22,8 @@ class Precomputed(Method):
     In the file's own precision, if that is more than single: an offset may be larger than what ranks the pixels.
 
     path: an npz or HDF5 file with the arrays `maps` [N,C or 1,H,W] (numbers, at input resolution) and `sample` [N]
-        (whole numbers, each once: the data set's own ids). Nothing in it is unpickled. HDF5 is read sample by
-        sample, npz as a whole.
+        (whole numbers, each once: the data set's own ids). Nothing in it is unpickled, and nothing outside of it is
+        read: no links, external or virtual storage of HDF5. HDF5 is read sample by sample, npz as a whole.
     Raises ValueError for a file that is missing or not such a file.
     """
 
@@ -92,12 +92,27 @@ def _arrays(path: Path) -> tuple[np.ndarray | h5py.Dataset, np.ndarray]:
 
 
 def _pick(archive: Mapping[str, Any]) -> tuple[np.ndarray | h5py.Dataset, np.ndarray]:
+    if isinstance(archive, h5py.File):
+        _check_own(archive)
     if "maps" not in archive or "sample" not in archive:
         raise ValueError(f"it has {sorted(archive)}")
     maps, sample = archive["maps"], archive["sample"]
     if isinstance(maps, h5py.Group) or isinstance(sample, h5py.Group):
         raise ValueError("they are groups")
     return maps, np.asarray(sample)
+
+
+def _check_own(file: h5py.File) -> None:
+    """Raises ValueError where an array is not in this file itself: HDF5 can name any other file of the machine."""
+    links = file.id.links
+    for name in ("maps", "sample"):
+        if not links.exists(name.encode()):
+            continue
+        if links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:  # `name in file` would follow it
+            raise ValueError(f"{name} is a link, which is not followed")
+        found = file[name]
+        if isinstance(found, h5py.Dataset) and (found.external or found.is_virtual):
+            raise ValueError(f"{name} lies in another file, which is not read")
 
 
 def _shape(shape: Sequence[int]) -> str:
