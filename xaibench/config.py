@@ -1,6 +1,7 @@
 """The only module that knows Hydra and OmegaConf: compose, validate, explain mistakes, hand on a frozen Job."""
 
 import contextlib
+import functools
 import inspect
 import json
 import logging
@@ -9,17 +10,20 @@ import re
 import shlex
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.experimental.callback import Callback
@@ -34,6 +38,9 @@ from .job import SELECTION, Filter, FitSelection, Job, Paths, Runner, Selection
 from .listing import CONF, GROUPS, LISTED, plugin_folders, read_item
 from .store.files import write_atomically
 from .trust import allowed, check_yaml
+
+if TYPE_CHECKING:
+    from .report.terminal import Sweep
 
 log = logging.getLogger(__name__)
 
@@ -206,7 +213,7 @@ class Outside(FileConfigSource):
         """The configuration of a file, unless it asks for what none from outside may."""
         path = Path(self.path, self._normalize_file_name(config_path))
         if path.is_file():
-            check_yaml(path)
+            check_yaml(path, config_path)
         return super().load_config(config_path)
 
 
@@ -368,7 +375,7 @@ def run_cell(config: DictConfig) -> None:
     try:
         job = _made(config)
         with _unfinished(job):
-            outcome = run(job, terminal.progress, KEPT)
+            outcome = run(job, functools.partial(terminal.progress, sweep=_place_in_sweep()), KEPT)
         if isinstance(outcome, Plan):
             terminal.plan(outcome.title, outcome.rows)
         status["files"] = [] if isinstance(outcome, Plan) else [str(outcome.rows)]
@@ -383,6 +390,29 @@ def run_cell(config: DictConfig) -> None:
         log.error("failed: %s: %s", cell, status["error"] if told == cell else "for the same reason as before")
 
 
+# Beside the statuses of a sweep's cells: how many there are, and when the first began.
+BEGAN = "began"
+
+
+def _place_in_sweep() -> "Sweep | None":
+    """Which cell of how many this is, from whatever process; None if nobody wrote down how many there are."""
+    from .report.terminal import Sweep
+
+    try:
+        found = json.loads(Path(HydraConfig.get().sweep.dir, BEGAN).read_text())
+    except (OSError, ValueError):
+        return None
+    return Sweep(int(HydraConfig.get().job.num) + 1, found["cells"], found["time"])
+
+
+def _cells_of(config: DictConfig) -> tuple[int, dict[str, int]]:
+    """How many cells Hydra's sweeper will make, and of how many values of what."""
+    swept = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
+    overrides = OverridesParser.create().parse_overrides([*swept, *config.hydra.overrides.task])
+    values = {o.get_key_element(): len(list(o.sweep_string_iterator())) for o in overrides if o.is_sweep_override()}
+    return sum(len(batch) for batch in BasicSweeper.split_arguments(overrides, None)), values
+
+
 class SweepEnd(Callback):
     """Around a sweep: cells share what they load; at the end, what failed and the leaderboard of what ran.
 
@@ -394,8 +424,12 @@ class SweepEnd(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         from .engine.setting import KEPT
+        from .report import terminal
 
         KEPT.clear()
+        cells, values = _cells_of(config)
+        write_atomically(Path(config.hydra.sweep.dir, BEGAN), json.dumps({"cells": cells, "time": time.time()}))
+        terminal.sweep_begins(cells, values)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         from .engine.setting import KEPT

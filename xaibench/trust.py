@@ -196,12 +196,15 @@ def _is_users(file: Path) -> bool:
 # ---- configurations from outside ------------------------------------------------------------------------------------
 
 
-def check_yaml(path: Path) -> None:
+def check_yaml(path: Path, name: str) -> None:
     """Raise UserError unless a yaml from outside does no more than choose and set what xaibench has: no section of
-    Hydra's (its callbacks and launchers name code), no resolver, no folders to write to, nothing that blows up."""
+    Hydra's (its callbacks and launchers name code), no resolver, no folders to write to, nothing that blows up.
+
+    name: as Hydra asks for it, below its folder.
+    """
     import yaml
 
-    if "hydra" in path.stem.split(".") or path.parent.name == "hydra":
+    if "hydra" in re.split(r"[/\\.]", name):
         raise UserError(
             f"{path}: Hydra's own configuration is not taken from --config-dir; give it on the command line"
         )

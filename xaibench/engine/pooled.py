@@ -37,6 +37,11 @@ class Pooled:
         return title(self.setting)
 
     @property
+    def every_maps(self) -> list[Maps]:
+        """Those that there are."""
+        return [self.maps]
+
+    @property
     def stages(self) -> list[Filled]:
         """From top to bottom; the scores last."""
         return [*self.maps.stage.reads, self.maps.stage, self.scores]

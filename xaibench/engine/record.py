@@ -8,12 +8,13 @@ import torch
 
 from ..metrics.base import Measure
 from ..scores.score_files import Record
-from ..store.cache import digest
+from ..store.cache import canonical, digest
 from . import keys
 from .device import peak_memory
 from .maps import Maps
 from .setting import Setting
-from .stage import Stage
+from .stage import Fit, Stage
+from .training import UNTRAINED
 
 # The method of scores that belong to the model.
 NO_METHOD = "none"
@@ -36,7 +37,14 @@ def title(setting: Setting) -> str:
 def planned(stage: Stage, passes: int) -> tuple[str, str, int, int, int]:
     """A row of a Plan. passes: of a sample."""
     missing = len(stage.artefact.missing(stage.order))
-    return stage.kind, stage.artefact.key, len(stage.order) - missing, missing, missing * passes
+    key = UNTRAINED if after_training(stage) else stage.artefact.key
+    return stage.kind, key, len(stage.order) - missing, missing, missing * passes
+
+
+def after_training(stage: Any) -> bool:
+    """Whether a stage depends on weights that are to be trained first: it has its key after that."""
+    own = isinstance(stage, Stage | Fit) and UNTRAINED in canonical(stage.artefact.spec)
+    return own or any(map(after_training, stage.reads))
 
 
 def record(

@@ -31,10 +31,10 @@ from ..store.cache import Artefact, digest
 from . import keys
 from .checks import check
 from .maps import Maps
-from .record import collapse_of, planned, record, seconds_of, title
+from .record import after_training, collapse_of, planned, record, seconds_of, title
 from .setting import Setting
 from .stage import Arrays, Filled, Report, Stage, silent
-from .training import TRAINING_WAIT
+from .training import TRAINING_WAIT, UNTRAINED
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +78,11 @@ class Retrained:
         return title(self.setting)
 
     @property
+    def every_maps(self) -> list[Maps]:
+        """Those of each split."""
+        return [*self.maps.values()]
+
+    @property
     def stages(self) -> list[Filled]:
         """From top to bottom; the scores last."""
         above = [stage for maps in self.maps.values() for stage in (*maps.stage.reads, maps.stage)]
@@ -99,7 +104,9 @@ class Retrained:
 
     def work(self) -> dict[str, int]:
         """How much there is to do of each kind, for progress."""
-        return {"maps": self._missing_maps, "trainings": len(self.trainings.missing)}
+        count = len(self.trainings.missing)
+        epochs = {"epochs": count * self.trainings.recipe.epochs} if self.trainings.stack == 1 else {}
+        return {"maps": self._missing_maps, "trainings": count} | epochs
 
     @property
     def _missing_maps(self) -> int:
@@ -115,7 +122,8 @@ class Retrained:
         """The rows of a Plan; a step of training counts as three passes of an image."""
         cost = sum(self.maps[TEST].method.cost(self.setting.classifier))
         total, missing = len(self.trainings.keys), len(self.trainings.missing)
-        trainings = ("trainings", self.scores.artefact.key, total - missing, missing, missing * self.trainings.passes)
+        key = UNTRAINED if after_training(self.trainings) else self.scores.artefact.key
+        trainings = ("trainings", key, total - missing, missing, missing * self.trainings.passes)
         return [*(planned(maps.stage, cost) for maps in self.maps.values()), trainings]
 
     def forget(self) -> None:
@@ -287,7 +295,10 @@ class Trainings:
                     train_stacked(modules, self.recipe, images, [seed] * len(modules), held_out)
                 else:
                     validation = held_out[0] if held_out else None
-                    train(modules[0], self.recipe, images[0], seed=seed, validation=validation, checkpoint=state)
+                    train(
+                        modules[0], self.recipe, images[0], seed=seed, validation=validation, checkpoint=state,
+                        progress=lambda *_: report("epochs", 1),
+                    )  # fmt: skip
             for test, artefact, module in zip(tests, artefacts, modules):
                 right = accuracy_on(module, test, self.setting.classifier.batch_size)
                 artefact.save_whole("accuracy", {"accuracy": np.array([right])})

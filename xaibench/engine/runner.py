@@ -16,11 +16,15 @@ import dataclasses
 import functools
 import logging
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..build import build, sourceless, with_defaults
+from ..errors import UserError, first_line
 from ..job import Job
 from ..methods.base import Method
 from ..metrics.base import Measure, Metric
@@ -35,6 +39,8 @@ from .stage import Report, needed, silent
 
 log = logging.getLogger(__name__)
 
+# Inputs of the pass that is timed for a forecast, and the seconds from which on one is given.
+TIMED, WORTH_SAYING = 16, 30
 # How a metric scores, by the kind that it declares.
 SCORINGS = {"per_sample": PerSample, "pooled": Pooled, "retraining": Retrained}
 # Shows the work of a run, title and how much there is of each kind, while it is being done.
@@ -54,13 +60,13 @@ def run(job: Job, progress: Progress = no_progress, kept: Kept | None = None) ->
     Raises UserError (a Refusal, for a pairing that cannot work) before any work, and CacheError on a full disk.
     """
     with _cache_folder(job) as root:
-        scoring = prepare(job, root, kept)
         if job.runner.plan:
-            return Plan(scoring.title, scoring.plan())
+            return _planned(job, root, kept)
+        scoring = prepare(job, root, kept)
         if job.runner.reuse == "force":
             scoring.forget()
         with progress(scoring.title, scoring.work()) as report:
-            if forecast := scoring.forecast():
+            if forecast := scoring.forecast() or _forecast(scoring):
                 log.info(forecast)
             fill(scoring.stages, report)
         for stage in scoring.stages:
@@ -68,6 +74,39 @@ def run(job: Job, progress: Progress = no_progress, kept: Kept | None = None) ->
         sources = set().union(*(stage.sources() for stage in scoring.stages))
         record = dataclasses.replace(scoring.record(), sources=tuple(sorted(sources)))
         return score_files.write(record, scoring.scores.rows(scoring.scores.order))
+
+
+def _planned(job: Job, root: Path, kept: Kept | None) -> Plan:
+    """What a run would do. Nothing is trained, fitted or fetched to find out."""
+    try:
+        scoring = prepare(dataclasses.replace(job, dataset_spec=_offline(job.dataset_spec)), root, kept)
+    except UserError as error:
+        if not job.dataset_spec.get("download") or "download" not in str(error):
+            raise
+        raise UserError(f"{first_line(error)}\nrunner.plan=true downloads nothing; without it the run does") from error
+    networks = [scoring.setting.network, *(maps.setting.network for maps in scoring.every_maps)]
+    trainings = dict.fromkeys(network.training for network in networks if network.training)
+    return Plan(scoring.title, [*trainings, *scoring.plan()])
+
+
+def _offline(spec: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {**spec, "download": False} if spec.get("download") else spec
+
+
+def _forecast(scoring: PerSample | Pooled) -> str:
+    """How long a run will take by its passes and one pass of the network here; '' below half a minute."""
+    passes = sum(row[-1] for row in scoring.plan())
+    classifier = scoring.setting.network.trained
+    batch = classifier.blank.expand(min(classifier.batch_size, TIMED), *classifier.blank.shape[1:])
+    with torch.no_grad():
+        classifier.module(batch[:1])  # warms up
+        started = time.perf_counter()
+        classifier.module(batch)
+    seconds = passes * (time.perf_counter() - started) / len(batch)
+    if seconds < WORTH_SAYING:
+        return ""
+    about = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    return f"{scoring.title}: {passes:,} passes through the network, roughly {about}"
 
 
 def prepare(job: Job, root: Path, kept: Kept | None = None) -> PerSample | Pooled | Retrained:
@@ -93,7 +132,11 @@ def _fill_block(stages: Sequence[Any], block: Sequence[int], wait: bool, report:
     missing = needed(stages, block)
     if not missing:
         report(stages[-1].kind, len(block))
-    return all(stage.fill(samples, wait, report) for stage, samples in missing)
+    for stage, samples in missing:
+        report(stage.kind, 0)  # what is going on now
+        if not stage.fill(samples, wait, report):
+            return False
+    return True
 
 
 @functools.cache

@@ -70,11 +70,15 @@ class PerSample:
     @property
     def stages(self) -> list[Filled]:
         """From top to bottom; the scores last."""
-        every_maps = (self.maps, *self.others.values())
-        above = [stage for maps in every_maps for stage in (*maps.stage.reads, maps.stage)]
+        above = [stage for maps in self.every_maps for stage in (*maps.stage.reads, maps.stage)]
         answers = [other.setting.logits for other in self.others.values() if self.metric.reads_other_logits]
         stages = [self.setting.logits, *self.setting.reads, *answers, *above, self.fit, self.responses, self.scores]
         return list(dict.fromkeys(stage for stage in stages if stage is not None))
+
+    @property
+    def every_maps(self) -> list[Maps]:
+        """Those of the method, and of the other Jobs that the metric reads."""
+        return [self.maps, *self.others.values()]
 
     @property
     def scores_method(self) -> bool:

@@ -22,6 +22,7 @@ from ..errors import UserError
 from ..job import ORIGINAL, TRAINED, Job
 from ..methods.base import Method
 from ..metrics.base import Metric
+from ..models import torchvision_nets
 from ..models.classifier import Classifier, predicted
 from ..models.loading import load_classifier, names_file
 from ..models.preprocessing import Preprocessing
@@ -32,7 +33,7 @@ from ..store.cache import SHARD_SAMPLES, Artefact, canonical
 from . import keys
 from .device import default_batch_size, find_device
 from .stage import Arrays, Filled, Fit, Stage
-from .training import trained_weights
+from .training import UNTRAINED, Untrained, trained_weights
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -76,10 +77,13 @@ KEPT = Kept()
 
 
 class Network:
-    """A trained network, and what becomes of it under the weights states that metrics ask for."""
+    """A trained network, and what becomes of it under the weights states that metrics ask for.
 
-    def __init__(self, trained: Classifier) -> None:
-        self.trained = trained
+    training: of a plan, the row of the training that has to come first; the network has random weights until then.
+    """
+
+    def __init__(self, trained: Classifier, training: tuple[str, str, int, int, int] | None = None) -> None:
+        self.trained, self.training = trained, training
         # Of randomised ones the last is kept in memory.
         self._randomised = functools.lru_cache(maxsize=1)(lambda state: randomised(trained, Randomisation.parse(state)))
 
@@ -175,7 +179,7 @@ class Setting:
             "output": job.output,
             "device": str(self.device),
         }
-        name["batch_size"] = job.runner.batch_size
+        name |= {"batch_size": job.runner.batch_size, "plan": job.runner.plan}
         if weights == "recipe":  # one for each weights state that is trained
             state = TRAINED if is_randomised(job.weights_state) else job.weights_state
             name |= {"trained_on": {**job.dataset_spec, "split": None}, "state": state, "root": str(self.root)}
@@ -185,19 +189,25 @@ class Setting:
         return name
 
     def _load_network(self) -> Network:
-        job = self.job
-        classifier = load_classifier(
-            job.model,
-            job.model_spec,
-            output=job.output,
-            device=self.device,
-            trained=lambda: trained_weights(job, self.root, self.device),
-        )
+        job, training = self.job, None
+
+        def load(spec: Mapping[str, Any]) -> Classifier:
+            trained = functools.partial(trained_weights, job, self.root, self.device)
+            return load_classifier(job.model, spec, output=job.output, device=self.device, trained=trained)
+
+        arch, weights = job.model_spec.get("arch"), job.model_spec.get("weights")
+        named = arch and isinstance(weights, str) and weights not in ("random", "recipe") and not names_file(weights)
+        try:
+            if job.runner.plan and named and not torchvision_nets.is_downloaded(arch, weights):
+                raise Untrained(("weights", f"a download of {weights}", 0, 1, 0))
+            classifier = load(job.model_spec)
+        except Untrained as planned:
+            training, classifier = planned.row, load({**job.model_spec, "weights": "random"})
+            classifier.weights_digest, classifier.weights_state = UNTRAINED, "trained"
         automatic = default_batch_size(classifier.input_size, self.device)
         classifier.batch_size = job.runner.batch_size or automatic
-        return Network(
-            adapted(classifier, self._probed(classifier), by_recipe=job.model_spec.get("weights") == "recipe")
-        )
+        by_recipe = job.model_spec.get("weights") == "recipe"
+        return Network(adapted(classifier, self._probed(classifier), by_recipe=by_recipe), training)
 
     def _probed(self, classifier: Classifier) -> Findings:
         """What a probe says of the network: once for its weights, kept in the cache."""
@@ -281,7 +291,7 @@ class Setting:
         if self._given is not None:
             return self._given, {}
         limit = self.job.selection.limit or len(self._permutation)
-        if not self._filters:
+        if not self._filters or self.network.training:  # what passes the filter, nobody knows before
             return self._permutation[:limit], {}
         wanted = self.job.selection.filter
         kept: list[int] = []

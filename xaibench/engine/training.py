@@ -43,11 +43,23 @@ def split_samples(
     return Samples(dataset, preprocessing, rng.permutation(len(dataset), seed)[:limit], device)
 
 
+# What stands for the digest of weights that are to be trained first.
+UNTRAINED = "after training"
+
+
+class Untrained(Exception):
+    """A plan came to weights that nobody has trained yet. row: their training, as a row of the plan."""
+
+    def __init__(self, row: tuple[str, str, int, int, int]) -> None:
+        self.row = row
+        super().__init__(UNTRAINED)
+
+
 def trained_weights(job: Job, root: Path, device: torch.device) -> Path:
     """The checkpoint that the model's recipe makes on the job's data set: from the cache, or trained now.
 
     Resumed after an interruption; claimed, so that two processes do not train the same network. Raises UserError for
-    a model without a recipe.
+    a model without a recipe, and Untrained where `runner.plan=true` would have to train.
     With the weights state `permuted_labels:SEED` it is trained on the training samples' labels in another order.
     """
     if not job.model_spec.get("recipe"):
@@ -69,6 +81,8 @@ def trained_weights(job: Job, root: Path, device: torch.device) -> Path:
     path = artefact.folder / "weights.safetensors"
     if path.exists():
         return path
+    if job.runner.plan:
+        raise Untrained(("weights", artefact.key, 0, 1, 3 * recipe.epochs * len(samples)))
     if job.runner.reuse == "only-cache":
         raise UserError(f"runner.reuse=only-cache: {path} is missing; use runner.reuse=missing")
     check_input(untrained, samples.load(samples.ids[:1]).inputs[0], len(samples.dataset.class_names))

@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,6 +63,11 @@ def pretrained(arch: str, name: str) -> tuple[dict[str, torch.Tensor], tuple[str
             "give a state-dict file instead, model.weights=FILE.pt, or put that file into TORCH_HOME/hub/checkpoints"
         ) from error
     return state, tuple(weights.meta.get("categories", ()))
+
+
+def is_downloaded(arch: str, name: str) -> bool:
+    """Whether torchvision's weights of this enum name lie where a download puts them."""
+    return (Path(torch.hub.get_dir()) / "checkpoints" / Path(_weights(arch, name).url).name).is_file()
 
 
 def preprocessing_of(arch: str, name: str) -> dict[str, Any]:

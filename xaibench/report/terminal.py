@@ -3,9 +3,11 @@
 import contextlib
 import logging
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ import pandas as pd
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ..scores import compare, leaderboard, rank
@@ -40,45 +42,127 @@ def talk_on_stderr(level: int = logging.INFO) -> None:
         log.propagate = False
 
 
-@contextlib.contextmanager
-def progress(title: str, work: Mapping[str, int]) -> Iterator[Callable[[str, int], None]]:
-    """Progress of one cell on stderr with an estimate of the time left; yields report(kind, how many are done).
+@dataclass(frozen=True)
+class Sweep:
+    """Where in a sweep a cell stands: its number from 1, how many there are, and when the first began (time.time)."""
 
-    work: how many there are of each kind: maps, scores, trainings. Other kinds are not shown.
+    number: int
+    total: int
+    began: float
+
+
+class Pace:
+    """How much of a cell is done, and how long the rest will take at the pace so far. show: called after reports."""
+
+    def __init__(self, work: Mapping[str, int], sweep: Sweep | None = None) -> None:
+        self.work, self.sweep = work, sweep
+        self.done: Counter[str] = Counter()
+        self.spent: Counter[str] = Counter()
+        self.kind = ""
+        self.began = self.before = time.monotonic()
+        self.show: Callable[[], None] = lambda: None
+
+    def report(self, kind: str, more: int) -> None:
+        """So many more of a kind are done, since the last report."""
+        now = time.monotonic()
+        self.spent[kind] += now - self.before if more else 0.0
+        self.done[kind] += more
+        self.kind, self.before = kind, now
+        self.show()
+
+    def left_of(self, kind: str) -> float | None:
+        """Seconds that the rest of a kind will take; None before any is done."""
+        done, total = self.done[kind], self.work[kind]
+        return self.spent[kind] / done * max(total - done, 0) if done else None
+
+    def left_of_sweep(self) -> float | None:
+        """Seconds that the rest of the sweep will take, if its other cells are like those so far."""
+        total = sum(self.work.values())
+        part = min(sum(self.done[kind] for kind in self.work) / total, 1.0) if total else 0.0
+        done = self.sweep.number - 1 + part
+        return (time.time() - self.sweep.began) / done * (self.sweep.total - done) if done else None
+
+    def line(self, title: str) -> str:
+        """Where it is, in words."""
+        where = f"cell {self.sweep.number} of {self.sweep.total}: " if self.sweep else ""
+        said = [f"{self.done[kind]} of {total} {kind}" for kind, total in self.work.items()]
+        if self.kind and self.kind not in self.work:
+            said.append(f"at the {self.kind}")
+        lefts = [left for kind in self.work if (left := self.left_of(kind)) is not None]
+        said.append(f"about {about(sum(lefts))} left" if lefts else f"{about(time.monotonic() - self.began)} so far")
+        if self.sweep and (left := self.left_of_sweep()) is not None:
+            said.append(f"about {about(left)} of the sweep")
+        return f"{where}{title}: {', '.join(said)}"
+
+
+def about(seconds: float | None) -> str:
+    """A duration for people; '' for None."""
+    if seconds is None:
+        return ""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+@contextlib.contextmanager
+def progress(title: str, work: Mapping[str, int], sweep: Sweep | None = None) -> Iterator[Callable[[str, int], None]]:
+    """Progress of one cell on stderr with an estimate of the time left; yields report(kind, how many more are done).
+
+    work: how many there are of each kind: maps, scores, trainings, epochs. Of other kinds only the name is shown. A
+    report of 0 says that a kind is begun. Bars on a terminal; otherwise a line every half minute, however long a block
+    takes.
     """
-    if not stderr.is_terminal:
-        yield _lines(title, work)
-        return
+    pace = Pace(work, sweep)
+    show = _bars if stderr.is_terminal else _lines
+    with show(title, pace):
+        yield pace.report
+
+
+@contextlib.contextmanager
+def _bars(title: str, pace: Pace) -> Iterator[None]:
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
     )  # fmt: skip
     with Progress(*columns, console=stderr, transient=True) as bars:
-        tasks = {kind: bars.add_task(f"{title}: {kind}", total=total) for kind, total in work.items()}
+        sweep = pace.sweep and bars.add_task(f"cell {pace.sweep.number} of {pace.sweep.total}", total=1, left="")
+        tasks = {kind: bars.add_task(f"{title}: {kind}", total=n, left="") for kind, n in pace.work.items()}
 
-        def report(kind: str, done: int) -> None:
-            if kind in tasks:
-                bars.advance(tasks[kind], done)
+        def show() -> None:
+            for kind, task in tasks.items():
+                bars.update(task, completed=pace.done[kind], left=about(pace.left_of(kind)))
+            if pace.sweep:
+                done, total = pace.sweep.number - 1, pace.sweep.total
+                bars.update(sweep, completed=done, total=total, left=about(pace.left_of_sweep()))
 
-        yield report
+        pace.show = show
+        show()
+        yield
 
 
-def _lines(title: str, work: Mapping[str, int]) -> Callable[[str, int], None]:
-    done: Counter[str] = Counter()
-    began: dict[str, float] = {}  # a kind begins where what was reported before it ended
-    said = before = time.monotonic()
+@contextlib.contextmanager
+def _lines(title: str, pace: Pace) -> Iterator[None]:
+    ended = threading.Event()
 
-    def report(kind: str, more: int) -> None:
-        nonlocal said, before
-        done[kind] += more
-        now = time.monotonic()
-        started = began.setdefault(kind, before)
-        before = now
-        if kind in work and now - said > SECONDS_BETWEEN_LINES and done[kind] < work[kind]:
-            said = now
-            left = (now - started) / done[kind] * (work[kind] - done[kind])
-            stderr.print(f"{title}: {done[kind]} of {work[kind]} {kind}, about {left:.0f} s left", highlight=False)
+    def talk() -> None:
+        while not ended.wait(SECONDS_BETWEEN_LINES):
+            stderr.print(pace.line(title), highlight=False, markup=False, soft_wrap=True)
 
-    return report
+    # A thread, since a block may take longer than that.
+    thread = threading.Thread(target=talk, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def sweep_begins(cells: int, values: Mapping[str, int]) -> None:
+    """What a sweep is about to do: how many cells, of how many values of what."""
+    of = " x ".join(f"{count} {name}" for name, count in values.items())
+    more = "" if stderr.is_terminal else f"; where it is follows every {SECONDS_BETWEEN_LINES} s"
+    stderr.print(f"{cells} {'cell' if cells == 1 else 'cells'} to run ({of}){more}", highlight=False, soft_wrap=True)
 
 
 def epochs(title: str) -> Callable[[int, int, float, float], None]:
