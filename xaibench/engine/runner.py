@@ -89,13 +89,15 @@ def _planned(job: Job, root: Path, kept: Kept | None) -> Plan:
     return Plan(scoring.title, [*trainings, *scoring.plan()])
 
 
-def _offline(spec: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {**spec, "download": False} if spec.get("download") else spec
+def _offline(spec: Mapping[str, Any]) -> dict[str, Any]:
+    return {**spec, "download": False} if spec.get("download") else dict(spec)
 
 
-def _forecast(scoring: PerSample | Pooled) -> str:
+def _forecast(scoring: PerSample | Pooled | Retrained) -> str:
     """How long a run will take by its passes and one pass of the network here; '' below half a minute."""
     passes = sum(row[-1] for row in scoring.plan())
+    if not passes:
+        return ""
     classifier = scoring.setting.network.trained
     batch = classifier.blank.expand(min(classifier.batch_size, TIMED), *classifier.blank.shape[1:])
     with torch.no_grad():

@@ -198,7 +198,7 @@ class Setting:
         arch, weights = job.model_spec.get("arch"), job.model_spec.get("weights")
         named = arch and isinstance(weights, str) and weights not in ("random", "recipe") and not names_file(weights)
         try:
-            if job.runner.plan and named and not torchvision_nets.is_downloaded(arch, weights):
+            if job.runner.plan and named and not torchvision_nets.is_downloaded(str(arch), str(weights)):
                 raise Untrained(("weights", f"a download of {weights}", 0, 1, 0))
             classifier = load(job.model_spec)
         except Untrained as planned:

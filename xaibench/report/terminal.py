@@ -5,7 +5,7 @@ import logging
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +57,7 @@ class Pace:
     def __init__(self, work: Mapping[str, int], sweep: Sweep | None = None) -> None:
         self.work, self.sweep = work, sweep
         self.done: Counter[str] = Counter()
-        self.spent: Counter[str] = Counter()
+        self.spent: dict[str, float] = defaultdict(float)
         self.kind = ""
         self.began = self.before = time.monotonic()
         self.show: Callable[[], None] = lambda: None
@@ -77,6 +77,8 @@ class Pace:
 
     def left_of_sweep(self) -> float | None:
         """Seconds that the rest of the sweep will take, if its other cells are like those so far."""
+        if self.sweep is None:
+            return None
         total = sum(self.work.values())
         part = min(sum(self.done[kind] for kind in self.work) / total, 1.0) if total else 0.0
         done = self.sweep.number - 1 + part
@@ -125,7 +127,8 @@ def _bars(title: str, pace: Pace) -> Iterator[None]:
         TextColumn("{task.fields[left]}"),
     )  # fmt: skip
     with Progress(*columns, console=stderr, transient=True) as bars:
-        sweep = pace.sweep and bars.add_task(f"cell {pace.sweep.number} of {pace.sweep.total}", total=1, left="")
+        where = f"cell {pace.sweep.number} of {pace.sweep.total}" if pace.sweep else ""
+        sweep = bars.add_task(where, total=1, left="", visible=pace.sweep is not None)
         tasks = {kind: bars.add_task(f"{title}: {kind}", total=n, left="") for kind, n in pace.work.items()}
 
         def show() -> None:

@@ -360,8 +360,10 @@ def write(results: Path, cells: Sequence[Cell]) -> None:
 def to_csv(frame: pd.DataFrame) -> str:
     """Byte-stable CSV: fixed order, six significant digits, LF, empty for what is undefined; no text is a formula."""
     frame = frame.drop(columns=[TUNED, FEW, CONSTANT], errors="ignore")
-    texts = {name: frame[name].map(_no_formula) for name in frame if frame[name].map(type).eq(str).any()}
-    return frame.assign(**texts).to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    texts = [str(name) for name in frame if any(isinstance(value, str) for value in frame[name])]
+    return frame.assign(**{name: frame[name].map(_no_formula) for name in texts}).to_csv(
+        index=False, float_format="%.6g", lineterminator="\n"
+    )
 
 
 def _no_formula(value: Any) -> Any:
