@@ -15,8 +15,10 @@ from tests.methods.nets import VGGLike, classifier, seeded
 from xaibench.errors import Refusal
 from xaibench.methods.context import Context
 from xaibench.methods.rules.deeplift import DeepLIFT
+from xaibench.methods.rules.guided_backprop import DeconvNet, GuidedBackprop
 from xaibench.methods.rules.lrp import LRP
-from xaibench.methods.rules.rules import AlphaBeta, Composite, passed_on
+from xaibench.methods.rules.rap import RAP
+from xaibench.methods.rules.rules import AlphaBeta, Composite, Epsilon, Gamma, passed_on
 from xaibench.models.classifier import Classifier
 from xaibench.models.resnet_cifar import ResNetCifar
 from xaibench.models.tracing.graph import Graph
@@ -201,6 +203,11 @@ def test_a_network_that_works_in_place_is_the_one_that_does_not(name):
 NO_RULE = {"zero_, for which there is no other"}
 
 
+def halves(x: torch.Tensor) -> list[torch.Tensor]:
+    first, second = x.chunk(2, 1)
+    return [first, second]
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -208,6 +215,7 @@ NO_RULE = {"zero_, for which there is no other"}
         lambda x: (torch.relu_(x.view(-1, 6, 256)), x)[1],
         lambda x: (x.flatten(2), x.relu_())[0].view(-1, 6, 16, 16),
         lambda x: x + F.dropout(x, 0.5, False).relu_(),
+        lambda x: (lambda parts: torch.cat([parts[0].relu_(), parts[1]], 1))(halves(x)),
     ],
 )
 def test_a_view_changed_in_place_beside_one_that_is_read_is_refused(change):
@@ -302,15 +310,170 @@ def test_other_steps_have_a_derivative_and_no_rule():
         LRP(AlphaBeta()).check(network)
 
 
+# What stands behind two convolutions, and the same in other operations.
+TWINS = {
+    "window of a traced size": (
+        lambda x: F.avg_pool2d(x, x.size()[3]).expand(-1, -1, 4, 4),
+        lambda x: F.adaptive_avg_pool2d(x, 1).expand(-1, -1, 4, 4),
+    ),
+    "maximum over a traced size": (lambda x: F.max_pool2d(x, x.shape[-1] // 2), lambda x: F.max_pool2d(x, 8)),
+    "divided by a traced size": (lambda x: x / x.size(2), lambda x: x / 16),
+    "chunk": (lambda x: torch.cat(halves(x)[::-1], 1), lambda x: torch.cat([x[:, 3:], x[:, :3]], 1)),
+    "chunk as a whole": (lambda x: torch.cat(x.chunk(2, 1), 1), lambda x: x),
+    "a part of split": (lambda x: x.split([2, 4], dim=1)[1].repeat(1, 2, 1, 1)[:, :6], lambda x: x[:, LAST_FOUR]),
+    "unbind and stack": (lambda x: torch.stack(torch.unbind(x, 1)[::-1], 1), lambda x: x.flip(1)),
+    "parts added": (
+        lambda x: sum(halves(x)).repeat(1, 2, 1, 1),
+        lambda x: (0 + x[:, :3] + x[:, 3:]).repeat(1, 2, 1, 1),
+    ),
+    "zeros like": (
+        lambda x: torch.cat([x[:, :3], torch.zeros_like(x[:, :3])], 1),
+        lambda x: F.pad(x[:, :3], (0, 0, 0, 0, 0, 3)),
+    ),
+    "new zeros": (
+        lambda x: torch.cat([x[:, :4], x.new_zeros(x.size(0), 2, 16, 16)], 1),
+        lambda x: F.pad(x[:, :4], (0, 0, 0, 0, 0, 2)),
+    ),
+}
+LAST_FOUR = [2, 3, 4, 5, 2, 3]
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_a_network_and_its_twin_have_one_map(name):
+    networks = [classifier(Changing(change)) for change in TWINS[name]]
+    inputs, targets = seeded(3), torch.tensor([0, 3, 4])
+    torch.testing.assert_close(networks[0].logits(inputs), networks[1].logits(inputs))
+    hot = F.one_hot(targets, 5).double()
+    graph = Graph.of(networks[0])
+    values = graph.run(inputs)
+    gradient = graph.back(values, hot, Composite())["input"]
+    torch.testing.assert_close(gradient, networks[1].gradient(inputs, targets))
+    rule_based = [LRP(Epsilon()), LRP(AlphaBeta()), LRP(Gamma()), DeepLIFT(), GuidedBackprop(), DeconvNet(), RAP()]
+    for method in rule_based:
+        for network in networks:
+            method.check(network)
+        one, other = (method.attribute(network, inputs, targets, Context()) for network in networks)
+        assert one.abs().max() > 0
+        torch.testing.assert_close(one, other, msg=type(method).__name__)
+
+
+class Standardised(nn.Conv2d):
+    """A convolution of weights without mean and with deviation 1."""
+
+    def forward(self, x):
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        weight = weight / weight.flatten(1).std(1).view(-1, 1, 1, 1)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class Convolved(nn.Module):
+    """A convolution in the first and one in the second place, padded in a way of their own, and a functional head."""
+
+    def __init__(self, kind=nn.Conv2d, pad=None, **options) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = kind(3, 6, (3, 4), **options), kind(6, 6, 3, **options)
+        self.weight, self.pad = nn.Parameter(torch.randn(5, 6)), pad
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, second = self.pad or (lambda x: x, lambda x: x)
+        x = F.relu(self.second(second(F.relu(self.first(first(x))))))
+        return F.linear(x.mean((2, 3)), self.weight)
+
+
+def plain(network: nn.Module) -> nn.Module:
+    """The same with the standardised weights in ordinary convolutions."""
+    found = Convolved().double()
+    for name in ("first", "second"):
+        ours, theirs = getattr(found, name), getattr(network, name)
+        ours.weight.data = theirs.weight - theirs.weight.mean((1, 2, 3), keepdim=True)
+        ours.weight.data /= ours.weight.data.flatten(1).std(1).view(-1, 1, 1, 1)
+        ours.bias.data = theirs.bias.data
+    return found
+
+
+def around(mode: str):
+    """Padding by 1 on every side, as modules of its own."""
+    return (lambda x: F.pad(x, (1, 1, 1, 1), mode=mode), lambda x: F.pad(x, (1, 1, 1, 1), mode=mode))
+
+
+def zeros(*sides: int):
+    return lambda x: F.pad(x, sides)
+
+
+CONVOLUTIONS = {
+    # Of four columns the fourth has one more behind it than before it.
+    "same": (lambda: Convolved(padding="same"), lambda: Convolved(pad=(zeros(1, 2, 1, 1), zeros(1, 1, 1, 1)))),
+    "same, with gaps": (
+        lambda: Convolved(padding="same", dilation=2),
+        lambda: Convolved(pad=(zeros(3, 3, 2, 2), zeros(2, 2, 2, 2)), dilation=2),
+    ),
+    "reflect": (lambda: Convolved(padding=1, padding_mode="reflect"), lambda: Convolved(pad=around("reflect"))),
+    "circular": (lambda: Convolved(padding=1, padding_mode="circular"), lambda: Convolved(pad=around("circular"))),
+    "replicate": (lambda: Convolved(padding=1, padding_mode="replicate"), lambda: Convolved(pad=around("replicate"))),
+    "standardised": (lambda: Convolved(Standardised), lambda: plain(Convolved(Standardised).double())),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_any_convolution_by_fixed_weights_is_the_ordinary_one_behind_its_padding(name):
+    networks = [classifier(make()) for make in CONVOLUTIONS[name]]
+    inputs, targets = seeded(2).abs(), torch.tensor([0, 3])
+    torch.testing.assert_close(networks[0].logits(inputs), networks[1].logits(inputs))
+    hot = F.one_hot(targets, 5).double()
+    graph = Graph.of(networks[0])
+    gradient = graph.back(graph.run(inputs), hot, Composite())["input"]
+    torch.testing.assert_close(gradient, networks[1].gradient(inputs, targets))
+    assert len(graph.of_kind(Convolution)) == 2
+    for method in (LRP(Epsilon()), LRP(AlphaBeta()), LRP(AlphaBeta(2, 1)), LRP(Gamma()), DeepLIFT()):
+        one, other = (method.attribute(network, inputs, targets, Context()) for network in networks)
+        torch.testing.assert_close(one, other, msg=f"{name} {type(method).__name__}")
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (nn.ConvTranspose2d(6, 6, 3), "a module ConvTranspose2d"),
+        (lambda x: F.conv_transpose2d(x, torch.ones(6, 6, 1, 1, dtype=x.dtype)), "a call of conv_transpose2d"),
+        (lambda x: F.conv2d(x, x.mean((0, 2, 3)).view(1, 6, 1, 1).expand(6, 6, 1, 1)), "a conv2d whose weights depend"),
+        (lambda x: x * x.sigmoid(), "an activation that is not 0 at 0"),
+        (nn.GroupNorm(2, 6), "a module GroupNorm"),
+    ],
+)  # fmt: skip
+def test_what_has_no_rule_is_called_what_it_is(change, what):
+    network = classifier(Changing(change))
+    if "depend" in what:
+        network.probe = lambda count: seeded(1).expand(count, -1, -1, -1)  # one that does not see that it mixes samples
+    with pytest.raises(Refusal, match=f"there is no rule for '.*' of Changing, which is {what}"):
+        LRP(Epsilon()).check(network)
+
+
+class Recurrent(nn.Module):
+    """A module that returns a tensor and a tuple, of which one is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells, self.head = nn.LSTM(32, 6, batch_first=True), nn.Linear(6, 5)
+
+    def forward(self, x):
+        values, (last, _) = self.cells(x.flatten(2))
+        return self.head(values[:, -1] + last[0])
+
+
+def test_a_step_that_returns_several_tensors_has_a_derivative():
+    network = classifier(Recurrent(), (4, 4, 8))
+    inputs, targets = seeded(2, (4, 4, 8)), torch.tensor([0, 3])
+    graph = Graph.of(network)
+    hot = F.one_hot(targets, 5).double()
+    found = graph.back(graph.run(inputs), hot, Composite())["input"]
+    torch.testing.assert_close(found, network.gradient(inputs, targets))
+    with pytest.raises(Refusal, match="which is a call of getitem"):
+        LRP(Epsilon()).check(network)
+
+
 class Branching(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.flatten(1) if x.sum() > 0 else -x.flatten(1)
-
-
-class Split(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        first, second = x.chunk(2, 1)
-        return first.flatten(1) + second.flatten(1)
 
 
 class Counting(nn.Module):
@@ -329,7 +492,6 @@ class Counting(nn.Module):
     ("module", "said"),
     [
         (Branching(), "Branching cannot be traced by torch.fx"),
-        (Split(), "'chunk' of Split returns several tensors"),
         (Counting(), "do not give its logits"),
     ],
 )

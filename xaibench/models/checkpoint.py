@@ -22,7 +22,8 @@ State = dict[str, torch.Tensor]
 def read(path: str | Path, where: str) -> State:
     """The state dict in a .safetensors, .pt or .pth file, on the CPU.
 
-    A dict nested under `state_dict` or `model` and the prefix `module.` of data-parallel training are unwrapped.
+    A dict nested under `state_dict` or `model` and the prefixes of data-parallel training and of
+    torch.compile are unwrapped.
     where: the config path to name in messages. Raises UserError if the file is missing, damaged, or holds anything
     besides tensors and plain containers; code in it is never run.
     """
@@ -39,8 +40,9 @@ def read(path: str | Path, where: str) -> State:
         raise UserError(
             f"{where}={path}: expected a state dict (names and tensors), these are no tensors: {', '.join(others[:5])}"
         )
-    if content and all(name.startswith("module.") for name in content):
-        content = {name.removeprefix("module."): tensor for name, tensor in content.items()}
+    for prefix in ("module.", "_orig_mod."):
+        if content and all(name.startswith(prefix) for name in content):
+            content = {name.removeprefix(prefix): tensor for name, tensor in content.items()}
     return content
 
 

@@ -61,7 +61,8 @@ class Classifier:
         if self.batch_size < 1:
             raise UserError(f"batch_size={self.batch_size}: expected at least 1")
         self.module.eval()
-        self.module.requires_grad_(False)
+        for parameter in self.module.parameters():  # one by one: TorchScript has no `requires_grad_`
+            parameter.requires_grad_(False)
 
     @property
     def device(self) -> torch.device:
@@ -98,6 +99,12 @@ class Classifier:
         if path not in modules or path == "":
             known = [*self.layers, *(key for key in modules if key)]
             raise Refusal(f"layer '{name}' is not in {self.name}: {nearest(name, known)}")
+        above = [path[:end] for end, letter in enumerate(path) if letter == "."]
+        if any(isinstance(modules[outer], torch.jit.ScriptModule) for outer in ("", *above)):
+            raise Refusal(
+                f"layer '{name}' of {self.name} is inside of TorchScript, into which nothing can look: give the Python "
+                "module that it was made from"
+            )
         return modules[path]
 
     def chunks(self, count: int) -> Iterator[slice]:

@@ -1,11 +1,13 @@
 """From a model's configuration to a Classifier: build the network, load its weights safely, say what it is."""
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from ..build import TARGET, build, coerce, describe
 from ..errors import Refusal, UserError, first_line, nearest
@@ -13,6 +15,8 @@ from . import checkpoint, torchvision_nets
 from .classifier import Classifier
 from .digest import weights_digest
 from .preprocessing import Preprocessing
+
+log = logging.getLogger(__name__)
 
 RESERVED = ("weights", "mean", "std", "resize", "crop", "interpolation", "input_size", "layers", "recipe", "returns")
 BUNDLED = Path(__file__).parent / "checkpoints"
@@ -87,17 +91,53 @@ def network_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
 def build_module(spec: Mapping[str, Any], seed: int = 0) -> nn.Module:
     """The network of a model yaml with random weights from this seed; the global generator is left as it was.
 
-    Every ReLU is made a module of its own that hooks can reach (`torchvision_nets.untangle`), where that is known.
-    Raises UserError if `_target_` gives no torch.nn.Module.
+    Compiled modules become those behind them, numbers float32, lazy layers are initialised by one input of the
+    model's size, and every ReLU is made a module of its own that hooks can reach (`torchvision_nets.untangle`), where
+    that is known. Raises UserError if `_target_` gives no torch.nn.Module.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         module = build(network_spec(spec), "model")
-    if not isinstance(module, nn.Module):
-        raise UserError(
-            f"model.{TARGET}={spec[TARGET]}: it gives a {type(module).__name__}, expected a torch.nn.Module"
-        )
+        if not isinstance(module, nn.Module):
+            raise UserError(
+                f"model.{TARGET}={spec[TARGET]}: it gives a {type(module).__name__}, expected a torch.nn.Module"
+            )
+        module = _in_float32(_uncompiled(module), spec)
+        if any(is_lazy(parameter) for parameter in (*module.parameters(), *module.buffers())):
+            _initialise(module, _input_size(spec, _preprocessing(spec, torchvision_nets.IMAGENET)), spec)
     return torchvision_nets.untangle(module)
+
+
+def _uncompiled(module: nn.Module) -> nn.Module:
+    """The module behind `torch.compile`, wherever it was used: what was compiled can be neither traced nor hooked."""
+    module = getattr(module, "_orig_mod", module)
+    for part in list(module.modules()):
+        if not isinstance(part, torch.jit.ScriptModule):
+            part._compiled_call_impl = None  # of `module.compile()`
+            for name, child in part.named_children():
+                setattr(part, name, getattr(child, "_orig_mod", child))
+    return module
+
+
+def _in_float32(module: nn.Module, spec: Mapping[str, Any]) -> nn.Module:
+    """Numbers of one precision: inputs, maps and stored outputs are float32."""
+    kinds = {tensor.dtype for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point()}
+    if others := sorted(str(kind).removeprefix("torch.") for kind in kinds - {torch.float32}):
+        log.warning("%s is of %s: it is run in float32", spec[TARGET], ", ".join(others))
+        module.float()
+    return module
+
+
+@torch.no_grad()
+def _initialise(module: nn.Module, size: tuple[int, int, int], spec: Mapping[str, Any]) -> None:
+    """One forward pass, after which lazy layers know their shapes."""
+    try:
+        module.eval()(torch.zeros(1, *size))
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise UserError(
+            f"model.{TARGET}={spec[TARGET]}: its lazy layers cannot be initialised by an input of {list(size)}: "
+            f"{first_line(error)}"
+        ) from error
 
 
 @torch.no_grad()

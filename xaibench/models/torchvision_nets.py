@@ -97,6 +97,8 @@ def untangle(module: nn.Module) -> nn.Module:
     """
     part: Any
     for part in list(module.modules()):
+        if isinstance(part, torch.jit.ScriptModule):
+            continue  # its code is fixed; nothing looks into it
         if hasattr(part, "inplace"):
             part.inplace = False
         if type(part) in _SEPARATED:

@@ -12,7 +12,7 @@ from ...errors import Refusal
 from ...models.classifier import Classifier
 from ...models.cut import INPUT
 from ...models.tracing.graph import Graph
-from ...models.tracing.steps import Activation, Affine, Constant, Convolution, Dense, Route, Rule, Step
+from ...models.tracing.steps import Activation, Affine, Constant, Convolution, Dense, Other, Route, Rule, Step
 from ..base import Method
 from ..context import Context
 
@@ -47,9 +47,11 @@ class ModifiedBackprop(Method):
     def check(self, classifier: Classifier) -> None:
         others = [step for step in Graph.of(classifier).steps if not isinstance(step, self.served)]
         if others:
+            what = others[0].what if isinstance(others[0], Other) else "an activation that is not 0 at 0"
             raise Refusal(
-                f"there is no rule for '{others[0].name}' of {classifier.name}: it is no convolution, linear layer, "
-                "batch normalisation, pooling, sum, concatenation, reshaping, nor an activation that is 0 at 0"
+                f"there is no rule for '{others[0].name}' of {classifier.name}, which is {what}\n"
+                "there are rules for Conv2d and linear layers, batch normalisation by kept statistics, pooling, sums, "
+                "concatenation, reshaping, and activations that are 0 at 0"
             )
 
     def attribute(

@@ -72,19 +72,35 @@ class Affine(Step):
 
 @dataclass(frozen=True, eq=False)
 class Convolution(Affine):
-    """weight [K,C/groups,h,w], bias [K,1,1]. options: stride, padding, dilation, groups."""
+    """weight [K,C/groups,h,w], bias [K,1,1]. options: stride, padding, dilation, groups. around: what `pad` of
+    torch.nn.functional puts around the input first, where zeros on both sides alike do not do; None where they do."""
 
     options: Mapping[str, Any]
+    around: Mapping[str, Any] | None = None
 
     def linear(self, inputs: Tensors, weight: torch.Tensor) -> torch.Tensor:
-        return functional.conv2d(inputs[0], weight, None, **self.options)
+        return functional.conv2d(self._padded(inputs[0]), weight, None, **self.options)
 
     def transposed(self, signal: torch.Tensor, weight: torch.Tensor, inputs: Tensors) -> Tensors:
         # What autograd calls; `nn.grad.conv2d_input` hands it an input without a memory layout, which is slower.
         stride, padding, dilation, groups = (self.options[name] for name in ("stride", "padding", "dilation", "groups"))
-        return torch.ops.aten.convolution_backward(
-            signal, inputs[0], weight, None, stride, padding, dilation, False, (0, 0), groups, (True, False, False)
+        found = torch.ops.aten.convolution_backward(
+            signal,
+            self._padded(inputs[0]),
+            weight,
+            None,
+            stride,
+            padding,
+            dilation,
+            False,
+            (0, 0),
+            groups,
+            (True, False, False),
         )[:1]
+        return found if self.around is None else _pulled_back(self._padded, inputs[0], found[0])
+
+    def _padded(self, values: torch.Tensor) -> torch.Tensor:
+        return values if self.around is None else functional.pad(values, **self.around)
 
     def scaled(self, factor: torch.Tensor, shift: torch.Tensor) -> "Convolution":
         shift = shift.view(-1, 1, 1)
@@ -128,9 +144,7 @@ class Average(Affine):
         return self.pool(inputs[0]) * weight
 
     def transposed(self, signal: torch.Tensor, weight: torch.Tensor, inputs: Tensors) -> Tensors:
-        with torch.enable_grad():
-            blank = torch.zeros_like(inputs[0], requires_grad=True)
-            return torch.autograd.grad(self.pool(blank), blank, signal * weight)
+        return _pulled_back(self.pool, inputs[0], signal * weight)
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +171,10 @@ class Call(Step):
         with torch.enable_grad():
             leaves = [x.detach().requires_grad_(True) if _differentiable(x) else x for x in inputs]
             wanted = [x for x in leaves if _differentiable(x)]
-            found = iter(torch.autograd.grad(self.function(*leaves), wanted, signal, materialize_grads=True))
+            output = self.function(*leaves)
+            if not output.requires_grad:  # what it makes of its sources does not follow them: detached, a comparison
+                return [None] * len(leaves)
+            found = iter(torch.autograd.grad(output, wanted, signal, materialize_grads=True))
         return [next(found) if _differentiable(x) else None for x in leaves]
 
 
@@ -214,8 +231,20 @@ class Choice(Constant):
     """The maxima of `Pooling` and their places: the signal goes by the pooling itself."""
 
 
+@dataclass(frozen=True, eq=False)
 class Other(Call):
-    """What is none of these, and so has a derivative but no rule: products, normalisation by the input, attention."""
+    """What is none of these, and so has a derivative but no rule: products, normalisation by the input, attention.
+
+    what: what it is, for messages."""
+
+    what: str = ""
+
+
+def _pulled_back(linear: Callable[[torch.Tensor], torch.Tensor], like: torch.Tensor, signal: torch.Tensor) -> Tensors:
+    """What a linear function's transpose makes of a signal at its output."""
+    with torch.enable_grad():
+        blank = torch.zeros_like(like, requires_grad=True)
+        return torch.autograd.grad(linear(blank), blank, signal)
 
 
 def _differentiable(value: Any) -> bool:

@@ -9,6 +9,7 @@ import inspect
 import math
 import operator
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeGuard, cast
 
 import torch
@@ -59,6 +60,8 @@ ROUTES = (
     functional.dropout, functional.dropout2d, functional.pad, torch.flatten, torch.reshape, torch.squeeze,
     torch.unsqueeze, torch.transpose, torch.permute, torch.cat, torch.concat, operator.getitem, "flatten", "view",
     "reshape", "squeeze", "unsqueeze", "transpose", "permute", "contiguous", "clone",
+    "expand", "repeat", "flip", torch.flip,
+    torch.chunk, torch.split, torch.tensor_split, torch.unbind, torch.stack, "chunk", "split", "tensor_split", "unbind",
 )  # fmt: skip
 KINDS: dict[Any, Any] = {operation: kind for kind, operations in
          ((Elementwise, ELEMENTWISE), (Activation, ACTIVATIONS), (Maximum, MAXIMA), (Average, AVERAGES),
@@ -68,6 +71,9 @@ SUMS = (operator.add, torch.add, "add")
 DIFFERENCES = (operator.sub, torch.sub, "sub")
 PRODUCTS = (operator.mul, torch.mul, "mul")
 QUOTIENTS = (operator.truediv, torch.div, "div")
+CONVOLUTIONS, LINEAR = (functional.conv2d, torch.conv2d), (functional.linear,)
+# What takes no more than shape and kind from its tensor.
+BLANKS = (torch.zeros_like, torch.ones_like, torch.full_like, "new_zeros", "new_ones", "new_full")
 # Operators that work in place, and the same out of place.
 OPERATORS = {getattr(operator, f"i{name}"): getattr(operator, name) for name in (
     "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and_", "or_", "xor",
@@ -101,6 +107,12 @@ def trace(classifier: Classifier) -> tuple[list[Step], dict[str, list[int]]]:
     """
     name, module = classifier.name, classifier.module
     tracer = _Tracer()
+    if scripted := [path for path, part in module.named_modules() if isinstance(part, torch.jit.ScriptModule)]:
+        where = f"'{scripted[0]}' of {name}" if scripted[0] else name
+        raise Refusal(
+            f"{where} is TorchScript, which cannot be taken apart: give the Python module that it was made from\n"
+            "what needs the network's answers and gradients alone runs, such as gradient, occlusion and rise"
+        )
     try:
         nodes = list(tracer.trace(module).nodes)
     except Exception as error:
@@ -113,7 +125,8 @@ def trace(classifier: Classifier) -> tuple[list[Step], dict[str, list[int]]]:
     builder = _Builder(name, module, inputs[0], probe)
     for node in nodes:
         builder.add(node)
-    places = {path: [builder.places[node] for node in found] for path, found in tracer.outputs.items()}
+    outputs = {path: [node for node in found if node in builder.places] for path, found in tracer.outputs.items()}
+    places = {path: [builder.places[node] for node in found] for path, found in outputs.items()}
     with torch.no_grad():
         expected = module(probe.clone())
     found = builder.values[-1]
@@ -125,7 +138,10 @@ def trace(classifier: Classifier) -> tuple[list[Step], dict[str, list[int]]]:
 
 
 class _Builder:
-    """Takes the nodes of a trace in order and makes their steps; runs them on a probe, so that shapes are known."""
+    """Takes the nodes of a trace in order and makes their steps; runs them on a probe, so that shapes are known.
+
+    What returns several tensors, or no tensor, is no step, but a part of each step that reads it (`several`).
+    """
 
     def __init__(self, name: str, module: nn.Module, source: fx.Node, probe: torch.Tensor) -> None:
         self.name, self.module = name, module
@@ -134,17 +150,29 @@ class _Builder:
         self.places: dict[fx.Node, int] = {source: 0}
         self.values: list[Any] = [probe]
         self.depends = {0}
+        self.several: dict[fx.Node, _Several] = {}
 
     def add(self, node: fx.Node) -> None:
         """The step of a node, where it has one of its own."""
-        if node in self.places or node.op in ("placeholder", "output"):
+        if node in self.places or node.op == "placeholder":
+            return
+        if node.op == "output":
+            if any(source in self.several for source in node.all_input_nodes):
+                raise Refusal(
+                    f"{self.name} returns several tensors: a backward pass by rules starts from one of logits"
+                )
             return
         changed = self._out_of_place(node)
         if not self._fold(node):
-            sources = tuple(self.places[source] for source in node.all_input_nodes)
-            self.places[node] = self._append(self._step(node, sources, changed is not None))
+            call, sources = self._call(node, changed is not None)
+            step = self._step(node, sources, call)
+            value = self._run(step)
+            if not isinstance(step, Constant) and not isinstance(value, torch.Tensor):
+                self.several[node] = _Several(call, sources, self._routes(node))
+                return
+            self.places[node] = self._append(step, value)
         if changed is not None:
-            changed.replace_all_uses_with(node, delete_user_cb=lambda user: user not in self.places)
+            changed.replace_all_uses_with(node, delete_user_cb=lambda user: not self._done(user))
 
     def _out_of_place(self, node: fx.Node) -> fx.Node | None:
         """The node whose value this one changes in place, if it does; then its operation has become the one that does
@@ -152,29 +180,32 @@ class _Builder:
         changes = _works_in_place(node, self.modules)
         node.target, node.args, node.kwargs = _same_out_of_place(node)
         changed = (node.args[0] if node.args else node.kwargs.get("input")) if changes else None
-        if not isinstance(changed, fx.Node) or not isinstance(self.values[self.places[changed]], torch.Tensor):
+        value = self.values[self.places[changed]] if changed in self.places else None
+        if not isinstance(value, torch.Tensor):
             return None
-        memory = self.values[self.places[changed]].untyped_storage().data_ptr()
-        for other, place in self.places.items():
-            value = self.values[place]
-            same = isinstance(value, torch.Tensor) and value.untyped_storage().data_ptr() == memory
-            if (
-                same
-                and other is not changed
-                and any(user not in self.places and user is not node for user in other.users)
-            ):
+        memory = value.untyped_storage().data_ptr()
+        found = {other: (place,) for other, place in self.places.items()}
+        found |= {other: made.sources for other, made in self.several.items()}
+        for other, places in found.items():
+            values = [self.values[place] for place in places]
+            same = any(isinstance(v, torch.Tensor) and v.untyped_storage().data_ptr() == memory for v in values)
+            unread = (user for user in other.users if not self._done(user) and user is not node)
+            if same and other is not changed and any(unread):
                 raise Refusal(
                     f"'{node.name}' of {self.name} works in place on a view, and '{other.name}', a view of the same "
                     "values, is read afterwards: write it out of place"
                 )
         return changed
 
-    def _append(self, step: Step) -> int:
-        with torch.no_grad():
-            value = step(*(self.values[source] for source in step.sources))
+    def _done(self, node: fx.Node) -> bool:
+        return node in self.places or node in self.several
+
+    @torch.no_grad()
+    def _run(self, step: Step) -> Any:
+        return step(*(self.values[source] for source in step.sources))
+
+    def _append(self, step: Step, value: Any) -> int:
         if not isinstance(step, Constant):
-            if not isinstance(value, torch.Tensor):
-                raise Refusal(f"'{step.name}' of {self.name} returns several tensors: no rule takes them apart")
             self.depends.add(len(self.values))
         self.steps.append(step)
         self.values.append(value)
@@ -186,7 +217,7 @@ class _Builder:
         if not _normalises(norm):
             return False
         before = node.all_input_nodes[0]
-        place = self.places[before]
+        place = self.places.get(before, 0)
         if place == 0 or len(before.users) > 1:
             return False
         step = self.steps[place - 1]
@@ -194,29 +225,53 @@ class _Builder:
         if folded is None:
             return False
         self.steps[place - 1] = folded
-        with torch.no_grad():
-            self.values[place] = folded(*(self.values[source] for source in folded.sources))
+        self.values[place] = self._run(folded)
         self.places[node] = place
         return True
 
-    def _step(self, node: fx.Node, sources: tuple[int, ...], in_place: bool) -> Step:
-        where, call = (node.name, sources), self._call(node, in_place)
-        moving = [s for s in sources if s in self.depends and isinstance(self.values[s], torch.Tensor)]
-        if not moving or node.target in SIZES:
-            return Constant(*where, call)
+    def _routes(self, node: fx.Node) -> bool:
+        """Whether a node moves values alone, and so does what it reads of those that return several tensors."""
+        target = type(self.modules[str(node.target)]) if node.op == "call_module" else node.target
+        return KINDS.get(target) is Route and all(
+            self.several[s].routes for s in node.all_input_nodes if s in self.several
+        )
+
+    def _moving(self, sources: tuple[int, ...]) -> list[int]:
+        """Those of the sources that are tensors which depend on the input."""
+        return [source for source in sources if source in self.depends]
+
+    def _step(self, node: fx.Node, sources: tuple[int, ...], call: Callable[..., Any]) -> Step:
+        moving = self._moving(sources)
+        if not moving or node.target in SIZES or node.target in BLANKS:
+            return Constant(node.name, sources, call)
         module = self.modules[str(node.target)] if node.op == "call_module" else None
+        other = Other(node.name, sources, call, _what(node, module))
+        if any(source in self.several for source in node.all_input_nodes):
+            return Route(node.name, sources, call) if self._routes(node) else other
+        kind = KINDS.get(node.target if module is None else type(module), Other)
+        if kind is Route:
+            return Route(node.name, sources, call)
+        affine = self._arithmetic(node, sources, call) if module is None else self._layer((node.name, sources), module)
+        if affine is not None or len(moving) > 1:
+            return affine or other
+        # A function of one tensor: what else it reads (the size of a window) is the same for every input.
+        where, call = (node.name, tuple(moving)), self._bound(call, sources)
         ceiling = _ceiling(node, module)
         if ceiling is not None:
             return Rectifier(*where, call, ceiling)
         if type(module) is nn.MaxPool2d and not module.return_indices:
             return self._pooling(where, module, call)
-        kind = KINDS.get(node.target if module is None else type(module), Other)
         if kind is Average:
             return Average(*where, self._one(), None, call)
-        if kind is not Other:
-            return kind(*where, call)
-        affine = self._arithmetic(node, sources, call) if module is None else self._layer(where, module)
-        return affine or Other(*where, call)
+        return other if kind is Other else kind(*where, call)
+
+    def _bound(self, call: Callable[..., Any], sources: tuple[int, ...]) -> Callable[..., Any]:
+        """A call as a function of its one source that depends on the input."""
+        if len(sources) == 1:
+            return call
+        values = [None if source in self.depends else self.values[source] for source in sources]
+        moving = [source in self.depends for source in sources]
+        return lambda x: call(*(x if moves else value for moves, value in zip(moving, values)))
 
     def _pooling(self, where: tuple[str, tuple[int, ...]], module: nn.MaxPool2d, call: Call) -> Pooling:
         """Maximum pooling, behind a step that finds the maxima once for both passes."""
@@ -224,15 +279,14 @@ class _Builder:
         pairs = [nn.modules.utils._pair(getattr(module, x)) for x in ("kernel_size", "stride", "padding", "dilation")]
         windows = (*pairs, module.ceil_mode)
         choice = Choice(f"{name}_places", sources, lambda x: torch.ops.aten.max_pool2d_with_indices(x, *windows))
-        return Pooling(name, (*sources, self._append(choice)), call, windows)
+        return Pooling(name, (*sources, self._append(choice, self._run(choice))), call, windows)
 
     def _layer(self, where: tuple[str, tuple[int, ...]], module: nn.Module) -> Affine | None:
         """A module with weights as an affine step, if it is one."""
-        if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and module.padding != "same":
+        if isinstance(module, nn.Conv2d):
+            mode = None if module.padding_mode == "zeros" else module.padding_mode
             options = {name: getattr(module, name) for name in ("stride", "padding", "dilation", "groups")}
-            options["padding"] = (0, 0) if module.padding == "valid" else module.padding
-            bias = None if module.bias is None else module.bias.detach().view(-1, 1, 1)
-            return Convolution(*where, module.weight.detach(), bias, options)
+            return _convolution(where, module.weight, module.bias, mode, **options)
         if isinstance(module, nn.Linear):
             return Dense(*where, module.weight.detach(), None if module.bias is None else module.bias.detach())
         if _normalises(module):
@@ -243,27 +297,48 @@ class _Builder:
         return None
 
     def _arithmetic(self, node: fx.Node, sources: tuple[int, ...], call: Call) -> Affine | None:
-        """A sum or difference of tensors of one shape, or arithmetic with a number, as an affine step, if it is one."""
+        """A sum or difference of tensors of one shape, arithmetic with a number, or a `_functional` layer as an affine
+        step, if it is one."""
+        if node.target in CONVOLUTIONS + LINEAR:
+            return self._functional(node)
         target, tensors = node.target, [s for s in sources if isinstance(self.values[s], torch.Tensor)]
         if len(node.args) != 2 or node.kwargs or len({self.values[source].shape for source in tensors}) != 1:
             return None
         if len(tensors) == 2 and target in SUMS:
             return Sum(node.name, sources, self._one(), None)
         if len(tensors) == 2 and target in DIFFERENCES:
-            negative = self._append(Scale(f"minus_{node.name}", sources[1:], -self._one(), None))
-            return Sum(node.name, (sources[0], negative), self._one(), None)
-        of_number = target in SUMS + DIFFERENCES + PRODUCTS or (target in QUOTIENTS and node.args[0] in self.places)
-        if len(sources) == 1 and len(tensors) == 1 and of_number and not all(a in self.places for a in node.args):
+            negative = Scale(f"minus_{node.name}", sources[1:], -self._one(), None)
+            place = self._append(negative, self._run(negative))
+            return Sum(node.name, (sources[0], place), self._one(), None)
+        divided = target in QUOTIENTS and self.places.get(node.args[0]) in self.depends
+        of_number = target in SUMS + DIFFERENCES + PRODUCTS or divided
+        moving = self._moving(sources)
+        if len(moving) == 1 == len(tensors) and of_number and node.args[0] is not node.args[1]:
             # Affine with one input: its values at 0 and 1 say which.
-            zero, one = (call(torch.full_like(self.values[sources[0]], x)).reshape(-1)[0] for x in (0.0, 1.0))
-            return Scale(node.name, sources, one - zero, zero)
+            call = self._bound(call, sources)
+            zero, one = (call(torch.full_like(self.values[moving[0]], x)).reshape(-1)[0] for x in (0.0, 1.0))
+            return Scale(node.name, tuple(moving), one - zero, zero)
         return None
+
+    def _functional(self, node: fx.Node) -> Affine | None:
+        """A convolution or a linear layer that is a function, if its weights do not depend on the input."""
+        names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+        given = dict(zip(names, node.args)) | node.kwargs
+        x, *weights = (given.pop(name, None) for name in names[:3])
+        known = {n: self.values[self.places[n]] for n in node.all_input_nodes if self.places.get(n) not in self.depends}
+        if x in known or x not in self.places or any(isinstance(w, fx.Node) and w not in known for w in weights):
+            return None
+        weight, bias = (known.get(w) for w in weights)
+        where = (node.name, (self.places[x],))
+        if node.target in LINEAR:
+            return Dense(*where, weight, bias)
+        return _convolution(where, weight, bias, None, **fx.node.map_arg(given, known.__getitem__))
 
     def _one(self) -> torch.Tensor:
         return torch.ones((), dtype=self.values[0].dtype, device=self.values[0].device)
 
-    def _call(self, node: fx.Node, in_place: bool) -> Callable[..., Any]:
-        """The node's operation as a function of its sources, which leaves them as they are.
+    def _call(self, node: fx.Node, in_place: bool) -> tuple[Callable[..., Any], tuple[int, ...]]:
+        """The node's operation as a function of its sources, which leaves them as they are, and the sources.
 
         in_place: whether it may work in place on the first of its arguments; then it gets a copy.
         """
@@ -271,7 +346,7 @@ class _Builder:
             value: Any = self.module
             for part in str(node.target).split("."):
                 value = getattr(value, part)
-            return lambda: value.detach() if isinstance(value, torch.Tensor) else value
+            return lambda: value.detach() if isinstance(value, torch.Tensor) else value, ()
         if node.op == "call_module":
             function: Callable[..., Any] = self.modules[str(node.target)].forward
         elif node.op == "call_method":
@@ -281,13 +356,67 @@ class _Builder:
         # As they are now: a step in place further up changes what this node reads, not what it makes of it.
         read = tuple(node.all_input_nodes)
         given: Any = (node.args, node.kwargs)
+        several = {one: self.several[one] for one in read if one in self.several}
+        places = {one: self.places[one] for one in read if one not in several}
+        sources = tuple(dict.fromkeys([*places.values(), *(s for one in several.values() for s in one.sources)]))
 
         def call(*inputs: Any) -> Any:
-            arguments, named = fx.node.map_arg(given, dict(zip(read, inputs)).__getitem__)
+            values = dict(zip(sources, inputs))
+            found = {one: values[place] for one, place in places.items()}
+            found |= {one: made.call(*(values[s] for s in made.sources)) for one, made in several.items()}
+            arguments, named = fx.node.map_arg(given, found.__getitem__)
             first = [arguments[0].clone()] if in_place else arguments[:1]
             return function(*first, *arguments[1:], **named)
 
-        return call
+        return call, sources
+
+
+@dataclass(frozen=True)
+class _Several:
+    """What returns several tensors, or none: a function of the values at `sources`. routes: whether it moves values
+    alone."""
+
+    call: Callable[..., Any]
+    sources: tuple[int, ...]
+    routes: bool
+
+
+def _convolution(
+    where: tuple[str, tuple[int, ...]],
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    mode: str | None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Convolution:
+    """A convolution as torch.nn.functional.conv2d takes it. mode: of `pad`, for what is no padding with zeros."""
+    stride, dilation = (nn.modules.utils._pair(value) for value in (stride, dilation))
+    sides = None if isinstance(padding, str) else nn.modules.utils._pair(padding)
+    whole = [step * (size - 1) for step, size in zip(dilation, weight.shape[2:])]
+    if padding == "valid":
+        sides = (0, 0)
+    if padding == "same" and all(size % 2 == 0 for size in whole):
+        sides = (whole[0] // 2, whole[1] // 2)
+    around = None
+    if mode is not None or sides is None:
+        # As `pad` wants it: the last dimension first. What cannot be halved has one more behind than before.
+        before_behind = [(s, s) for s in sides] if sides is not None else [(n // 2, n - n // 2) for n in whole]
+        around = {"pad": (*before_behind[1], *before_behind[0]), "mode": mode or "constant"}
+        sides = (0, 0)
+    options = {"stride": stride, "padding": sides, "dilation": dilation, "groups": groups}
+    return Convolution(*where, weight.detach(), None if bias is None else bias.detach().view(-1, 1, 1), options, around)
+
+
+def _what(node: fx.Node, module: nn.Module | None) -> str:
+    """What a node is, in words, for who has no rule for it."""
+    if module is not None:
+        return f"a module {type(module).__name__}"
+    name = getattr(node.target, "__name__", str(node.target))
+    if node.target in CONVOLUTIONS + LINEAR:
+        return f"a {name} whose weights depend on the input"
+    return f"a call of {name}"
 
 
 def _works_in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
