@@ -65,8 +65,7 @@ def make_job(config: DictConfig) -> Job:
     model_spec, dataset_spec = dict(plain["model"]), dict(plain["dataset"])
     selection = {key: dataset_spec.pop(key) for key in SELECTION if key in dataset_spec}
     # A yaml may name itself; `model=torchvision` takes the name of its architecture.
-    model = str(model_spec.pop("name", None) or choices["model"])
-    dataset = str(dataset_spec.pop("name", None) or choices["dataset"])
+    model, dataset = _own_name(model_spec) or choices["model"], _own_name(dataset_spec) or choices["dataset"]
     changed = _changes(dataset_spec, defaults["dataset"])
     dataset += "".join(f",{key}={value}" for key, value in changed.items() if key not in _NOT_IN_LABEL)
 
@@ -454,6 +453,14 @@ class SweepEnd(Callback):
 
 
 # ---- explaining mistakes ---------------------------------------------------------------------------------------------
+
+
+def _own_name(spec: dict[str, Any]) -> str:
+    """The name that a model's or data set's yaml gives itself, taken out of it unless its class wants it too."""
+    name = spec.get("name")
+    if "name" not in _parameters(spec[TARGET]):
+        spec.pop("name", None)
+    return str(name or "")
 
 
 def explain(error: Exception, arguments: Iterable[str]) -> UserError:

@@ -99,13 +99,20 @@ class Classifier:
         if path not in modules or path == "":
             known = [*self.layers, *(key for key in modules if key)]
             raise Refusal(f"layer '{name}' is not in {self.name}: {nearest(name, known)}")
-        above = [path[:end] for end, letter in enumerate(path) if letter == "."]
-        if any(isinstance(modules[outer], torch.jit.ScriptModule) for outer in ("", *above)):
-            raise Refusal(
-                f"layer '{name}' of {self.name} is inside of TorchScript, into which nothing can look: give the Python "
-                "module that it was made from"
-            )
+        self.refuse_torchscript(path)
         return modules[path]
+
+    def refuse_torchscript(self, path: str | None = None) -> None:
+        """Raise Refusal if the module at `path` lies inside of TorchScript, which neither hooks nor traces can look
+        into; without one, if anything of the network does."""
+        for outer, module in self.module.named_modules():
+            within = path is None or not outer or path.startswith(f"{outer}.")
+            if isinstance(module, torch.jit.ScriptModule) and within:
+                what = f"'{outer}' of {self.name}" if outer else self.name
+                raise Refusal(
+                    f"{what} is TorchScript, into which nothing looks: give the Python module that it was made from\n"
+                    "what needs answers and gradients alone does run, such as gradient, occlusion and rise"
+                )
 
     def chunks(self, count: int) -> Iterator[slice]:
         """Slices of at most `batch_size` that cover range(count): the inner batches of one long call."""

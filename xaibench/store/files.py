@@ -14,14 +14,19 @@ from ..errors import CacheError, UserError, nearest
 
 
 def existing(path: str | Path, where: str) -> Path:
-    """The path, if it is there. Raises UserError naming the first part that is missing and the nearest name there."""
+    """The path, if it is there. Raises UserError naming the first part that is missing, and the nearest name there of
+    its kind: a folder, or a file of the same ending."""
     path = Path(path).expanduser()
     if path.exists():
         return path
     missing = path
     while not missing.parent.is_dir():
         missing = missing.parent
-    near = nearest(missing.name, sorted(os.listdir(missing.parent)))
+    if missing == path and path.suffix:
+        names = [entry.name for entry in missing.parent.iterdir() if entry.suffix == path.suffix]
+    else:
+        names = [entry.name for entry in missing.parent.iterdir() if entry.is_dir()]
+    near = nearest(missing.name, sorted(names)) if missing.parent != Path(path.anchor) else ""
     raise UserError(f"{where}={path}: there is no '{missing.name}' in {missing.parent.absolute()}\n{near}".rstrip())
 
 

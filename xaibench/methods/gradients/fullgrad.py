@@ -58,6 +58,7 @@ class FullGrad(Method):
     def check(self, classifier: Classifier) -> None:
         if classifier.output == "probability":
             raise Refusal("fullgrad takes a logit apart, a softmax probability has no such parts: set output=logit")
+        classifier.refuse_torchscript()
         target = torch.zeros(1, dtype=torch.int64, device=classifier.device)
         self.attribute(classifier, classifier.probe(1), target, Context())
 

@@ -49,6 +49,7 @@ def altered(network: nn.Module, alter: Callable[[int, torch.Tensor], torch.Tenso
 
 def require_neurons(classifier: Classifier) -> None:
     """Refuse a network whose neurons cannot all be reached, or cannot be changed without changing something else."""
+    classifier.refuse_torchscript()
     reached, missed = count_rectifiers(classifier)
     if missed:
         raise Refusal(

@@ -107,12 +107,7 @@ def trace(classifier: Classifier) -> tuple[list[Step], dict[str, list[int]]]:
     """
     name, module = classifier.name, classifier.module
     tracer = _Tracer()
-    if scripted := [path for path, part in module.named_modules() if isinstance(part, torch.jit.ScriptModule)]:
-        where = f"'{scripted[0]}' of {name}" if scripted[0] else name
-        raise Refusal(
-            f"{where} is TorchScript, which cannot be taken apart: give the Python module that it was made from\n"
-            "what needs the network's answers and gradients alone runs, such as gradient, occlusion and rise"
-        )
+    classifier.refuse_torchscript()
     try:
         nodes = list(tracer.trace(module).nodes)
     except Exception as error:
