@@ -283,7 +283,9 @@ def test_an_own_network_by_its_path(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     classifier = load_classifier("mine", {"_target_": "my_own_net.make", "input_size": [3, 2, 2]})
     assert check_input(classifier, torch.rand(3, 2, 2)) == 4
-    assert classifier.definition == {"_target_": "my_own_net.make", "width": 3}
+    described = dict(classifier.definition)
+    assert len(described.pop("_source_")) == 16  # its code is part of what it is
+    assert described == {"_target_": "my_own_net.make", "width": 3}
     assert classifier.preprocessing == Preprocessing() and classifier.module[2].inplace is False
     wider = load_classifier("mine", {"_target_": "my_own_net.make", "input_size": [3, 2, 2], "width": 5})
     assert wider.weights_digest != classifier.weights_digest

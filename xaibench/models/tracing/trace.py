@@ -174,12 +174,12 @@ class _Builder:
         not, where there is one. Raises Refusal where another view of that value is read afterwards."""
         changes = _works_in_place(node, self.modules)
         node.target, node.args, node.kwargs = _same_out_of_place(node)
-        changed = (node.args[0] if node.args else node.kwargs.get("input")) if changes else None
+        changed: Any = (node.args[0] if node.args else node.kwargs.get("input")) if changes else None
         value = self.values[self.places[changed]] if changed in self.places else None
         if not isinstance(value, torch.Tensor):
             return None
         memory = value.untyped_storage().data_ptr()
-        found = {other: (place,) for other, place in self.places.items()}
+        found: dict[fx.Node, tuple[int, ...]] = {other: (place,) for other, place in self.places.items()}
         found |= {other: made.sources for other, made in self.several.items()}
         for other, places in found.items():
             values = [self.values[place] for place in places]
@@ -305,7 +305,7 @@ class _Builder:
             negative = Scale(f"minus_{node.name}", sources[1:], -self._one(), None)
             place = self._append(negative, self._run(negative))
             return Sum(node.name, (sources[0], place), self._one(), None)
-        divided = target in QUOTIENTS and self.places.get(node.args[0]) in self.depends
+        divided = target in QUOTIENTS and self.places.get(cast(Any, node.args[0]), -1) in self.depends
         of_number = target in SUMS + DIFFERENCES + PRODUCTS or divided
         moving = self._moving(sources)
         if len(moving) == 1 == len(tensors) and of_number and node.args[0] is not node.args[1]:
@@ -318,16 +318,19 @@ class _Builder:
     def _functional(self, node: fx.Node) -> Affine | None:
         """A convolution or a linear layer that is a function, if its weights do not depend on the input."""
         names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-        given = dict(zip(names, node.args)) | node.kwargs
+        given: dict[str, Any] = {**dict(zip(names, node.args)), **node.kwargs}
         x, *weights = (given.pop(name, None) for name in names[:3])
-        known = {n: self.values[self.places[n]] for n in node.all_input_nodes if self.places.get(n) not in self.depends}
+        known: dict[Any, Any] = {
+            n: self.values[self.places[n]] for n in node.all_input_nodes if self.places.get(n) not in self.depends
+        }
         if x in known or x not in self.places or any(isinstance(w, fx.Node) and w not in known for w in weights):
             return None
-        weight, bias = (known.get(w) for w in weights)
+        weight: Any = known.get(weights[0])
+        bias: Any = known.get(weights[1])
         where = (node.name, (self.places[x],))
         if node.target in LINEAR:
             return Dense(*where, weight, bias)
-        return _convolution(where, weight, bias, None, **fx.node.map_arg(given, known.__getitem__))
+        return _convolution(where, weight, bias, None, **cast(Any, fx.node.map_arg(given, known.__getitem__)))
 
     def _one(self) -> torch.Tensor:
         return torch.ones((), dtype=self.values[0].dtype, device=self.values[0].device)
