@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install demo test lint bench soak
+.PHONY: help install demo test lint docs bench soak
 help: ## show this
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -33,3 +33,6 @@ bench: install ## time of metrics over the bare forward passes they need
 
 soak: install ## kill a run at 20 random moments and resume it
 	$(BIN)/python scripts/crash_soak.py
+
+docs: install ## the documentation as a site, build/docs/html/index.html; needs no network
+	$(BIN)/python docs/build.py build/docs

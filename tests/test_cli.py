@@ -45,16 +45,6 @@ def test_every_configuration_says_what_it_is(xaibench, group):
         assert item.needs, item.path
 
 
-def test_the_readme_has_the_methods_there_are():
-    """Otherwise: python scripts/readme.py."""
-    pytest.importorskip("captum")
-    script = Path(__file__).parent.parent / "scripts" / "readme.py"
-    readme = runpy.run_path(str(script))
-    text = readme["README"].read_text(encoding="utf-8")
-    assert readme["updated"](text) == text
-    rows = {line.split(" | ")[0].removeprefix("| "): line.split(" | ") for line in text.splitlines()}
-    assert rows["smoothgrad"][3] == "50 + 50" and rows["occlusion"][3] == "65 + 0" and rows["precomputed"][3] == "-"
-
 
 def test_a_users_configurations_are_listed_and_shadowing_is_said(xaibench, here):
     (here / "mine" / "method").mkdir(parents=True)
