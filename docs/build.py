@@ -6,6 +6,7 @@ by name), for their families, and the lists of models, data sets and presets. No
 is an error, and nothing is fetched.
 """
 
+import functools
 import importlib
 import re
 import shutil
@@ -13,17 +14,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import docstrings
 import yaml
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # the pages are of this checkout, whatever is installed
-
 from sphinx.cmd.build import main as sphinx
 
 from xaibench import listing
 from xaibench.build import TARGET, build
 from xaibench.listing import Item
 
+ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 FAMILIES = {
     "methods": {
@@ -89,6 +88,7 @@ class Texts:
 def plain(text: str) -> str:
     """Words of a yaml in a table: nothing in them is markup but what is quoted."""
     parts = re.split(r"(`[^`]*`)", text)
+    parts[1::2] = [part.replace("|", "\\|") for part in parts[1::2]]
     return "".join(part if index % 2 else re.sub(r"([<>*|\[\]])", r"\\\1", part) for index, part in enumerate(parts))
 
 
@@ -105,13 +105,23 @@ def spec_of(item: Item) -> dict[str, Any]:
     return yaml.safe_load(item.path.read_text(encoding="utf-8"))
 
 
+@functools.cache
+def passes(item: Item) -> str:
+    return listing.passes(item)
+
+
+def class_of(spec: dict[str, Any]) -> type:
+    module, _, name = spec[TARGET].rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
 def family_of(item: Item) -> str:
     """`xaibench.methods.gradients.gradient.Gradient` -> `gradients`."""
     return spec_of(item)[TARGET].split(".")[2]
 
 
 def settings(item: Item, group: str) -> str:
-    """A row per parameter of the yaml: how it is set, its default, and what the yaml says beside it."""
+    """A row per parameter of the yaml: how it is set, its default, and what the class and the yaml say of it."""
     remarks, path = {}, []
     for line in item.path.read_text(encoding="utf-8").splitlines():
         if found := re.match(r"^( *)([a-z_0-9]+):([^#]*)(?:#\s*(.*))?$", line):
@@ -120,6 +130,7 @@ def settings(item: Item, group: str) -> str:
     rows: list[str] = []
 
     def walk(values: dict[str, Any], before: str) -> None:
+        says = docstrings.described(class_of(values))
         for name, value in values.items():
             if name == TARGET:
                 if before:
@@ -127,12 +138,14 @@ def settings(item: Item, group: str) -> str:
             elif isinstance(value, dict):
                 walk(value, f"{before}{name}.")
             else:
-                rows.append(f"| `{group}.{before}{name}` | {code(value)} | {plain(remarks.get(before + name, ''))} |")
+                said = [says.get(name, ""), remarks.get(before + name, "")]
+                text = "<br>".join(plain(part) for part in said if part)
+                rows.append(f"| `{group}.{before}{name}` | {code(value)} | {text} |")
 
     walk(spec_of(item), "")
     if not rows:
         return "There is nothing to set.\n"
-    return "\n".join(["| setting | default | |", "|---|---|---|", *rows]) + "\n"
+    return "\n".join(["| setting | default | what |", "|---|---|---|", *rows]) + "\n"
 
 
 def remarks(item: Item) -> str:
@@ -217,10 +230,12 @@ def toctree(entries: list[str], *options: str) -> str:
 
 def table_of_methods(methods: list[Item]) -> str:
     """Every method with what it costs."""
-    lines = ["| method | what | source | passes | needs | tuned on |", "|---|---|---|---|---|---|"]
+    lines = ["| method | what, and its source | passes | needs |", "|---|---|---|---|"]
     for item in methods:
-        said = (item.summary, item.source, listing.passes(item), item.needs, ", ".join(item.tuned_on))
-        lines.append(f"| [{item.name}](/methods/{item.name}.md) | {' | '.join(map(plain, said))} |")
+        tuned = f"<br>Tuned on {', '.join(item.tuned_on)}." if item.tuned_on else ""
+        said = f"{plain(item.summary)}<br>*{plain(item.source)}*{tuned}"
+        cost = passes(item).replace(" ", "&nbsp;")
+        lines.append(f"| [{item.name}](/methods/{item.name}.md) | {said} | {cost} | {plain(item.needs)} |")
     return "\n".join(lines)
 
 
@@ -272,8 +287,10 @@ def shown(path: Path) -> str:
 def lay_out(source: Path) -> None:
     """Write all pages to `source`."""
     shutil.rmtree(source, ignore_errors=True)
-    shutil.copytree(DOCS, source, ignore=shutil.ignore_patterns("__pycache__"))
-    items = {group: [i for i in listing.items(group) if listing.CONF in i.path.parents] for group in ("method", "metric")}
+    shutil.copytree(DOCS, source, ignore=shutil.ignore_patterns("__pycache__", "*.py", "_static"))
+    items = {
+        group: [i for i in listing.items(group) if listing.CONF in i.path.parents] for group in ("method", "metric")
+    }
     names = {group: {item.name for item in found} for group, found in items.items()}
     made: dict[str, str] = {}
     for name, path in {
@@ -293,7 +310,7 @@ def lay_out(source: Path) -> None:
         families: dict[str, list[Item]] = {name: [] for name in FAMILIES[f"{group}s"]}
         for item in found:
             families.setdefault(family_of(item), []).append(item)
-            more = {"passes": listing.passes(item) + " (forwards + backwards, per map)"} if group == "method" else {}
+            more = {"passes": passes(item) + " (forwards + backwards, per map)"} if group == "method" else {}
             made[f"{group}s/{item.name}.md"] = linked(page(item, group, texts, **more), path, names["metric"])
         for family, members in families.items():
             made[f"{group}s/families/{family}.md"] = linked(
@@ -319,7 +336,8 @@ def main(out: Path) -> int:
     """The site under out/html; the exit code of Sphinx, 0 if there was no warning."""
     source = out / "source"
     lay_out(source)
-    return sphinx(["-W", "--keep-going", "-q", "-E", "-b", "html", "-d", str(out / "doctrees"), str(source), str(out / "html")])
+    options = ["-W", "--keep-going", "-q", "-E", "-b", "html", "-c", str(DOCS), "-d", str(out / "doctrees")]
+    return sphinx([*options, str(source), str(out / "html")])
 
 
 if __name__ == "__main__":

@@ -1,12 +1,7 @@
 """Sphinx: see build.py, which lays out the pages that this reads."""
 
 import importlib
-import sys
-from pathlib import Path
 from typing import Any
-
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE / "_ext"))
 
 import xaibench
 
@@ -14,7 +9,6 @@ project = "xaibench"
 release = version = xaibench.__version__
 copyright = "the xaibench authors"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "docstrings"]
-exclude_patterns = ["_ext"]
 myst_enable_extensions = ["fieldlist", "deflist", "colon_fence"]
 myst_heading_anchors = 4
 suppress_warnings = ["myst.header"]  # a page woven from sections may begin at any level
@@ -50,14 +44,9 @@ def missing_reference(app: Any, env: Any, node: Any, shown: Any) -> Any:
     name = target.rpartition(".")[2]
     if name in xaibench.__all__ and target != f"xaibench.{name}":
         domain = env.get_domain("py")
-        return domain.resolve_xref(
-            env, node["refdoc"], app.builder, "obj", f"xaibench.{name}", node, shown
-        )
-    if target.partition(".")[0] in OTHERS or hasattr(__builtins__, target) or target in dir(__import__("builtins")):
-        return shown
-    if "." not in target or _importable(target):
-        return shown
-    return None
+        return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", f"xaibench.{name}", node, shown)
+    known = "." not in target or target.partition(".")[0] in OTHERS or _importable(target)
+    return shown if known else None
 
 
 def _importable(path: str) -> bool:

@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import re
-import runpy
 import signal
 import subprocess
 import sys
@@ -43,7 +42,6 @@ def test_every_configuration_says_what_it_is(xaibench, group):
         assert item.summary.endswith("."), item.path
         assert item.source, item.path
         assert item.needs, item.path
-
 
 
 def test_a_users_configurations_are_listed_and_shadowing_is_said(xaibench, here):

@@ -1,41 +1,55 @@
-"""The files and commands of README and docs: docs/own.md runs as it stands, the others are run, planned or composed."""
+"""The files and commands of README and docs: what is fenced runs as it stands, the others are run, planned or composed.
 
+A file is a block under a line with its path in backticks; a command is a line of a block. Fenced blocks are for the
+reader to copy: those of the tutorials and of the README's own method are run in order, in an empty folder.
+"""
+
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 import torch
 from torchvision.utils import save_image
 
+import xaibench as xb
 from xaibench.config import compose_job
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LINKED = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "results" / "reference" / "README.md"]
 # Composed and not run: what cannot be had offline (downloads of data and weights, a cluster), and long presets.
 ELSEWHERE = re.compile(r"(model|dataset|hydra/launcher|experiment)=")
 # Left out of a command for the reader to fill in.
 ELLIPSIS = re.compile(r"\.\.\.|\(the same\)|\(weights and data")
+COMMANDS = ("xaibench ", "pip ", "python ", "cp ")
 
 
-def blocks(page: Path) -> list[tuple[str, str]]:
-    """(path, content) of each file and ("", line) of each command of a page, in order."""
-    found, text = [], page.read_text(encoding="utf-8").replace("\\\n", " ")
-    for match in re.finditer(r"(?:^`([^`\n ]+)`:\n\n)?((?:^(?: {4}.*)?\n)+)", text, flags=re.M):
-        content = "\n".join(line[4:] for line in match[2].split("\n")).strip("\n") + "\n"
+def blocks(text: str, fenced: bool) -> list[tuple[str, str]]:
+    """(path, content) of each file and ("", line) of each command of a text, in order; of fenced or indented blocks."""
+    found, text = [], text.replace("\\\n", " ")
+    fence = r"^```(?:bash|python|yaml|toml)\n(.*?)^```\n"
+    text = text if fenced else re.sub(fence, "", text, flags=re.M | re.S)
+    block = fence if fenced else r"((?:^(?: {4}.*)?\n)+)"
+    for match in re.finditer(rf"(?:^`([^`\n ]+)`:\n\n)?{block}", text, flags=re.M | (re.S if fenced else 0)):
+        content = match[2] if fenced else "\n".join(line[4:] for line in match[2].split("\n")).strip("\n") + "\n"
         if match[1]:
             found.append((match[1], content))
         else:
-            found += [("", line) for line in content.split("\n") if line.startswith(("xaibench ", "pip "))]
+            found += [("", line) for line in content.split("\n") if line.startswith(COMMANDS)]
     return found
 
 
 def commands(page: Path) -> list[list[str]]:
-    """The xaibench commands of a page, as the shell splits them."""
-    lines = [line for path, line in blocks(page) if not path and not ELLIPSIS.search(line.partition(" #")[0])]
+    """The xaibench commands of a page that are not fenced, as the shell splits them."""
+    found = blocks(page.read_text(encoding="utf-8"), fenced=False)
+    lines = [line for path, line in found if not path and not ELLIPSIS.search(line.partition(" #")[0])]
     parts = [part for line in lines for part in line.partition(" #")[0].split("&&")]
     return [shlex.split(part)[1:] for part in parts if part.strip().startswith("xaibench ")]
 
@@ -48,33 +62,100 @@ def photos(here):
             save_image(torch.rand(3, 64, 64), here / "photos" / name / f"{number}.png")
 
 
-def test_own_md_works_as_it_is_written(xaibench, here, photos, monkeypatch):
-    """A method, a metric, a model and images of one's own, and a package from outside of the tree."""
-    ran = 0
-    for path, text in blocks(ROOT / "docs" / "own.md"):
-        if path:
-            (here / path).parent.mkdir(parents=True, exist_ok=True)
-            (here / path).write_text(text)
-        elif text.startswith("pip "):
-            options = ["--quiet", "--no-deps", "--no-build-isolation", "--target", "site"]
-            subprocess.run([sys.executable, "-m", "pip", *text.split()[1:], *options], check=True, cwd=here)
-            monkeypatch.syspath_prepend(str(here / "site"))
-        else:
-            code, out, said = xaibench(*shlex.split(text)[1:])
-            assert code == 0, f"{text}\n{said}"
-            ran += 1
-            if "method=brightness" in text:
-                assert "brightness" in out and "Brightness" not in said
-    assert ran >= 8
-    rows = (here / "results" / "leaderboard.csv").read_text()
-    for name in ("absolute_input", "brightness", "positive_share", "factor=2.0", "tiny"):
-        assert name in rows, name
-    assert "brightness" in xaibench("list", "methods")[1]
+@pytest.fixture
+def follow(xaibench, here, photos, monkeypatch):
+    """Do what a text says: write its files and run its commands; what was printed, all of it."""
+
+    def do(text: str) -> str:
+        printed = []
+        for path, content in blocks(text, fenced=True):
+            if path:
+                (here / path).parent.mkdir(parents=True, exist_ok=True)
+                (here / path).write_text(content)
+                continue
+            line, _, remark = content.partition(" #")
+            words = shlex.split(line)
+            if words[0] == "xaibench":
+                code, out, said = xaibench(*words[1:])
+                expected = int(remark.split()[-1]) if "exit code" in remark else 0
+                assert code == expected, f"{line}\n{said}"
+                printed.append(out + said)
+                # A class that the text writes anew is imported anew.
+                for name in [name for name in sys.modules if (here / f"{name}.py").is_file()]:
+                    del sys.modules[name]
+            else:
+                if words[0] == "pip":
+                    options = ["--quiet", "--no-deps", "--no-build-isolation", "--target", "site"]
+                    words = ["python", "-m", *words, *options]
+                    monkeypatch.syspath_prepend(str(here / "site"))
+                words[0] = sys.executable if words[0] == "python" else words[0]
+                environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+                done = subprocess.run(words, cwd=here, env=environment, capture_output=True, text=True)
+                assert done.returncode == 0, f"{line}\n{done.stderr}"
+                printed.append(done.stdout)
+        return "\n".join(printed)
+
+    return do
+
+
+# Page -> what it leaves on the leaderboard and what it prints.
+RESULTS = {
+    "first-leaderboard": (["gradcam", "sobel", "pointing_game"], ["degradation", "integrated_gradients"]),
+    "gate": (["contribution", "roc_auc"], ["regressed"]),
+    "own-method": (["absolute_input", "positive_share", "factor=2.0"], ["Absolute input times gradient"]),
+    "own-model": (["tiny", "imagefolder"], ["gradcam", "integrated_gradients", "ci_low"]),
+    "plugin": (["brightness"], ["brightness"]),
+    "report": (["sparseness", "integrated_gradients"], ["report"]),
+}
+
+
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
+def test_tutorials_work_as_they_are_written(page, follow, here):
+    printed = follow(page.read_text(encoding="utf-8"))
+    board = (here / "results" / "leaderboard.csv").read_text()
+    on_board, said = RESULTS[page.stem]
+    assert not [name for name in on_board if name not in board]
+    assert not [name for name in said if name not in printed], printed
+
+
+def test_the_readmes_own_method_works_as_it_is_written(follow, here):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    part = text[text.index("## Your own method") :]
+    follow(part[: part.index("\n## ")])
+    assert "mine" in (here / "results" / "leaderboard.csv").read_text()
+
+
+def test_the_readme_is_short_and_has_the_snippet_of_the_package():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.encode()) <= 7000
+    snippet = [line.strip() for line in xb.__doc__.splitlines() if line.startswith("    ")]
+    for page in ("README.md", "docs/api.md"):
+        shown = re.search(r"^```python\n(import xaibench as xb\n.*?)^```", (ROOT / page).read_text(), flags=re.M | re.S)
+        assert [line for line in shown[1].splitlines() if line] == snippet, page
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        target, _, anchor = link.partition("#")
+        if "://" in target:
+            continue
+        path = (page.parent / unquote(target)).resolve() if target else page
+        assert path.exists(), f"{page.name}: {link}"
+        if anchor:
+            assert anchor in anchors(path), f"{page.name}: {link}"
+
+
+def anchors(path: Path) -> set[str]:
+    """Those that GitHub gives to the headings of a page."""
+    titles = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_commands_are_what_the_program_takes(page, xaibench, here):
-    if page.stem == "own":
+    if not commands(page):
         return
     shutil.copytree(ROOT / "results", here / "results", ignore=shutil.ignore_patterns("scores", "*.png"))
     assert xaibench("run", "-m", "method=gradient", "metric=degradation,road", "dataset.limit=2")[0] == 0

@@ -44,13 +44,17 @@ from .scores import score_files
 class Classifier(models.Classifier):
     """Any torch.nn.Module as methods and metrics take it: a copy in evaluation mode; yours is left as it was.
 
-    module: from inputs [B,C,H,W] to logits [B,K] (a single logit stands for two classes). It is refused if it is
-        random, mixes samples or returns probabilities, see `models.probe`.
-    mean, std: of its inputs per channel, subtracted from and divided into pixels of 0 to 1.
-    layers: alias -> module path, such as {"last_conv": "features.12"}, for methods that need a layer.
-    class_names: one per output. output: what is explained: `logit`, `probability`, or `raw` for a regressor.
-    returns: `probabilities`, `log_probabilities` or `values` if it returns those. name: for messages and tables.
-    batch_size: most inputs per call of the network; None is chosen by their size, and it never changes a number.
+    Args:
+        module: From inputs [B,C,H,W] to logits [B,K] (a single logit stands for two classes). It is refused if it is
+            random, mixes samples or returns probabilities, see `models.probe`.
+        mean: Of its inputs per channel, subtracted from pixels of 0 to 1.
+        std: Of its inputs per channel, divided into what is left.
+        layers: Alias -> module path, such as {"last_conv": "features.12"}, for methods that need a layer.
+        class_names: One per output.
+        output: What is explained: `logit`, `probability`, or `raw` for a regressor.
+        returns: `probabilities`, `log_probabilities` or `values` if it returns those.
+        name: For messages and tables.
+        batch_size: Most inputs per call of the network; None is chosen by their size, and it never changes a number.
     """
 
     def __init__(
@@ -96,10 +100,21 @@ def explain(
 ) -> torch.Tensor:
     """A method's maps [B,C or 1,H,W], float32 and signed, of images [B,C,H,W] in 0 to 1.
 
-    method: a name of `xaibench list methods`, or a `Method` of your own. parameters: those of its yaml that differ.
-    targets: the classes [B] that are explained, or one for all images; None is the predicted ones.
-    fit: images [N,C,H,W] for a method that estimates something once. seed: of whatever is random.
-    Raises UserError, and Refusal where the method cannot serve the network.
+    Args:
+        net: The network.
+        images: Pixels [B,C,H,W] in 0 to 1.
+        method: A name of `xaibench list methods`, or a `Method` of your own.
+        targets: The classes [B] that are explained, or one for all images; None is the predicted ones.
+        fit: Images [N,C,H,W] for a method that estimates something once.
+        seed: Of whatever is random.
+        parameters: Those of the method's yaml that differ.
+
+    Returns:
+        Maps [B,C or 1,H,W], float32 and signed.
+
+    Raises:
+        UserError: For what is not there, or is not as expected.
+        Refusal: Where the method cannot serve the network.
     """
     made, spec = _named("method", method, parameters, Method)
     with tempfile.TemporaryDirectory(prefix="xaibench-") as folder:
@@ -126,12 +141,25 @@ def score(
 ) -> pd.DataFrame:
     """How a metric scores maps [B,C or 1,H,W] of images [B,C,H,W] in 0 to 1: a row per statistic.
 
-    metric: a name of `xaibench list metrics`, or a `Metric` of your own. parameters: those of its yaml that differ.
-    targets: as for `explain`, the classes that the maps explain. masks [B,H,W]: bool, for metrics of ground truth.
-    collapse: how channels become one value per pixel, where the metric leaves that to the method (`max_abs` for
-        saliency). fit, seed: as for `explain`.
-    Columns: statistic, direction (which values are better), value, ci_low and ci_high (95 %), n, excluded.
-    Raises UserError, and Refusal where the metric needs what these maps cannot give.
+    Args:
+        net: The network.
+        images: Pixels [B,C,H,W] in 0 to 1.
+        maps: One per image, [B,C or 1,H,W].
+        metric: A name of `xaibench list metrics`, or a `Metric` of your own.
+        targets: As for `explain`, the classes that the maps explain.
+        masks: Bool [B,H,W], for metrics of ground truth.
+        fit: As for `explain`.
+        seed: As for `explain`.
+        collapse: How channels become one value per pixel, where the metric leaves that to the method (`max_abs` for
+            saliency).
+        parameters: Those of the metric's yaml that differ.
+
+    Returns:
+        Columns: statistic, direction (which values are better), value, ci_low and ci_high (95 %), n, excluded.
+
+    Raises:
+        UserError: For what is not there, or is not as expected.
+        Refusal: Where the metric needs what these maps cannot give.
     """
     made, spec = _named("metric", metric, parameters, Metric)
     pictures = _Pictures(images, targets, masks=masks, fit=fit)
@@ -161,8 +189,20 @@ def run(
 ) -> pd.DataFrame:
     """`xaibench run` of every combination: computes what the cache lacks, and returns the leaderboard of these cells.
 
-    limit: `dataset.limit`. overrides: any further settings, as on the command line (`"seed=1"`, `"method.steps=20"`).
     A cell that fails leaves the others standing and is warned of; if all fail, the first error is raised.
+
+    Args:
+        method: A name of `xaibench list methods`, or several.
+        metric: A name of `xaibench list metrics`, or several.
+        model: A name of `xaibench list models`, or several.
+        dataset: A name of `xaibench list datasets`, or several.
+        limit: `dataset.limit`.
+        cache: The folder of what is computed once.
+        results: The folder of score files and leaderboards.
+        overrides: Any further settings, as on the command line (`"seed=1"`, `"method.steps=20"`).
+
+    Returns:
+        The leaderboard of these cells: a row per statistic, ranked.
     """
     common = [f"paths.cache={cache}", f"paths.results={results}", *overrides]
     common += [] if limit is None else [f"dataset.limit={limit}"]
@@ -183,7 +223,14 @@ def run(
 
 
 def leaderboard(results: str | Path = "results") -> pd.DataFrame:
-    """The leaderboard of a results folder: a row per model, data set, method, metric and statistic, ranked."""
+    """The leaderboard of a results folder.
+
+    Args:
+        results: The folder, as `run` or the command line left it.
+
+    Returns:
+        A row per model, data set, method, metric and statistic, ranked.
+    """
     return boards.table(boards.read_cells(Path(results)))
 
 

@@ -16,11 +16,12 @@ from ..models.preprocessing import Preprocessing
 
 @dataclass(frozen=True)
 class Example:
-    """One sample: an image, PIL's or a tensor [C,H,W] (uint8, or float in [0, 1]); its label; the mask [H,W] of what
-    the label is about.
+    """One sample: an image, its label, and the mask of what the label is about.
 
-    label: a class, or for a network with a scalar output the value that is wanted, which may be real.
-    mask: bool, or, of a data set with `graded_masks`, float32: how much each pixel matters.
+    Args:
+        image: PIL's, or a tensor [C,H,W] (uint8, or float in [0, 1]).
+        label: A class, or for a network with a scalar output the value that is wanted, which may be real.
+        mask: [H,W], bool, or, of a data set with `graded_masks`, float32: how much each pixel matters.
     """
 
     image: Image.Image | torch.Tensor
@@ -34,11 +35,13 @@ class Dataset(ABC):
     Constructor arguments are the yaml's parameters; `split` is always one of them, so that another split of the
     same data (for what is fitted or retrained) is the same yaml with another `split`.
 
-    class_names: one per label.
-    fingerprint: what identifies the content, such as a digest of the files or of the generator's version.
-    left_out: what lies beside the samples and is none, as plain data for the score card: by kind, how many or which.
-    has_masks: whether every example carries a ground-truth mask.
-    graded_masks: whether these say how much each pixel matters, instead of marking a region.
+    Attributes:
+        class_names: One per label.
+        fingerprint: What identifies the content, such as a digest of the files or of the generator's version.
+        left_out: What lies beside the samples and is none, as plain data for the score card: by kind, how many or
+            which.
+        has_masks: Whether every example carries a ground-truth mask.
+        graded_masks: Whether these say how much each pixel matters, instead of marking a region.
     """
 
     class_names: tuple[str, ...] = ()
@@ -60,9 +63,13 @@ class Dataset(ABC):
 class Batch:
     """Samples as methods and metrics get them.
 
-    samples: their ids. inputs [B,C,H,W]: preprocessed, on the device. labels [B]: int64, or float32 where they are
-    real-valued. targets [B]: int64, which output is explained; 0 for a scalar one.
-    masks [B,H,W]: bool (float32 where they are graded), in input geometry, or None. crc: CRC32 of each input's bytes.
+    Args:
+        samples: Their ids.
+        inputs: [B,C,H,W], preprocessed, on the device.
+        labels: [B], int64, or float32 where they are real-valued.
+        targets: [B], int64, which output is explained; 0 for a scalar one.
+        masks: [B,H,W], bool (float32 where they are graded), in input geometry, or None.
+        crc: CRC32 of each input's bytes.
     """
 
     samples: tuple[int, ...]
@@ -91,6 +98,12 @@ class Samples:
     """Chosen samples of a data set as preprocessed batches, decoded in threads. Iterating gives batches of 64.
 
     A method's `fit` receives one of these (made from `fit.split`, `fit.limit`, `fit.seed`); targets are the labels.
+
+    Args:
+        dataset: Where they are from.
+        preprocessing: From pixel values to inputs.
+        ids: Of the samples, in order.
+        device: Where inputs, labels and masks go.
     """
 
     def __init__(
@@ -105,12 +118,26 @@ class Samples:
         return self.batches(64)
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """Batches of at most `size` samples, in order."""
+        """All samples, in order.
+
+        Args:
+            size: The most samples of a batch.
+
+        Yields:
+            Batches of at most `size` samples.
+        """
         for start in range(0, len(self.ids), size):
             yield self.load(self.ids[start : start + size])
 
     def load(self, ids: Sequence[int]) -> Batch:
-        """The named samples as one batch."""
+        """The named samples as one batch.
+
+        Args:
+            ids: Of the samples.
+
+        Returns:
+            The batch, in the order of `ids`.
+        """
         with ThreadPoolExecutor(max_workers=4) as pool:
             rows = list(pool.map(self._row, ids))
         inputs = torch.stack([row[0] for row in rows])

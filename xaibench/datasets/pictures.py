@@ -1,4 +1,4 @@
-"""Class folders of pictures: which files are pictures, and what pixels they hold. docs/pictures.md says it for users."""
+"""Class folders of pictures: which files are pictures, and what pixels they hold: see docs/pictures.md."""
 
 import hashlib
 import io

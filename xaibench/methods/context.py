@@ -16,25 +16,28 @@ ABSENT: Any = None
 class Context:
     """Handed to `Method.attribute`, `Method.propagate`, `Metric.respond` and `Metric.evaluate`.
 
-    Everywhere:
-    generators: one per sample (CPU), seeded by run, purpose and sample; draw from them, and a sample's numbers do not
-        depend on the batch that it is in.
-    fitted: what the method's or metric's own `fit` returned, on the network's device; empty if it fits nothing.
+    `generators` and `fitted` are there everywhere; `samples`, `labels` and `masks` for methods (metrics have these in
+    their batch); the others for metrics.
 
-    For methods (metrics have these in their batch):
-    samples: the ids of the inputs' samples. labels [B]: their labels. masks [B,H,W]: the ground truth of the targets.
-
-    For metrics:
-    responses: what `respond` returned for these samples: name -> [B,...].
-    others: name -> [B,H,W], the collapsed maps of the Jobs that `needs` named; other_logits: name -> [B,K], what the
-        networks of those Jobs answer to the samples (where the metric declares `reads_other_logits`).
-    explain(inputs, targets, purpose, masks=None) -> [B,H,W]: the method's collapsed maps of other inputs or targets,
-        one per sample of the batch. Another `purpose` means other random draws, '' those of the maps that are scored;
-        masks [B,H,W] default to the batch's. A metric that calls it counts the maps in `explanations`.
-    propagate(inputs, signals, start, keep): what the method's rules make of signals at a layer, see
-        `methods.rules`; only where the metric declares `propagates`.
-    data: the samples of the split, from which others can be loaded.
-    sign_of_logit: what the method declares of its maps, see `Method`; None where it declares nothing.
+    Args:
+        generators: One per sample (CPU), seeded by run, purpose and sample; draw from them, and a sample's numbers do
+            not depend on the batch that it is in.
+        fitted: What the method's or metric's own `fit` returned, on the network's device; empty if it fits nothing.
+        samples: The ids of the inputs' samples.
+        labels: [B], their labels.
+        masks: [B,H,W], the ground truth of the targets.
+        responses: What `respond` returned for these samples: name -> [B,...].
+        others: Name -> [B,H,W], the collapsed maps of the Jobs that `needs` named.
+        other_logits: Name -> [B,K], what the networks of those Jobs answer to the samples (where the metric declares
+            `reads_other_logits`).
+        explain: `explain(inputs, targets, purpose, masks=None)` -> [B,H,W]: the method's collapsed maps of other inputs
+            or targets, one per sample of the batch. Another `purpose` means other random draws, '' those of the maps
+            that are scored; masks [B,H,W] default to the batch's. A metric that calls it counts the maps in
+            `explanations`.
+        propagate: `propagate(inputs, signals, start, keep)`: what the method's rules make of signals at a layer, see
+            `methods.rules`; only where the metric declares `propagates`.
+        data: The samples of the split, from which others can be loaded.
+        sign_of_logit: What the method declares of its maps, see `Method`; None where it declares nothing.
     """
 
     generators: Sequence[torch.Generator] = ()

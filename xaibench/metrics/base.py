@@ -20,13 +20,19 @@ Columns = dict[str, torch.Tensor]
 class Statistic:
     """One number of the leaderboard, as a declaration: it is aggregated later, from files, without this metric.
 
-    name: its name. direction: `higher` or `lower` is better, or `target` (closest to `target` is best).
-    column: the per-sample column it averages. per: a second column; then the value is mean(column) / mean(per),
-        and the bootstrap resamples both together (degradation's b and t1).
-    kind: `mean` (bootstrap interval), `proportion` (Wilson), `repeats` (few repeats: t interval), `median`, or
-        `r_squared` (of the least-squares line through column over `per`).
-    low, high: the range that the definition allows, or None. unit: such as `probability x fraction removed`.
-    tolerance: the absolute change below which `check` never calls a regression.
+    Args:
+        name: Its name.
+        direction: `higher` or `lower` is better, or `target` (closest to `target` is best).
+        column: The per-sample column it averages.
+        per: A second column; then the value is mean(column) / mean(per), and the bootstrap resamples both together
+            (degradation's b and t1).
+        kind: `mean` (bootstrap interval), `proportion` (Wilson), `repeats` (few repeats: t interval), `median`, or
+            `r_squared` (of the least-squares line through column over `per`).
+        low: The lower end of the range that the definition allows, or None.
+        high: The upper end of it, or None.
+        unit: Such as `probability x fraction removed`.
+        target: The best value, if the direction is `target`.
+        tolerance: The absolute change below which `check` never calls a regression.
     """
 
     name: str
@@ -48,21 +54,22 @@ class Statistic:
 class Measure:
     """What every metric declares, with defaults. Constructor arguments are the parameters.
 
-    kind: what it is given: one sample after the other (`Metric`), all maps of a split at once (`PooledMetric`), or the
-        accuracies of networks that were retrained (`Roar`).
-    version: bumped when the numbers change; part of every key.
-    statistics: what the leaderboard shows, see `statistics_on`. The first one is the headline.
-    needs_mask: whether the data set must have ground-truth masks, of regions.
-    reads_maps: False for a metric that looks at no map: `maps` is None, and its scores belong to the model and no
-        method, unless it `propagates`.
-    propagates: whether `evaluate` calls `context.propagate`; a method without rules for layers is refused.
-    reads_other_logits: whether `evaluate` reads `context.other_logits`.
-    fit: None, or a function `fit(classifier, samples, generator)` as `methods.base.Fitted` has it: what it returns is
-        kept once per model and data set, and handed to `evaluate` as `context.fitted`.
-    fit_parameters: the constructor's parameters that `fit` depends on (None: all).
-    collapse: None takes the method's own; otherwise one of `metrics.ranking.COLLAPSES`.
-    sign: how the collapsed map is read: `signed`, `absolute` or `positive`.
-    x_label: what the axis of its curves counts, for figures.
+    Attributes:
+        kind: What it is given: one sample after the other (`Metric`), all maps of a split at once (`PooledMetric`), or
+            the accuracies of networks that were retrained (`Roar`).
+        version: Bumped when the numbers change; part of every key.
+        statistics: What the leaderboard shows, see `statistics_on`. The first one is the headline.
+        needs_mask: Whether the data set must have ground-truth masks, of regions.
+        reads_maps: False for a metric that looks at no map: `maps` is None, and its scores belong to the model and no
+            method, unless it `propagates`.
+        propagates: Whether `evaluate` calls `context.propagate`; a method without rules for layers is refused.
+        reads_other_logits: Whether `evaluate` reads `context.other_logits`.
+        fit: None, or a function `fit(classifier, samples, generator)` as `methods.base.Fitted` has it: what it returns
+            is kept once per model and data set, and handed to `evaluate` as `context.fitted`.
+        fit_parameters: The constructor's parameters that `fit` depends on (None: all).
+        collapse: None takes the method's own; otherwise one of `metrics.ranking.COLLAPSES`.
+        sign: How the collapsed map is read: `signed`, `absolute` or `positive`.
+        x_label: What the axis of its curves counts, for figures.
     """
 
     kind: Literal["per_sample", "pooled", "retraining"]
@@ -79,21 +86,57 @@ class Measure:
     x_label: str = ""
 
     def check(self, classifier: Classifier) -> None:
-        """Raise `Refusal`, before any work, if this network cannot be scored."""
+        """Refuse, before any work, a network that cannot be scored.
+
+        Args:
+            classifier: The network.
+
+        Raises:
+            Refusal: If this network cannot be scored.
+        """
 
     def check_data(self, dataset: Dataset) -> None:
-        """Raise `Refusal`, before any work, if this data set lacks what the definition needs (`needs_mask` apart)."""
+        """Refuse, before any work, a data set that cannot be scored.
+
+        Args:
+            dataset: The data set.
+
+        Raises:
+            Refusal: If this data set lacks what the definition needs (`needs_mask` apart).
+        """
 
     def statistics_on(self, dataset: Dataset, classifier: Classifier) -> tuple[Statistic, ...]:
-        """The statistics of this data set and network, where they depend on them."""
+        """The statistics of this data set and network, where they depend on them.
+
+        Args:
+            dataset: The data set.
+            classifier: The network.
+
+        Returns:
+            What the leaderboard shows, the headline first.
+        """
         return self.statistics
 
     def cost(self, classifier: Classifier) -> tuple[int, int]:
-        """Nominal (forward, backward) passes per sample, from the definition."""
+        """What a score costs, from the definition.
+
+        Args:
+            classifier: The network.
+
+        Returns:
+            Nominal (forward, backward) passes per sample.
+        """
         return (0, 0)
 
     def axes(self, classifier: Classifier) -> dict[str, torch.Tensor]:
-        """The x axis of every curve that `evaluate` returns, by column name."""
+        """Where the values of curves lie.
+
+        Args:
+            classifier: The network.
+
+        Returns:
+            The x axis of every curve that `evaluate` returns, by column name.
+        """
         return {}
 
 
@@ -103,34 +146,66 @@ class Metric(Measure, ABC):
     kind = "per_sample"
 
     def explanations(self, classifier: Classifier) -> int:
-        """How many further maps per sample `evaluate` asks `context.explain` for; with 0 it has none to ask."""
+        """How many further maps `evaluate` asks for.
+
+        Args:
+            classifier: The network.
+
+        Returns:
+            Calls of `context.explain` per sample; with 0 it has none to ask.
+        """
         return 0
 
     def needs(self, job: Job, classifier: Classifier) -> dict[str, Job]:
-        """Further maps of the same samples that `evaluate` reads, by a name of the metric's own: variants of the
-        cell's Job (`dataclasses.replace(job, ...)`), such as other weights (`Job.weights_state`, and the target
-        `original` for that of the cell). They are cached like any other maps. Raises `Refusal` for a Job that cannot
-        be scored."""
+        """Further maps of the same samples that `evaluate` reads. They are cached like any other maps.
+
+        Args:
+            job: That of the cell.
+            classifier: The network.
+
+        Returns:
+            By a name of the metric's own, variants of the cell's Job (`dataclasses.replace(job, ...)`), such as other
+            weights (`Job.weights_state`, and the target `original` for that of the cell).
+
+        Raises:
+            Refusal: For a Job that cannot be scored.
+        """
         return {}
 
     def respond(self, classifier: Classifier, batch: Batch, context: Context) -> dict[str, torch.Tensor]:
-        """What the model answers whatever the method: named [B,...] tensors, cached once per model and data set.
+        """What the model answers whatever the method, cached once per model and data set.
 
-        Of the context there are `generators` and `data`.
+        Args:
+            classifier: The network.
+            batch: The samples.
+            context: Of it there are `generators` and `data`.
+
+        Returns:
+            Named [B,...] tensors.
         """
         return {}
 
     def responses_spec(self) -> dict[str, Any]:
-        """The parameters that `respond` depends on: part of the key of its artefact."""
+        """What the key of the responses is made of.
+
+        Returns:
+            The parameters that `respond` depends on: part of the key of its artefact.
+        """
         return {}
 
     @abstractmethod
     def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor, context: Context) -> Columns:
-        """Columns: name -> [B] (a raw value per sample) or [B,X] (a curve, with its axis in `axes`).
+        """Scores of a batch of maps. One sample is scored without looking at the others.
 
-        maps [B,H,W] are collapsed, signed as `sign` says, and finite; None where the metric reads none. One sample is
-        scored without looking at the others. NaN marks a value that is undefined for this sample: it is excluded,
-        counted and named.
+        Args:
+            classifier: The network.
+            batch: The samples.
+            maps: [B,H,W], collapsed, signed as `sign` says, and finite; None where the metric reads none.
+            context: What else there is.
+
+        Returns:
+            Columns: name -> [B] (a raw value per sample) or [B,X] (a curve, with its axis in `axes`). NaN marks a value
+            that is undefined for this sample: it is excluded, counted and named.
         """
 
 
@@ -145,8 +220,12 @@ class PooledMetric(Measure, ABC):
 
     @abstractmethod
     def pool(self, maps: torch.Tensor, outputs: torch.Tensor) -> Columns:
-        """Columns: name -> scalar tensor; NaN marks one that is undefined.
+        """Scores of all maps at once.
 
-        maps [n,H,W] in the order of the data set, collapsed and signed as `sign` says. outputs [n]: the network's
-        scalar output, or the probability of the explained class.
+        Args:
+            maps: [n,H,W] in the order of the data set, collapsed and signed as `sign` says.
+            outputs: [n], the network's scalar output, or the probability of the explained class.
+
+        Returns:
+            Columns: name -> scalar tensor; NaN marks one that is undefined.
         """

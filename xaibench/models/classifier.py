@@ -25,18 +25,20 @@ def predicted(logits: torch.Tensor) -> torch.Tensor:
 class Classifier:
     """A network that returns logits [B,K], in evaluation mode, with everything a method or metric may ask.
 
-    name: what leaderboards call it.
-    module: the network; its parameters do not require gradients.
-    input_size: (C,H,W) of one input.
-    preprocessing: from pixel values to inputs; `mean` and `std` give black and white their normalised values.
-    class_names: one per output, or empty.
-    layers: alias -> module path, such as {"last_conv": "features"}.
-    definition: canonical description of the architecture (class and arguments), part of every key.
-    weights_digest, weights_state: identity of the parameters; state `trained` or a randomisation (see DESIGN).
-    returns: what the network returns, as its configuration says: one of RETURNS; None to have it found (`probe`).
-    adapted: what `probe.adapted` has put around the network; `two_classes` is among it for a single logit.
-    output: what is explained: the `logit`, the `probability`, or `raw` for a single-output network.
-    batch_size: most inputs per call of the network. It bounds memory and never changes a number.
+    Args:
+        name: What leaderboards call it.
+        module: The network; its parameters do not require gradients.
+        input_size: (C,H,W) of one input.
+        preprocessing: From pixel values to inputs; `mean` and `std` give black and white their normalised values.
+        class_names: One per output, or empty.
+        layers: Alias -> module path, such as {"last_conv": "features"}.
+        definition: Canonical description of the architecture (class and arguments), part of every key.
+        weights_digest: Identity of the parameters.
+        weights_state: `trained` or a randomisation (see `models.randomise`).
+        returns: What the network returns, as its configuration says: one of RETURNS; None to have it found (`probe`).
+        adapted: What `probe.adapted` has put around the network; `two_classes` is among it for a single logit.
+        output: What is explained: the `logit`, the `probability`, or `raw` for a single-output network.
+        batch_size: Most inputs per call of the network. It bounds memory and never changes a number.
     """
 
     name: str
@@ -88,12 +90,29 @@ class Classifier:
         return torch.zeros(1, *self.input_size, device=self.device, dtype=self.dtype)
 
     def probe(self, count: int) -> torch.Tensor:
-        """Normal inputs [count,C,H,W], always the same, on which to see what the network does."""
+        """Inputs on which to see what the network does.
+
+        Args:
+            count: How many.
+
+        Returns:
+            Normal inputs [count,C,H,W], always the same.
+        """
         drawn = torch.randn(count, *self.input_size, generator=rng.generator("probe"))
         return drawn.to(self.device, self.dtype)
 
     def layer(self, name: str) -> nn.Module:
-        """The module behind an alias or a module path; refuses unknown names with the nearest one."""
+        """A layer of the network.
+
+        Args:
+            name: An alias of `layers`, or a module path.
+
+        Returns:
+            The module behind an alias or a module path.
+
+        Raises:
+            Refusal: For unknown names, with the nearest one.
+        """
         path = self.layers.get(name, name)
         modules = dict(self.module.named_modules())
         if path not in modules or path == "":
@@ -115,14 +134,27 @@ class Classifier:
                 )
 
     def chunks(self, count: int) -> Iterator[slice]:
-        """Slices of at most `batch_size` that cover range(count): the inner batches of one long call."""
+        """The inner batches of one long call.
+
+        Args:
+            count: Of inputs.
+
+        Yields:
+            Slices of at most `batch_size` that cover range(count).
+        """
         for start in range(0, count, self.batch_size):
             yield slice(start, min(start + self.batch_size, count))
 
     def select(self, logits: torch.Tensor, targets: torch.Tensor, output: str | None = None) -> torch.Tensor:
-        """Logits [B,K] and targets [B] -> the explained output of each sample [B]; differentiable.
+        """The explained output of each sample; differentiable.
 
-        output: one of OUTPUTS, or `accuracy`: 1 where the target is the prediction, else 0.
+        Args:
+            logits: [B,K].
+            targets: [B].
+            output: One of OUTPUTS, or `accuracy`: 1 where the target is the prediction, else 0.
+
+        Returns:
+            The explained output of each sample [B].
         """
         output = output or self.output
         if output == "accuracy":
@@ -134,6 +166,12 @@ class Classifier:
         """The softmax of logits [...,K]; for a network of one logit f, whose logits are -f and f, the sigmoids of both.
 
         For a network that returns values it is meaningless.
+
+        Args:
+            logits: [...,K].
+
+        Returns:
+            Probabilities [...,K].
         """
         return self.softmax_logits(logits).softmax(-1)
 
@@ -143,20 +181,43 @@ class Classifier:
 
     @torch.no_grad()
     def logits(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Logits [B,K] without gradients, in inner batches."""
+        """What the network answers, without gradients, in inner batches.
+
+        Args:
+            inputs: [B,C,H,W], preprocessed.
+
+        Returns:
+            Logits [B,K].
+        """
         return torch.cat([self.module(inputs[part]) for part in self.chunks(len(inputs))])
 
     @torch.no_grad()
     def scores(self, inputs: torch.Tensor, targets: torch.Tensor, output: str | None = None) -> torch.Tensor:
-        """The explained output (or `output`) of each input [B], without gradients, in inner batches."""
+        """The explained output (or `output`) of each input, without gradients, in inner batches.
+
+        Args:
+            inputs: [B,C,H,W], preprocessed.
+            targets: [B].
+            output: As for `select`.
+
+        Returns:
+            A value for each input [B].
+        """
         return torch.cat(
             [self.select(self.module(inputs[part]), targets[part], output) for part in self.chunks(len(inputs))]
         )
 
     def gradient(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Gradient of the explained output with respect to each input, same shape as inputs, in inner batches.
+        """Gradient of the explained output with respect to each input, in inner batches.
 
         Samples do not interact in evaluation mode, so the gradient of the sum is each sample's own gradient.
+
+        Args:
+            inputs: [B,C,H,W], preprocessed.
+            targets: [B].
+
+        Returns:
+            The gradient, same shape as inputs.
         """
         gradients = []
         for part in self.chunks(len(inputs)):

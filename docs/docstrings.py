@@ -33,7 +33,7 @@ def parameters(thing: Any) -> set[str]:
     """The names that a docstring of `thing` may describe: of its signature, and of a class its declared attributes."""
     found = set(taken(thing))
     for base in getattr(thing, "__mro__", ()):
-        found |= set(base.__dict__.get("__annotations__", ()))
+        found |= set(inspect.get_annotations(base))
     return found
 
 
@@ -125,7 +125,9 @@ def converted(lines: list[str], thing: Any) -> list[str]:
             others = " (and the others)" if names.endswith("the others") else ""
             if result and result[-1] == "" and len(result) > 1 and result[-2].startswith(":"):
                 result.pop()
-            result += [f":param {first}: {escaped(also.strip() + others + ' ' if also or others else '')}{escaped(body)}"]
+            result += [
+                f":param {first}: {escaped(also.strip() + others + ' ' if also or others else '')}{escaped(body)}"
+            ]
         elif raised and not any(line.startswith(("- ", "    ")) for line in text):
             if joined[: raised.start()].strip():
                 result += [escaped(joined[: raised.start()].strip()), ""]
@@ -161,12 +163,16 @@ def joined_fields(lines: list[str]) -> list[str]:
 def google(lines: list[str]) -> list[str]:
     """Google style: the backticks alone."""
     return [
-        QUOTED.sub(lambda found: escaped(found[0]), line) if not line.rstrip().endswith("::") else line for line in lines
+        QUOTED.sub(lambda found: escaped(found[0]), line) if not line.rstrip().endswith("::") else line
+        for line in lines
     ]
 
 
 def process(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
     lines[:] = converted(lines, thing)
+    if getattr(options, "no_index", False) or (isinstance(options, dict) and options.get("no-index")):
+        # The page of a method or metric, whose table of settings says it.
+        lines[:] = [line for line in lines if not line.startswith(":param ")]
 
 
 def setup(app: Any) -> dict[str, Any]:
