@@ -239,9 +239,10 @@ def table_of_methods(methods: list[Item]) -> str:
     return "\n".join(lines)
 
 
-def list_page() -> str:
+def lists() -> str:
+    """Models, data sets and presets, a table each."""
     """Models, data sets and presets."""
-    lines = ["# Models, data and presets", "", "What `xaibench list models`, `datasets` and `experiments` show.", ""]
+    lines = []
     for group, title in (("model", "Models"), ("dataset", "Data sets"), ("experiment", "Presets")):
         lines += [f"## {title}", "", f"| {group} | what | source | needs |", "|---|---|---|---|"]
         lines += [
@@ -303,7 +304,7 @@ def lay_out(source: Path) -> None:
         made[str(path.relative_to(DOCS))] = linked(path.read_text(encoding="utf-8"), path, names["metric"])
     words = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     made["glossary.md"] = "# Glossary\n" + words.partition("## Words\n")[2].partition("\n## ")[0]
-    made["catalog.md"] = list_page()
+    made["catalog.md"] = made["catalog.md"].replace("<!-- lists -->", lists())
     for group, found in items.items():
         texts = Texts(f"{group}s.md", names[group])
         path = DOCS / f"{group}s.md"

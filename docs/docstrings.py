@@ -15,7 +15,7 @@ import xaibench
 
 GOOGLE = re.compile(r"^(Args|Attributes|Returns|Raises|Yields):$", re.M)
 NAMES = r"[A-Za-z_]\w*(?:(?:, | and )[A-Za-z_]\w*)*(?: \[[^\]]*\])?"
-ENTRY = re.compile(rf"^({NAMES})( and the others)?: ")
+ENTRY = re.compile(rf"^({NAMES})( and the others)?:(?: |$)")
 RAISES = re.compile(r"(?:(?<=^)|(?<=\. ))Raises (\w+)((?:, (?:and )?\w+)*) ")
 SPECIAL = re.compile(r"([*|\\])|(_)(?!\w)")
 QUOTED = re.compile(r"(``[^`]+``|`[^`]+`)")
@@ -53,16 +53,16 @@ def entries(lines: Iterable[str], known: set[str]) -> list[tuple[str, list[str]]
         elif parts[-1][0]:
             parts.append(("", [line]))
         else:
-            parts[-1][1].append(line)
+            _split(parts, line, known)
     return [(names, text) for names, text in parts if text]
 
 
 def _split(parts: list[tuple[str, list[str]]], text: str, known: set[str]) -> None:
-    """Add a line of an entry, in which the next may begin after a full stop."""
-    for name in re.finditer(rf"(?<=\. )({NAMES}): ", text):
+    """Add a line, in which an entry may begin after a full stop or semicolon."""
+    for name in re.finditer(rf"(?<=[.;] )({NAMES})( and the others)?:(?: |$)", text):
         if set(re.split(r", | and ", re.sub(r" \[.*", "", name[1]))) <= known:
             parts[-1][1].append(text[: name.start()].strip())
-            parts.append((name[1], []))
+            parts.append((name[1] + (name[2] or ""), []))
             return _split(parts, text[name.end() :], known)
     parts[-1][1].append(text)
 

@@ -100,7 +100,7 @@ def follow(xaibench, here, photos, monkeypatch):
 
 # Page -> what it leaves on the leaderboard and what it prints.
 RESULTS = {
-    "first-leaderboard": (["gradcam", "sobel", "pointing_game"], ["degradation", "integrated_gradients"]),
+    "first-leaderboard": (["gradcam", "sobel", "pointing_game"], ["degradation", "saliency"]),
     "gate": (["contribution", "roc_auc"], ["regressed"]),
     "own-method": (["absolute_input", "positive_share", "factor=2.0"], ["Absolute input times gradient"]),
     "own-model": (["tiny", "imagefolder"], ["gradcam", "integrated_gradients", "ci_low"]),

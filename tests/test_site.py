@@ -126,7 +126,9 @@ def test_every_setting_is_described(site):
         for path in (site / f"{group}s").glob("*.html"):
             rows = re.findall(r"<tr[^>]*>(.*?)</tr>", path.read_text(), flags=re.S)
             for row in rows:
-                cells = [re.sub(r"<[^>]+>", "", cell).strip() for cell in re.findall(r"<td>(.*?)</td>", row, flags=re.S)]
+                cells = [
+                    re.sub(r"<[^>]+>", "", cell).strip() for cell in re.findall(r"<td>(.*?)</td>", row, flags=re.S)
+                ]
                 if len(cells) == 3 and cells[0].startswith(f"{group}.") and not cells[2]:
                     bare += [f"{path.stem}: {cells[0]}"] if not cells[0].endswith("_target_") else []
     assert not bare

@@ -46,6 +46,7 @@ class IBAReadout(Masking, Fitted):
     epochs: 10 (the thesis's Table 3; its text says 20).
     learning_rate: 1e-5 is for the 1.3 million images of ImageNet and moves little on small data.
     batch_size: images per step. bound: alpha is kept in [-bound, bound].
+    channels: the map is their `sum` or their `max`.
     The other parameters as for `IBA`. The readouts are standardised with mean and deviation, as the library does; the
         paper's own code divides by the deviation only.
     """

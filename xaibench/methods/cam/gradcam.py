@@ -157,6 +157,7 @@ class GuidedGradCAM(Method):
     Selvaraju et al. 2017, section 3.2, with `cam` gradcam; Chattopadhay et al. 2018, section 3.3, with gradcam_pp.
 
     layer: of the class activation map, which is rectified and enlarged bilinearly as in `GradCAM`.
+    cam: which one, `gradcam` or `gradcam_pp`.
     Raises ValueError for another cam.
     """
 

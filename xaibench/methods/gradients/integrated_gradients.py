@@ -25,6 +25,7 @@ class IntegratedGradients(Method):
     steps: points of the quadrature, each one gradient.
     baseline: x', one or a list of the words of `baselines`; `blur` is the input itself under a Gaussian of `sigma`
         pixels, `value` is the pixel value `value`, `dataset` stands for `references` images of the fit split.
+    sigma, value, references: of these baselines.
     quadrature: where the points lie and what they weigh, see `points`.
     factor: the `product`, or one of its two factors as a map of its own (Heurich 2021): the `average_gradient` on the
         path (which the released code of the information bottleneck calls integrated gradients), or the `difference`

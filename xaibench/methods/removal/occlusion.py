@@ -19,6 +19,7 @@ class Occlusion(Method):
     stride: pixels between windows, by default `patch` (no overlap). The last window of a row or column is cut at the
         edge, so that every pixel is covered.
     fill: what replaces the patch, one of the fill words; `blur` is the input itself under a Gaussian of `sigma` pixels.
+    sigma: of that blur.
     Raises ValueError for another word, sizes below one and a stride that would leave gaps.
     """
 

@@ -104,6 +104,8 @@ class AlphaBeta(AffineRule):
     alone, so that negative inputs are right too. alpha - beta = 1. (1, 0) is the z+ rule, that of excitation
     backpropagation and of deep Taylor decomposition. A `Scale` has one contribution to each output, which gets all of
     its relevance, whatever the sign. Raises ValueError for another pair, or alpha below 0.
+
+    alpha: of the positive contributions. beta: of the negative ones, alpha - 1. bias: see the module.
     """
 
     def __init__(self, alpha: float = 1.0, beta: float = 0.0, bias: Bias = "dropped") -> None:
