@@ -45,8 +45,9 @@ class Roar(Measure):
 
     fractions: between 0 and 1. repeats: networks per fraction. fill: `zero` is the data set's mean, as the theses have
         it. keep: whether the least relevant pixels go. target: of the maps; `label`, `predicted` or `fixed:<k>`,
-        whatever the run's own. train_limit: train samples (None: all); `dataset.limit` is of test samples. validation_limit: validation samples, for recipes that select
-        the best epoch by them (`model.recipe.select=best`); they lose their pixels too.
+        whatever the run's own. train_limit: train samples (None: all); `dataset.limit` is of test samples.
+        validation_limit: validation samples, for recipes that select the best epoch by them
+        (`model.recipe.select=best`); they lose their pixels too.
     stack: networks trained side by side: None is all of a repeat on a GPU and 1 on a CPU, where it does not pay.
     collapse, sign: see `Metric`.
 
