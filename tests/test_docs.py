@@ -178,3 +178,12 @@ def take(words, xaibench):
     code, _, said = xaibench(*words)
     # 1 and 3 are answers too: a regression, nothing to compare.
     return said if code not in (0, 1, 3) or (words[0] == "run" and code) else None
+
+
+def test_every_test_that_the_page_of_checks_names_is_there():
+    """docs/checks.md says for each check which test holds it."""
+    text = (ROOT / "docs" / "checks.md").read_text()
+    tests = {path.stem: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
+    defined = {name for code in tests.values() for name in re.findall(r"def (test_\w+)", code)}
+    named = set(re.findall(r"\btest_\w+", text))
+    assert len(named) > 60 and named <= defined | tests.keys(), named - defined - tests.keys()
