@@ -316,3 +316,96 @@ def test_a_sweep_may_set_what_the_default_method_lacks(xaibench, here):
     assert code == 0, said
     cards = [json.loads(path.read_text()) for path in here.glob("results/scores/*/*/*/*.json")]
     assert sorted(card["method_variant"] for card in cards) == ["samples=2", "samples=2"]
+
+
+def test_lists_for_other_programs(xaibench, here):
+    import csv
+
+    (here / "mine" / "method").mkdir(parents=True)
+    (here / "mine" / "method" / "own.yaml").write_text('# =1+1, "quoted".\n_target_: a.B\n')
+    mine = ("--config-dir", "mine")
+    names = xaibench("list", "methods", "--format", "names", *mine)[1].split()
+    assert "gradcam" in names and "own" in names and len(names) == len(listing.items("method")) + 1
+    rows = json.loads(xaibench("list", "methods", "--format", "json", *mine)[1])
+    assert [row["name"] for row in rows] == names
+    assert next(row for row in rows if row["name"] == "iba")["tuned on"] == "degradation"
+    read = [*csv.DictReader(xaibench("list", "methods", "--format", "csv", *mine)[1].splitlines())]
+    assert [row["name"] for row in read] == names
+    assert read[names.index("own")]["what"] == '\'=1+1, "quoted".'
+    assert xaibench("list", "methods", "--format", "xml")[0] == 2
+
+
+def test_the_version_of_a_run_is_ours(xaibench):
+    from xaibench import __version__
+
+    assert xaibench("run", "--version") == (0, f"xaibench {__version__}\n", "")
+
+
+def test_pruning_everything_and_saying_what_would_go(xaibench, here):
+    assert xaibench("run", *QUICK)[0] == 0
+    before = sorted(here.glob("cache/**/*.h5"))
+    for age in ("0d", "0h"):
+        code, out, _ = xaibench("cache", "prune", "--older-than", age, "--dry-run")
+        assert code == 0 and "would be removed" in out and "maps/smallcnn" in out
+        assert sorted(here.glob("cache/**/*.h5")) == before
+    code, out, _ = xaibench("cache", "prune", "--older-than", "0d")
+    assert code == 0 and "artefacts removed" in out
+    assert not list(here.glob("cache/**/*.h5"))
+
+
+def test_leaderboard_and_rank_read_a_bare_file(xaibench, here):
+    assert xaibench("run", "-m", "method=gradient,random,input", "metric=degradation,sparseness", *QUICK[:1])[0] == 0
+    (here / "board.csv").write_bytes((here / "results" / "leaderboard.csv").read_bytes())
+    (here / "results").rename(here / "away")
+    code, out, said = xaibench("leaderboard", "--leaderboard", "board.csv", "--metric", "degradation")
+    assert code == 0 and "smallcnn · shapes · degradation" in out and "sparseness" not in out, said
+    assert xaibench("leaderboard", "--leaderboard", "board.csv", "--csv")[1] == (here / "board.csv").read_text()
+    code, out, said = xaibench("rank", "--leaderboard", "board.csv")
+    assert code == 0 and "mean rank" in out and "no test" in out and "degradation" in out and "sparseness" in out, said
+    code, _, said = xaibench("rank", "--leaderboard", "board.csv", "--csv", "pairs")
+    assert code == 2 and "score files" in said
+    for command in ("rank", "leaderboard"):
+        code, _, said = xaibench(command, "--leaderboard", "nope.csv")
+        assert code == 2 and "nope.csv" in said
+    assert not (here / "results").exists()
+
+
+def test_a_check_as_junit_and_of_what_can_be_compared_in_part(xaibench, here):
+    from xml.etree import ElementTree
+
+    assert xaibench("run", "-m", "method=gradient,input", *QUICK)[0] == 0
+    text = (here / "results" / "leaderboard.csv").read_text()
+    (here / "baseline.csv").write_text(text)
+    check = ("check", "--baseline", "baseline.csv", "--format", "junit", "--output", "check.xml")
+    assert xaibench(*check)[0] == 0
+    suite = ElementTree.parse(here / "check.xml").getroot()
+    assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("6", "0", "0")
+    case = suite.find("testcase")
+    assert case.get("classname") == "smallcnn.shapes.gradient" and case.get("name").startswith("degradation (steps=2)")
+
+    value = re.search(r",degradation,higher,,([^,]+),", text)[1]
+    (here / "baseline.csv").write_text(text.replace(f",{value},", f",{float(value) + 0.05},", 1))
+    assert xaibench(*check)[0] == 1
+    suite = ElementTree.parse(here / "check.xml").getroot()
+    assert suite.get("failures") == "1" and "regressed: before" in suite.find("testcase/failure").get("message")
+
+    lines = text.splitlines()
+    sample_key = lines[1].split(",")[-1]
+    (here / "baseline.csv").write_text("\n".join([lines[0], lines[1].replace(sample_key, "f" * 16), *lines[2:], ""]))
+    code, out, _ = xaibench("check", "--baseline", "baseline.csv", "--format", "markdown", "--output", "check.md")
+    assert code == 3, out
+    words = "no regression in 5 rows, 1 of 6 not comparable"
+    assert words in out and (here / "check.md").read_text().startswith(f"### xaibench: {words}")
+    assert xaibench(*check)[0] == 3
+    assert ElementTree.parse(here / "check.xml").getroot().get("errors") == "1"
+
+
+def test_the_demo_installs_no_oracles_and_tests_do():
+    root = Path(__file__).parent.parent
+    dry = {}
+    for target in ("demo", "install", "test"):
+        made = subprocess.run(["make", "-n", "-B", target], cwd=root, capture_output=True, text=True, check=True)
+        dry[target] = made.stdout
+    assert "pip install --quiet -e .\n" in dry["demo"] and "oracles" not in dry["demo"] and "dev" not in dry["demo"]
+    assert "xaibench run experiment=demo" in dry["demo"]
+    assert all("-e '.[dev,oracles,cluster]'" in dry[target] for target in ("install", "test"))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from . import __version__
 from .errors import UserError, XaibenchError, nearest
-from .trust import trusting
+from .trust import no_formula, trusting
 
 USAGE = """\
 usage: xaibench <command> ...
@@ -99,6 +99,9 @@ def _dispatch(arguments: list[str], debug: bool) -> int:
 
 def _run(arguments: list[str], debug: bool) -> int:
     """Compose and run with Hydra's own command line."""
+    if "--version" in arguments:
+        print(f"xaibench {__version__}")
+        return 0
     from .config import run_hydra
 
     return run_hydra(_options_first(arguments), debug)
@@ -143,12 +146,14 @@ def _list(arguments: list[str]) -> int:
     parser.add_argument("what", help=", ".join(f"{group}s" for group in LISTED))
     parser.add_argument("--config-dir", action="append", default=[], help="a folder with configurations of your own")
     parser.add_argument("--markdown", action="store_true", help="as a Markdown table; of methods also what they cost")
+    parser.add_argument("--format", choices=("names", "csv", "json"), help="for other programs")
     options = parser.parse_args(arguments)
     group = group_of(options.what)
     listed = items(group, tuple(Path(folder) for folder in options.config_dir))
     for item in listed:
         if item.shadowed:
             print(f"xaibench: {item.path} has the name of one of ours, which is taken; rename it", file=sys.stderr)
+    listed = [item for item in listed if not (options.format and item.shadowed)]
     rows: list[tuple[str, ...]] = [
         ("name", "what", "source", "needs"),
         *((i.name, i.summary, i.source, i.needs) for i in listed),
@@ -157,12 +162,36 @@ def _list(arguments: list[str]) -> int:
         rows = _beside(rows, 4, "tuned on", [", ".join(item.tuned_on) for item in listed])
     if options.markdown and group == "method":
         rows = _beside(rows, 3, "passes", map(passes, listed))
-    if options.markdown:
+    if options.format:
+        print(_LIST_FORMATS[options.format](rows), end="")
+    elif options.markdown:
         lines = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
         print("\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]))
     else:
         _print_table(rows)
     return 0
+
+
+def _as_csv(rows: Sequence[tuple[str, ...]]) -> str:
+    import csv
+    import io
+
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([no_formula(cell) for cell in row] for row in rows)
+    return text.getvalue()
+
+
+def _as_json(rows: Sequence[tuple[str, ...]]) -> str:
+    import json
+
+    return json.dumps([dict(zip(rows[0], row)) for row in rows[1:]], indent=1, ensure_ascii=False) + "\n"
+
+
+_LIST_FORMATS: dict[str, Callable[[Sequence[tuple[str, ...]]], str]] = {
+    "names": lambda rows: "".join(f"{row[0]}\n" for row in rows[1:]),
+    "csv": _as_csv,
+    "json": _as_json,
+}
 
 
 def _beside(rows: Iterable[tuple[str, ...]], place: int, head: str, cells: Iterable[str]) -> list[tuple[str, ...]]:
@@ -189,11 +218,20 @@ def _leaderboard(arguments: list[str]) -> int:
     _add_folders(parser, cache=False)
     _add_filters(parser)
     parser.add_argument("--csv", action="store_true", help="print CSV instead of tables")
+    parser.add_argument("--leaderboard", metavar="FILE", help="a leaderboard.csv alone, without its score files")
     options = parser.parse_args(arguments)
     from .report import terminal
     from .scores import leaderboard, rank
 
     results, filters = Path(options.results), _filters(options)
+    if options.leaderboard:
+        frame = leaderboard.select(leaderboard.read_csv(Path(options.leaderboard)), filters)
+        if options.csv:
+            print(leaderboard.to_csv(frame), end="")
+        else:
+            frame = frame.assign(**{leaderboard.TUNED: False, leaderboard.FEW: False})
+            terminal.leaderboard_table(leaderboard.labels_told_apart(frame))
+        return 0
     cells, damaged = leaderboard.read_sound(results)
     try:
         leaderboard.write(results, cells)
@@ -218,11 +256,20 @@ def _rank(arguments: list[str]) -> int:
     parser.add_argument("--all", action="store_true", help="every statistic of each metric, not its headline alone")
     tables = ("methods", "pairs", "metrics", "overall", "agreement")
     parser.add_argument("--csv", choices=tables, help="print one of these as CSV instead of the tables")
+    parser.add_argument("--leaderboard", metavar="FILE", help="a leaderboard.csv alone: its ranks, without tests")
     options = parser.parse_args(arguments)
     from .report import terminal
     from .scores import leaderboard, rank
 
     filters = _filters(options)
+    if options.leaderboard:
+        if options.csv or options.all:
+            raise UserError(f"--leaderboard {options.leaderboard}: --csv and --all need score files (--results DIR)")
+        from .report.tables import boards_of_file
+
+        frame = leaderboard.select(leaderboard.read_csv(Path(options.leaderboard)), filters)
+        terminal.ranks_of_file(boards_of_file(leaderboard.labels_told_apart(frame)))
+        return 0
     wanted = filters.pop("statistic", None)
     cells, damaged = leaderboard.read_sound(Path(options.results))
     found = rank.comparisons(leaderboard.told_apart(leaderboard.select_cells(cells, filters)))
@@ -308,7 +355,9 @@ def _check(arguments: list[str]) -> int:
         help="the absolute change that is no regression, of a statistic or of metric.statistic; may be repeated",
     )
     parser.add_argument("--tolerances", metavar="FILE", help="a yaml file of such lines, `metric.statistic: 0.01`")
-    parser.add_argument("--format", choices=("text", "json", "markdown"), default="text", help="of the outcome")
+    parser.add_argument(
+        "--format", choices=("text", "json", "markdown", "junit"), default="text", help="of the outcome"
+    )
     parser.add_argument("--output", metavar="FILE", help="write the outcome there, and show the text")
     _add_folders(parser, cache=False)
     options = parser.parse_args(arguments)
@@ -332,6 +381,7 @@ def _check(arguments: list[str]) -> int:
     )
     made: dict[str, Callable[[list[check.Compared]], str]] = {
         "json": check_report.to_json,
+        "junit": check_report.to_junit,
         "markdown": functools.partial(check_report.to_markdown, baseline=str(baseline)),
     }
     text = made[options.format](rows) if options.format in made else ""
@@ -360,6 +410,7 @@ def _cache(arguments: list[str]) -> int:
     parser.add_argument("what", choices=("ls", "verify", "prune"))
     parser.add_argument("--older-than", metavar="AGE", help="prune: not changed for this long, such as 30d or 12h")
     parser.add_argument("--max-size", metavar="SIZE", help="prune: the oldest until the rest fits, such as 20G")
+    parser.add_argument("--dry-run", action="store_true", help="prune: say what would go, and leave it")
     _add_folders(parser, cache=True)
     options = parser.parse_args(arguments)
     from .store import cache
@@ -374,14 +425,15 @@ def _cache(arguments: list[str]) -> int:
     if options.what == "prune":
         age = options.older_than and _quantity(options.older_than, {"h": 3600, "d": 86400, "w": 604800}, "--older-than")
         size = options.max_size and _quantity(options.max_size, {"M": 2**20, "G": 2**30, "T": 2**40}, "--max-size")
-        listed = cache.prune(root, age or None, None if size is None else int(size))
+        listed = cache.prune(root, age, None if size is None else int(size), dry_run=options.dry_run)
     else:
         listed = cache.listing(root)
     for entry in listed:
         size = f"{entry.size / 2**20:9.1f} MB {entry.samples:7d} samples {entry.shards:5d} shards"
         print(f"{size}  {entry.kind}/{entry.path}")
     total = sum(entry.size for entry in listed) / 2**20
-    print(f"{total:9.1f} MB in {len(listed)} artefacts {'removed' if options.what == 'prune' else f'in {root}'}")
+    done = f"in {root}" if options.what == "ls" else "would be removed" if options.dry_run else "removed"
+    print(f"{total:9.1f} MB in {len(listed)} artefacts {done}")
     return 0
 
 

@@ -129,7 +129,10 @@ def _is_known(module: str) -> bool:
     if top in sys.stdlib_module_names or top in sys.builtin_module_names:
         return False
     origin = _origin(module)
-    return origin is None or _is_users(origin)  # there is no such module: importing says so
+    if origin is None:  # there is no such module: importing says so
+        return True
+    # What the calling program has imported from its own files has run already, wherever it is now.
+    return _is_users(origin) or (top in sys.modules and not _is_installed(origin))
 
 
 def _plugins() -> set[str]:
@@ -185,12 +188,14 @@ def _folders() -> list[Path]:
 
 def _is_users(file: Path) -> bool:
     """Whether a file, links followed, lies below one of the user's folders, and in no installation below it."""
+    return not _is_installed(file) and any(file.is_relative_to(folder.resolve()) for folder in _folders())
+
+
+def _is_installed(file: Path) -> bool:
     installed = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")]
     if any(file.is_relative_to(folder) for folder in installed):
-        return False
-    folders = [folder.resolve() for folder in _folders()]
-    inside = [file.relative_to(folder).parts for folder in folders if file.is_relative_to(folder)]
-    return any(not {"site-packages", "dist-packages"}.intersection(parts) for parts in inside)
+        return True
+    return not {"site-packages", "dist-packages"}.isdisjoint(file.parts) or not file.is_absolute()
 
 
 # ---- configurations from outside ------------------------------------------------------------------------------------
@@ -251,3 +256,17 @@ def _values(value: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
     elif isinstance(value, list):
         for inner in value:
             yield from _values(inner, place)
+
+
+# ---- what spreadsheets would run ------------------------------------------------------------------------------------
+
+
+def no_formula(text: str) -> str:
+    """A text as spreadsheets take it for a text: one that would be a formula there (=1+1, @x) gets a quote before."""
+    if not text.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text

@@ -60,7 +60,7 @@ def test_nothing_but_a_data_set_is_built_from_a_score_file(cells, here):
         card["config"]["dataset"] = {"_target_": "os.system", "command": "touch harm", "limit": 5}
         path.write_text(json.dumps(card))
     found = gallery.collect(leaderboard.read_cells(Path("results")), Path("cache"))
-    assert "expected a data set" in found.missing[-1]
+    assert "os.system: not run" in found.missing[-1]
     assert not (here / "harm").exists()
 
 

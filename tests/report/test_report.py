@@ -222,3 +222,23 @@ def test_mistakes_are_said_in_a_line(xaibench, copied):
     assert code == 1 and str(broken) in said and "run again: xaibench run method=gradcam" in said
     metric = broken.parent.name  # gradcam is there under the other one
     assert {row["method"] for row in read()[2] if row["metric"] == metric} == {"gradient", "random control"}
+
+
+def test_the_axis_of_costs_is_in_plain_numbers():
+    """Powers of ten are drawn as TeX, which SVG keeps as its raw text."""
+    import io
+
+    from matplotlib.figure import Figure
+
+    from xaibench.report.figures import _cost_panel
+    from xaibench.scores.rank import Contestant
+
+    for costs in ((1e-4, 3e-2, 5.0), (0.0, 2e-4, 3e-3)):
+        figure = Figure()
+        axes = figure.subplots()
+        _cost_panel(axes, {Contestant(f"m{n}", ""): (cost, n + 1.0) for n, cost in enumerate(costs)})
+        figure.savefig(out := io.StringIO(), format="svg")
+        figure.canvas.draw()
+        labels = [label.get_text() for label in axes.get_xticklabels()]
+        assert "mathdefault" not in out.getvalue() + "".join(labels), labels
+        assert "0.001" in labels

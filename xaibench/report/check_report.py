@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
+from xml.etree import ElementTree
 
 from ..scores.check import BETTER, FAILED, INCOMPARABLE, MISSING, NEW, REGRESSED, SAME, WORSE, Compared, exit_code
 from ..scores.leaderboard import ARROWS, IDENTITY
@@ -26,6 +27,48 @@ def counts(rows: Sequence[Compared]) -> str:
     return f"compared {compared} rows: {said or 'nothing to compare'}"
 
 
+def verdict(rows: Sequence[Compared]) -> str:
+    """The outcome in words; a check of which only a part can be compared says how large the part is."""
+    code = exit_code(list(rows))
+    if code in (0, REGRESSED):
+        return "regressed" if code else "no regression"
+    count = Counter(row.mark for row in rows)
+    apart, compared = count[INCOMPARABLE], count[BETTER] + count[SAME]
+    if not apart or not compared:
+        return "not comparable"
+    return f"no regression in {compared} rows, {apart} of {apart + compared} not comparable"
+
+
+def to_junit(rows: Sequence[Compared]) -> str:
+    """A test case per row, for the test reports of CI systems: what the exit code calls a regression is a failure,
+    what cannot be compared an error."""
+    suite = ElementTree.Element("testsuite", name="xaibench check", tests=str(len(rows)))
+    count = Counter()
+    for row in rows:
+        model, dataset, method, variant, metric, metric_variant, statistic = map(_printable, row.identity)
+        named = [f"{metric} ({metric_variant})" if metric_variant else metric, statistic]
+        case = ElementTree.SubElement(
+            suite,
+            "testcase",
+            classname=f"{model}.{dataset}.{f'{method} ({variant})' if variant else method}",
+            name=" ".join(named),
+        )
+        kind = {WORSE: "failure", FAILED: "failure", MISSING: "failure", INCOMPARABLE: "error"}.get(row.mark)
+        if kind:
+            count[kind] += 1
+            said = f"{WORDS[row.mark]}: before {_number(row.before)}, after {_number(row.after)}"
+            said += f", tolerance {_number(row.tolerance, '.3g')}" if row.tolerance is not None else ""
+            ElementTree.SubElement(case, kind, message=_printable(f"{said}. {row.why}".strip()))
+    suite.set("failures", str(count["failure"]))
+    suite.set("errors", str(count["error"]))
+    return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _printable(text: str) -> str:
+    """Without the characters that no XML can hold."""
+    return "".join(c for c in str(text) if c.isprintable() or c in "\n\t")
+
+
 def to_json(rows: Sequence[Compared]) -> str:
     """Everything: the exit code, the counts, and every row with its identity."""
     count = Counter(row.mark for row in rows)
@@ -39,9 +82,7 @@ def to_json(rows: Sequence[Compared]) -> str:
 
 def to_markdown(rows: Sequence[Compared], baseline: str) -> str:
     """The verdict in a heading, then a table of what is not simply the same, the worst first."""
-    code = exit_code(list(rows))
-    verdict = {0: "no regression", REGRESSED: "regressed"}.get(code, "not comparable")
-    lines = [f"### xaibench: {verdict}", "", f"Against `{baseline}`, {counts(rows)}."]
+    lines = [f"### xaibench: {verdict(rows)}", "", f"Against `{baseline}`, {counts(rows)}."]
     order = list(WORDS)
     notable = sorted((row for row in rows if row.mark != SAME or row.why), key=lambda row: order.index(row.mark))
     if notable:

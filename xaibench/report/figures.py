@@ -334,10 +334,11 @@ def _cost_panel(axes: Axes, points: Mapping[Contestant, tuple[float, float]]) ->
     axes.set_xscale("log")
     axes.set_xlim(free / 2, max(x) * 12)
     _name_points(axes, x, y, contestants)
+    axes.xaxis.set_major_formatter("{x:g}")  # the powers of ten that it would draw are raw TeX in the page's text
+    axes.minorticks_off()
     if (costs == 0).any():
         ticks = [free, *(10.0**power for power in range(-6, 7) if free * 2 <= 10.0**power <= max(x) * 2)]
         axes.set_xticks(ticks, ["0", *(f"{tick:g}" for tick in ticks[1:])])
-        axes.minorticks_off()
     axes.grid(color=LINE, linewidth=0.5)
     axes.set_axisbelow(True)
     axes.tick_params(length=0)

@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -102,7 +103,7 @@ def boards_of_file(frame: pd.DataFrame) -> list[Board]:
 def _first_statistic(metric: str, present: Sequence[str]) -> str:
     """The headline of a metric of ours with its default parameters; of another one, what bears its name, or the
     first."""
-    path = CONF / "metric" / f"{metric}.yaml"
+    path = CONF / "metric" / f"{Path(metric).name}.yaml"  # a name in a file that may be a stranger's
     try:
         declared = [s.name for s in build(cast(Row, OmegaConf.to_container(OmegaConf.load(path))), "metric").statistics]
     except (OSError, XaibenchError):

@@ -19,12 +19,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ..scores import compare, leaderboard, rank
-from ..scores.check import SAME, Compared
+from ..scores.check import INCOMPARABLE, SAME, Compared
 from ..scores.compare import Published
 from ..scores.leaderboard import Damaged
 from ..scores.rank import Comparison, Overall
 from ..scores.statistics import FEW
-from .check_report import counts
+from .check_report import counts, verdict
+from .tables import Board, glance
 
 # A pipe has no width of its own: give tables room instead of cutting their columns.
 stdout = Console(width=None if sys.stdout.isatty() else 200)
@@ -279,6 +280,20 @@ def ranks(comparisons: Sequence[Comparison]) -> None:
         stdout.print(table)
 
 
+def ranks_of_file(boards: Sequence[Board]) -> None:
+    """The ranks of a leaderboard file, a table per model and data set: without samples there is nothing to test."""
+    for board in boards:
+        found = glance(board)
+        names = [column["name"] for column in found.columns]
+        legend = ["a leaderboard alone has no samples: no test, no interval of ranks"]
+        table = _table(f"{board.model} · {board.dataset}", ("method", "mean rank", *names), ("method",), legend)
+        for row in found.rows:
+            mean = found.means.get(row["method"])
+            cells = ["" if cell is None or not cell["rank"] else f"{cell['rank']:g}" for cell in row["cells"]]
+            table.add_row(escape(str(row["method"])), "" if mean is None else f"{mean:.1f}", *cells)
+        stdout.print(table)
+
+
 def overall(views: Sequence[Overall]) -> None:
     """Ranks over several metrics, with where each method is best and worst: the metrics need not agree."""
     for view in views:
@@ -417,3 +432,5 @@ def compared(rows: Sequence[Compared]) -> None:
             table.add_row(row.mark, escape(cell), row.identity[-1], *values, changed, escape(row.why))
         stdout.print(table)
     stdout.print(counts(rows), highlight=False)
+    if any(row.mark == INCOMPARABLE for row in rows):
+        stdout.print(verdict(rows), highlight=False)

@@ -15,6 +15,7 @@ import pandas as pd
 from ..errors import UserError, first_line, nearest
 from ..store.cache import SCHEMA
 from ..store.files import write_atomically
+from ..trust import no_formula
 from . import score_files, statistics
 
 # Of leaderboard.csv and cost.csv; those of schema 1 have no model_key and data_key, and are read too.
@@ -367,7 +368,7 @@ def to_csv(frame: pd.DataFrame) -> str:
 
 
 def _no_formula(value: Any) -> Any:
-    return score_files.no_formula(value) if isinstance(value, str) else value
+    return no_formula(value) if isinstance(value, str) else value
 
 
 def read_csv(path: Path) -> pd.DataFrame:

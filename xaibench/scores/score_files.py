@@ -16,6 +16,7 @@ from ..errors import first_line
 from ..store import provenance
 from ..store.cache import SCHEMA, digest, pack, safe_name
 from ..store.files import write_atomically, write_error
+from ..trust import no_formula
 
 # Statuses of a sample. In HDF5 they are these numbers, in CSV the words of STATUS.
 OK, NONFINITE_MAP, NONFINITE_LOGITS = 0, 1, 2
@@ -262,17 +263,6 @@ def _notes(paths: Iterable[Path]) -> Iterator[Unfinished]:
 def number(value: float) -> str:
     """The fixed format of a number in score files; '' for an undefined one."""
     return f"{value:.9g}" if math.isfinite(value) else ""
-
-
-def no_formula(text: str) -> str:
-    """A text as spreadsheets take it for a text: one that would be a formula there (=1+1, @x) gets a quote before."""
-    if not text.startswith(("=", "+", "-", "@", "\t", "\r")):
-        return text
-    try:
-        float(text)
-    except ValueError:
-        return f"'{text}"
-    return text
 
 
 def _quoted(text: str) -> str:

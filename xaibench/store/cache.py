@@ -535,31 +535,38 @@ def verify(root: Path) -> tuple[int, list[str]]:
     return checked, wrong
 
 
-def prune(root: Path, older_than: float | None, max_size: int | None) -> list[Listed]:
+def prune(root: Path, older_than: float | None, max_size: int | None, dry_run: bool = False) -> list[Listed]:
     """Delete artefacts not changed for `older_than` seconds, then the oldest until the rest fits `max_size` bytes.
 
     Those that a process holds a claim on are left; a run that is between two claims makes again what it misses.
+    dry_run: only say which these are.
     """
-    for kind in KINDS:
+    for kind in () if dry_run else KINDS:
         for leftover in Path(root, kind).rglob(".pruned-*"):
             shutil.rmtree(leftover, ignore_errors=True)
     entries = sorted(listing(root), key=lambda entry: entry.changed)
     total, now, removed = sum(e.size for e in entries), time.time(), []
     for entry in entries:
-        too_old = older_than is not None and now - entry.changed > older_than
+        too_old = older_than is not None and now - entry.changed >= older_than
         too_much = max_size is not None and total > max_size
         folder = Path(root, entry.kind, entry.path)
         if (too_old or too_much) and not _is_claimed(folder):
-            # Renamed first: a run finds all of it or nothing.
-            aside = folder.with_name(f".pruned-{uuid.uuid4().hex[:8]}")
-            try:
-                os.replace(folder, aside)
-            except FileNotFoundError:
+            if not dry_run and not _remove(folder):
                 continue
-            shutil.rmtree(aside, ignore_errors=True)
             total -= entry.size
             removed.append(entry)
     return removed
+
+
+def _remove(folder: Path) -> bool:
+    """Remove an artefact; False if it has gone already. Renamed first: a run finds all of it or nothing."""
+    aside = folder.with_name(f".pruned-{uuid.uuid4().hex[:8]}")
+    try:
+        os.replace(folder, aside)
+    except FileNotFoundError:
+        return False
+    shutil.rmtree(aside, ignore_errors=True)
+    return True
 
 
 def _is_claimed(folder: Path) -> bool:
