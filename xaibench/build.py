@@ -45,7 +45,11 @@ def build(spec: Mapping[str, Any], where: str) -> Any:
 def with_defaults(made: Any, base: type[T]) -> T:
     """An object of an ordinary class, which need not derive from `base`: what it does not define, it has from there."""
     if not isinstance(made, base):
-        made.__class__ = type(type(made).__name__, (type(made), base), {})
+        try:
+            made.__class__ = type(type(made).__name__, (type(made), base), {})
+        except TypeError as error:
+            kind, given = base.__name__.lower(), type(made).__name__
+            raise UserError(f"expected an object of a class that is a {kind}, {TARGET} gives a {given}") from error
     return made
 
 

@@ -6,9 +6,10 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from . import __version__
-from .errors import UserError, XaibenchError, nearest
+from .errors import UserError, XaibenchError, nearest, unforeseen
 from .trust import no_formula, trusting
 
 USAGE = """\
@@ -62,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        print(f"xaibench: {type(error).__name__}: {error}\n(--debug shows where)", file=sys.stderr)
+        print(f"xaibench: {unforeseen(error)}\n(--debug shows where)", file=sys.stderr)
         return 1
 
 
@@ -477,7 +478,14 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 
 
 def _parser(name: str, description: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog=f"xaibench {name}", description=description, allow_abbrev=False)
+    return _Parser(prog=f"xaibench {name}", description=description, allow_abbrev=False)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Whose errors are ours: a line, and no usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog.removeprefix('xaibench ')}: {message}; see {self.prog} --help")
 
 
 def _add_folders(parser: argparse.ArgumentParser, cache: bool) -> None:

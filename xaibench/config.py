@@ -16,16 +16,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import hydra
+import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, QuotedString
 from hydra.core.plugins import Plugins
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.experimental.callback import Callback
 from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
@@ -33,9 +36,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from .build import TARGET, build, coerce, describe, locate
-from .errors import BrokenImport, UserError, XaibenchError, first_line, nearest
+from .errors import BrokenImport, UserError, XaibenchError, first_line, nearest, unforeseen
 from .job import SELECTION, Filter, FitSelection, Job, Paths, Runner, Selection
-from .listing import CONF, GROUPS, LISTED, plugin_folders, read_item
+from .listing import CONF, GROUPS, LISTED, items, plugin_folders, read_item
 from .store.files import write_atomically
 from .trust import allowed, check_yaml
 
@@ -110,7 +113,7 @@ def _plain(config: DictConfig) -> dict[str, Any]:
     except MissingMandatoryValue as error:
         raise UserError(f"{error.full_key} is missing: set {error.full_key}=...") from error
     except OmegaConfBaseException as error:
-        raise UserError(first_line(error)) from error
+        raise UserError(f"a value cannot be resolved: {first_line(error)}") from error
     for key in plain:
         if key not in TOP_LEVEL:
             raise UserError(f"'{key}' is not a setting of xaibench: {nearest(key, TOP_LEVEL)}")
@@ -142,9 +145,9 @@ def _check_values(job: Job) -> None:
 
 
 def _options(kind: type, values: Mapping[str, Any] | None, where: str) -> Any:
-    spec = {TARGET: f"{kind.__module__}.{kind.__qualname__}", **(values or {})}
+    spec = {TARGET: f"{kind.__module__}.{kind.__qualname__}", **_mapping(values or {}, where)}
     if kind is Selection:
-        spec["filter"] = {TARGET: f"{Filter.__module__}.Filter", **spec["filter"]}
+        spec["filter"] = {TARGET: f"{Filter.__module__}.Filter", **_mapping(spec["filter"], f"{where}.filter")}
     return build(spec, where)
 
 
@@ -256,6 +259,7 @@ def run_hydra(arguments: list[str], debug: bool) -> int:
     Composition errors are explained and raised as UserError. A single job's errors are raised; a sweep's cells
     never raise: each writes its status, and the statuses decide.
     """
+    check_arguments(arguments)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of Hydra's own printing and exiting
     raised: list[Exception] = []
 
@@ -268,20 +272,23 @@ def run_hydra(arguments: list[str], debug: bool) -> int:
         except Exception as error:  # Hydra would print its own account of it first
             raised.append(error)
 
-    arguments, outside = _sources(arguments)
+    left, outside = _sources(arguments)
+    given = sys.argv
     with tempfile.TemporaryDirectory(prefix="xaibench-") as folder:
         ended = Path(folder, "sweep.json")
         options = [f"hydra.callbacks.xaibench.ended={ended}", *_search(plugin_folders(), outside)]
-        sys.argv = ["xaibench", *_as_sweep(arguments), *options]
+        sys.argv = ["xaibench", *_as_sweep(left), *options]
         entry = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)
         try:
             entry()
         except UserError:
             raise
-        except (HydraException, OmegaConfBaseException) as error:
+        except NOT_COMPOSED as error:
             if debug:
                 traceback.print_exc()
             raise explain(error, arguments) from error
+        finally:
+            sys.argv = given
         if raised:
             raise raised[0]
         return 1 if ended.exists() and json.loads(ended.read_text())["failed"] else 0
@@ -302,16 +309,17 @@ def _as_sweep(arguments: list[str]) -> list[str]:
 
 def compose_job(overrides: list[str]) -> Job:
     """One Job from overrides, outside Hydra's own command line (`xaibench train`)."""
-    overrides, outside = _sources(overrides)
-    overrides = [a for a in overrides if not a.startswith("--")]
+    check_arguments(overrides)
+    left, outside = _sources(overrides)
+    left = [argument for argument in left if not argument.startswith("--")]
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             search = _search(plugin_folders(), outside)
-            config = hydra.compose("config", [*overrides, *search], return_hydra_config=True)
+            config = hydra.compose("config", [*left, *search], return_hydra_config=True)
             HydraConfig.instance().set_config(config)
             return make_job(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]))
-    except (HydraException, OmegaConfBaseException) as error:
+    except NOT_COMPOSED as error:
         raise explain(error, overrides) from error
 
 
@@ -381,7 +389,7 @@ def run_cell(config: DictConfig) -> None:
     except XaibenchError as error:
         status |= {"status": "failed", "error": str(error)}
     except Exception as error:
-        status |= {"status": "failed", "error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+        status |= {"status": "failed", "error": unforeseen(error), "traceback": traceback.format_exc()}
     path = Path(HydraConfig.get().sweep.dir).absolute() / f"{HydraConfig.get().job.num}.json"
     write_atomically(path, json.dumps(status, indent=1) + "\n")
     if status["status"] == "failed":
@@ -455,6 +463,16 @@ class SweepEnd(Callback):
 # ---- explaining mistakes ---------------------------------------------------------------------------------------------
 
 
+# What Hydra raises for what it cannot compose.
+NOT_COMPOSED = (HydraException, OmegaConfBaseException, yaml.YAMLError)
+
+
+def _mapping(values: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where}={values}: expected keys of it, such as {where}.KEY=...")
+    return values
+
+
 def _own_name(spec: dict[str, Any]) -> str:
     """The name that a model's or data set's yaml gives itself, taken out of it unless its class wants it too."""
     name = spec.get("name")
@@ -463,61 +481,110 @@ def _own_name(spec: dict[str, Any]) -> str:
     return str(name or "")
 
 
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Raise UserError for options that Hydra does not have, and for overrides that give a group no name."""
+    parser = get_args_parser()
+    parser.error = _refuse_option  # type: ignore[method-assign]  # argparse would exit
+    for argument in parser.parse_known_args(arguments)[0].overrides:
+        group, _, value = argument.lstrip("+~").partition("=")
+        if group not in (*GROUPS, "experiment"):
+            continue
+        names = nearest(value, [item.name for item in items(group)])
+        if argument.startswith("~"):
+            raise UserError(f"{argument}: every cell has a {group}; {names}")
+        try:
+            (override,) = OverridesParser.create().parse_overrides([argument])
+        except OverrideParseException as error:
+            raise explain(error, arguments) from error
+        given = override.value()
+        choices = given.list if isinstance(given, ChoiceSweep) else [given]
+        if not all(isinstance(choice, str | QuotedString) for choice in choices):
+            raise UserError(f"{argument}: expected the name of a {group}; {names}")
+
+
+def _refuse_option(message: str) -> NoReturn:
+    raise UserError(f"xaibench run: {message}; see xaibench run --help")
+
+
 def explain(error: Exception, arguments: Iterable[str]) -> UserError:
     """A composition error of Hydra's in one or two lines, with the nearest valid choice."""
-    text = str(error)
+    text, arguments = str(error), list(arguments)
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        place = error.problem_mark
+        return UserError(f"{place.name}: line {place.line + 1} is no yaml ({error.problem})")
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return UserError(f"{group}={name}: there is no such {group}; {nearest(name, error.options)}")
-    if isinstance(error, MissingConfigException):
-        return UserError(first_line(error))
+    if absent := [folder for folder in _folders(arguments) if not folder.is_dir()]:
+        return UserError(
+            f"--config-dir={absent[0]}: there is no such folder; expected one with method/NAME.yaml or the like"
+        )
     if "Ambiguous value for argument" in text:
         argument = re.search(r"'(.*?)'", text)
         what = argument[1] if argument else first_line(error)
         return UserError(f"{what}: several values need a sweep; add -m (xaibench run -m ...)")
     if match := re.search(r"An item is already at '([^']+)'", text):
         return UserError(f"+{match[1]}: it exists already; write {match[1]}=... without the +")
-    if match := re.search(r"Could not (?:override|append|delete) '([^']+)'", text):
+    if match := re.search(r"Could not (?:override|append|delete)(?: from config\.)? '([^']+)'", text):
         return UserError(_unknown_key(match[1].lstrip("+~"), arguments))
-    if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:
-        return UserError(f"{first_line(error)} ({first_line(error.__cause__)})")
     if isinstance(error, OverrideParseException):
         return UserError(f"{error.override}: this cannot be read as key=value ({first_line(error)})")
-    return UserError(first_line(error))
+    cause = "" if error.__cause__ is None else f" ({first_line(error.__cause__)})"
+    return UserError(f"this cannot be made a configuration: {first_line(error)}{cause}")
 
 
-def _unknown_key(key: str, arguments: Iterable[str]) -> str:
+def _folders(arguments: Iterable[str]) -> list[Path]:
+    """The folders of --config-dir among the arguments."""
+    found, _ = get_args_parser().parse_known_args(list(arguments))
+    return [] if found.config_dir is None else [Path(found.config_dir)]
+
+
+# What a model's yaml may say for the loader (`models.loading`, which is not imported for a mistake).
+_LOADED = ("weights", "mean", "std", "resize", "crop", "interpolation", "input_size", "layers", "recipe", "returns")
+# The settings of xaibench's own, by their paths.
+_SETTINGS: dict[str, Any] = {"dataset": Selection, "fit": FitSelection, "runner": Runner, "paths": Paths}
+
+
+def _unknown_key(key: str, arguments: Sequence[str]) -> str:
     """The message for an override of something that is not there: the nearest key of the same parent."""
     parent, _, name = key.partition("@")[0].rpartition(".")
-    if not parent:
-        return f"'{key}' is not a setting of xaibench: {nearest(key, [*TOP_LEVEL, 'experiment'])}"
+    folders = _folders(arguments)
     chosen = [a for a in arguments if re.match(r"(model|dataset|method|metric|experiment)=", a)]
     usual = [a.split(",")[0] for a in chosen]
+    if not parent:
+        places = [where for where, kind in _SETTINGS.items() if key in kind.__dataclass_fields__]
+        places += [group for group in GROUPS if key in _node(group, usual, folders)[1]]
+        near = " or ".join(f"'{where}.{key}'" for where in dict.fromkeys(places))
+        near = f"did you mean {near}?" if near else nearest(key, [*TOP_LEVEL, "experiment"])
+        return f"'{key}' is not a setting of xaibench: {near}"
     # Of a sweep over the very group, the choice that lacks the key.
     group = parent.partition(".")[0]
     swept = next((a.partition("=")[2].split(",") for a in chosen if a.startswith(f"{group}=")), [None])
     for choice in swept:
         others = [a for a in usual if not a.startswith(f"{group}=")]
-        node, keys = _node(parent, others + ([] if choice is None else [f"{group}={choice}"]))
+        node, keys = _node(parent, others + ([] if choice is None else [f"{group}={choice}"]), folders)
         if name not in keys:
             break
     if not isinstance(node, DictConfig):
         return f"'{key}' is not a setting of xaibench; see `xaibench run --cfg job`"
     where = parent if len(swept) == 1 else f"{parent}={choice}"
+    if name in keys:
+        return f"'{key}': the yaml of {where} does not have it, its class does: write +{key}=..."
     return f"'{key}': {where} has no '{name}': {nearest(name, keys) or 'it has no parameters'}"
 
 
-def _node(path: str, overrides: list[str]) -> tuple[Any, list[str]]:
+def _node(path: str, overrides: list[str], folders: Sequence[Path]) -> tuple[Any, list[str]]:
     """A node of the composed configuration (None if there is none), and the keys that it takes."""
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            node = OmegaConf.select(hydra.compose("config", overrides), path)
-    except (HydraException, OmegaConfBaseException):
+            search = _search(plugin_folders(), folders)
+            node = OmegaConf.select(hydra.compose("config", [*overrides, *search]), path)
+    except NOT_COMPOSED:
         return None, []
     if not isinstance(node, DictConfig):
         return node, []
-    keys = list(node)
-    return node, sorted({*keys, *_parameters(node[TARGET])} - {TARGET}) if TARGET in node else keys
+    known = {*node, *_parameters(node[TARGET]), *(_LOADED if path == "model" else ())} if TARGET in node else {*node}
+    return node, sorted(known - {TARGET})
 
 
 def _parameters(target: str) -> list[str]:

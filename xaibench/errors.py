@@ -64,3 +64,8 @@ def one_of(name: str, value: Word, choices: Iterable[str]) -> Word:
 def first_line(error: BaseException) -> str:
     """What another library's error says, cut to what fits into one of our lines."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(":")
+
+
+def unforeseen(error: BaseException) -> str:
+    """What is said of an error that nobody has thought of, so that another library's words do not stand alone."""
+    return f"this failed in a way that was not foreseen: {type(error).__name__}: {first_line(error)}"

@@ -154,6 +154,8 @@ def _cache_folder(job: Job) -> Iterator[Path]:
     if lost:
         _say_once(f"{', '.join(lost)}: no source file, so that a change would go unseen: nothing is cached")
     if job.runner.reuse != "never" and not lost:
+        if job.cache.exists() and not job.cache.is_dir():
+            raise UserError(f"paths.cache={job.cache}: it is a file, expected a folder")
         yield job.cache
         return
     with tempfile.TemporaryDirectory(prefix="xaibench-") as folder:

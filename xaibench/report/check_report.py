@@ -43,7 +43,7 @@ def to_junit(rows: Sequence[Compared]) -> str:
     """A test case per row, for the test reports of CI systems: what the exit code calls a regression is a failure,
     what cannot be compared an error."""
     suite = ElementTree.Element("testsuite", name="xaibench check", tests=str(len(rows)))
-    count = Counter()
+    count: Counter[str] = Counter()
     for row in rows:
         model, dataset, method, variant, metric, metric_variant, statistic = map(_printable, row.identity)
         named = [f"{metric} ({metric_variant})" if metric_variant else metric, statistic]
