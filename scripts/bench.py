@@ -56,6 +56,7 @@ from xaibench.datasets.shapes import Shapes
 from xaibench.datasets.two4two import Two4Two
 from xaibench.engine.device import default_batch_size
 from xaibench.engine.runner import fill, prepare, run
+from xaibench.errors import Refusal
 from xaibench.listing import CONF
 from xaibench.methods.context import Context
 from xaibench.methods.gradients.gradient import Gradient
@@ -190,10 +191,19 @@ def samples_for(metric: Metric, classifier: Classifier, options: argparse.Namesp
 
 
 def per_sample_metrics() -> list[str]:
-    """The metrics that score one map after the other: not those that retrain networks or score the network itself."""
+    """The metrics that score one map of `shapes` after the other: not those that retrain networks, score the network
+    itself, or need other data."""
     names = sorted(path.stem for path in (CONF / "metric").glob("*.yaml"))
     built = {name: metric_of(name) for name in names}
-    return [name for name, metric in built.items() if isinstance(metric, Metric) and metric.reads_maps]
+    return [name for name, one in built.items() if isinstance(one, Metric) and one.reads_maps and takes_shapes(one)]
+
+
+def takes_shapes(metric: Metric) -> bool:
+    try:
+        metric.check_data(Shapes())
+    except Refusal:
+        return False
+    return True
 
 
 def perturbs(metric: Metric) -> bool:

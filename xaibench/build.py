@@ -48,8 +48,8 @@ def with_defaults(made: Any, base: type[T]) -> T:
         try:
             made.__class__ = type(type(made).__name__, (type(made), base), {})
         except TypeError as error:
-            kind, given = base.__name__.lower(), type(made).__name__
-            raise UserError(f"expected an object of a class that is a {kind}, {TARGET} gives a {given}") from error
+            kind, given = base.__name__, type(made).__name__
+            raise UserError(f"expected an object of a {kind} of one's own, {TARGET} gives a {given}") from error
     return made
 
 

@@ -485,8 +485,14 @@ def check_arguments(arguments: Sequence[str]) -> None:
     """Raise UserError for options that Hydra does not have, and for overrides that give a group no name."""
     parser = get_args_parser()
     parser.error = _refuse_option  # type: ignore[method-assign]  # argparse would exit
-    for argument in parser.parse_known_args(arguments)[0].overrides:
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        known = [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
+        raise UserError(f"{unknown[0]}: xaibench run has no such option; {nearest(unknown[0], known)}")
+    for argument in options.overrides:
         group, _, value = argument.lstrip("+~").partition("=")
+        if not group:
+            raise UserError(f"{argument}: expected key=value, such as method=gradcam")
         if group not in (*GROUPS, "experiment"):
             continue
         names = nearest(value, [item.name for item in items(group)])
@@ -499,11 +505,11 @@ def check_arguments(arguments: Sequence[str]) -> None:
         given = override.value()
         choices = given.list if isinstance(given, ChoiceSweep) else [given]
         if not all(isinstance(choice, str | QuotedString) for choice in choices):
-            raise UserError(f"{argument}: expected the name of a {group}; {names}")
+            raise UserError(f"{argument}: there is no such {group}; {names}")
 
 
 def _refuse_option(message: str) -> NoReturn:
-    raise UserError(f"xaibench run: {message}; see xaibench run --help")
+    raise UserError(f"run: {message}; see xaibench run --help")
 
 
 def explain(error: Exception, arguments: Iterable[str]) -> UserError:
@@ -516,9 +522,7 @@ def explain(error: Exception, arguments: Iterable[str]) -> UserError:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return UserError(f"{group}={name}: there is no such {group}; {nearest(name, error.options)}")
     if absent := [folder for folder in _folders(arguments) if not folder.is_dir()]:
-        return UserError(
-            f"--config-dir={absent[0]}: there is no such folder; expected one with method/NAME.yaml or the like"
-        )
+        return UserError(f"--config-dir={absent[0]}: there is no such folder; expected one such as conf/ of xaibench")
     if "Ambiguous value for argument" in text:
         argument = re.search(r"'(.*?)'", text)
         what = argument[1] if argument else first_line(error)
@@ -539,8 +543,6 @@ def _folders(arguments: Iterable[str]) -> list[Path]:
     return [] if found.config_dir is None else [Path(found.config_dir)]
 
 
-# What a model's yaml may say for the loader (`models.loading`, which is not imported for a mistake).
-_LOADED = ("weights", "mean", "std", "resize", "crop", "interpolation", "input_size", "layers", "recipe", "returns")
 # The settings of xaibench's own, by their paths.
 _SETTINGS: dict[str, Any] = {"dataset": Selection, "fit": FitSelection, "runner": Runner, "paths": Paths}
 
@@ -569,12 +571,14 @@ def _unknown_key(key: str, arguments: Sequence[str]) -> str:
         return f"'{key}' is not a setting of xaibench; see `xaibench run --cfg job`"
     where = parent if len(swept) == 1 else f"{parent}={choice}"
     if name in keys:
-        return f"'{key}': the yaml of {where} does not have it, its class does: write +{key}=..."
+        return f"'{key}': it is not in the yaml of {where}; to add it write +{key}=..."
     return f"'{key}': {where} has no '{name}': {nearest(name, keys) or 'it has no parameters'}"
 
 
 def _node(path: str, overrides: list[str], folders: Sequence[Path]) -> tuple[Any, list[str]]:
     """A node of the composed configuration (None if there is none), and the keys that it takes."""
+    from .models.loading import RESERVED
+
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             search = _search(plugin_folders(), folders)
@@ -583,7 +587,7 @@ def _node(path: str, overrides: list[str], folders: Sequence[Path]) -> tuple[Any
         return None, []
     if not isinstance(node, DictConfig):
         return node, []
-    known = {*node, *_parameters(node[TARGET]), *(_LOADED if path == "model" else ())} if TARGET in node else {*node}
+    known = {*node, *_parameters(node[TARGET]), *(RESERVED if path == "model" else ())} if TARGET in node else {*node}
     return node, sorted(known - {TARGET})
 
 
