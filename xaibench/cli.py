@@ -411,6 +411,7 @@ def _cache(arguments: list[str]) -> int:
     parser.add_argument("what", choices=("ls", "verify", "prune"))
     parser.add_argument("--older-than", metavar="AGE", help="prune: not changed for this long, such as 30d or 12h")
     parser.add_argument("--max-size", metavar="SIZE", help="prune: the oldest until the rest fits, such as 20G")
+    parser.add_argument("--unreachable", action="store_true", help="prune: what no key of this version can name")
     parser.add_argument("--dry-run", action="store_true", help="prune: say what would go, and leave it")
     _add_folders(parser, cache=True)
     options = parser.parse_args(arguments)
@@ -421,12 +422,17 @@ def _cache(arguments: list[str]) -> int:
         checked, wrong = cache.verify(root)
         print("\n".join([*wrong, f"{checked} files checked, {len(wrong)} problems"]))
         return 1 if wrong else 0
-    if options.what == "prune" and not (options.older_than or options.max_size):
-        raise UserError("cache prune: say what may go, with --older-than 30d or --max-size 20G")
+    if options.what == "prune" and not (options.older_than or options.max_size or options.unreachable):
+        raise UserError("cache prune: say what may go, with --older-than 30d, --max-size 20G or --unreachable")
     if options.what == "prune":
         age = options.older_than and _quantity(options.older_than, {"h": 3600, "d": 86400, "w": 604800}, "--older-than")
         size = options.max_size and _quantity(options.max_size, {"M": 2**20, "G": 2**30, "T": 2**40}, "--max-size")
-        listed = cache.prune(root, age, None if size is None else int(size), dry_run=options.dry_run)
+        also = []
+        if options.unreachable:
+            from .engine.reachable import unreachable
+
+            also = unreachable(root)
+        listed = cache.prune(root, age, None if size is None else int(size), also, dry_run=options.dry_run)
     else:
         listed = cache.listing(root)
     for entry in listed:

@@ -20,7 +20,7 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -535,8 +535,15 @@ def verify(root: Path) -> tuple[int, list[str]]:
     return checked, wrong
 
 
-def prune(root: Path, older_than: float | None, max_size: int | None, dry_run: bool = False) -> list[Listed]:
-    """Delete artefacts not changed for `older_than` seconds, then the oldest until the rest fits `max_size` bytes.
+def prune(
+    root: Path,
+    older_than: float | None,
+    max_size: int | None,
+    also: Collection[Path] = (),
+    dry_run: bool = False,
+) -> list[Listed]:
+    """Delete the artefacts in the folders `also`, those not changed for `older_than` seconds, then the oldest until the
+    rest fits `max_size` bytes.
 
     Those that a process holds a claim on are left; a run that is between two claims makes again what it misses.
     dry_run: only say which these are.
@@ -550,7 +557,7 @@ def prune(root: Path, older_than: float | None, max_size: int | None, dry_run: b
         too_old = older_than is not None and now - entry.changed >= older_than
         too_much = max_size is not None and total > max_size
         folder = Path(root, entry.kind, entry.path)
-        if (too_old or too_much) and not _is_claimed(folder):
+        if (too_old or too_much or folder in also) and not _is_claimed(folder):
             if not dry_run and not _remove(folder):
                 continue
             total -= entry.size
