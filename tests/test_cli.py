@@ -409,3 +409,26 @@ def test_the_demo_installs_no_oracles_and_tests_do():
     assert "pip install --quiet -e .\n" in dry["demo"] and "oracles" not in dry["demo"] and "dev" not in dry["demo"]
     assert "xaibench run experiment=demo" in dry["demo"]
     assert all("-e '.[dev,oracles,cluster]'" in dry[target] for target in ("install", "test"))
+
+
+def test_an_argument_called_name_reaches_the_class_that_has_one(xaibench, here, monkeypatch):
+    """And is its label; where the class has none, `name` is the label alone."""
+    monkeypatch.syspath_prepend(str(here))
+    (here / "named.py").write_text(
+        "from torch import nn\n"
+        "def made(name: str):\n"
+        "    width = {'narrow': 2, 'wide': 8}[name]\n"
+        "    return nn.Sequential(nn.Conv2d(3, width, 5, stride=8), nn.Flatten(), nn.Linear(64 * width, 10))\n"
+        "def plain():\n"
+        "    return made('wide')\n"
+    )
+    (here / "mine" / "model").mkdir(parents=True)
+    for target in ("made", "plain"):
+        text = f"_target_: named.{target}\nname: wide\ninput_size: [3, 64, 64]\n"
+        (here / "mine" / "model" / f"{target}.yaml").write_text(text)
+    few = ["--config-dir=mine", "metric=sparseness", "dataset.limit=2"]
+    asked = [(["model=made"], "wide"), (["model=plain"], "wide"), (["model=made", "model.name=narrow"], "narrow")]
+    for words, label in asked:
+        code, out, said = xaibench("run", *few, *words)
+        assert code == 0, said
+        assert f"{label} · shapes" in out

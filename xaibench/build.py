@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from . import trust
-from .errors import BrokenImport, UserError, XaibenchError, nearest
+from .errors import BrokenImport, UserError, XaibenchError, first_line, nearest
 from .source import source_digest
 
 TARGET = "_target_"
@@ -30,7 +30,8 @@ def build(spec: Mapping[str, Any], where: str) -> Any:
     """Import the target, build nested specifications, and call it with the checked and coerced parameters.
 
     where: the config path to name in messages, such as "method". Raises UserError for an unknown target or
-    parameter, a value of the wrong type, or whatever the constructor itself refuses with ValueError.
+    parameter, a value of the wrong type, whatever the constructor itself refuses with ValueError, and any error of one
+    that is not ours.
     """
     target, parameters = bind(spec, where)
     parameters = {k: build(v, f"{where}.{k}") if is_spec(v) else v for k, v in parameters.items()}
@@ -40,6 +41,10 @@ def build(spec: Mapping[str, Any], where: str) -> Any:
         raise
     except ValueError as error:
         raise UserError(f"{where}: {error}") from error
+    except Exception as error:
+        if frozen_name(spec[TARGET]).startswith(f"{OURS}."):
+            raise
+        raise UserError(f"{where}: {spec[TARGET]} failed, {type(error).__name__}: {first_line(error)}") from error
 
 
 def with_defaults(made: Any, base: type[T]) -> T:

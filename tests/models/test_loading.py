@@ -17,7 +17,11 @@ from torchvision.transforms.functional import to_pil_image
 from xaibench.datasets.base import Samples
 from xaibench.datasets.imagefolder import ImageFolder
 from xaibench.errors import Refusal, UserError
+from xaibench.methods.context import Context
+from xaibench.methods.rules.lrp import LRP
+from xaibench.methods.rules.rules import Epsilon
 from xaibench.models import loading, torchvision_nets
+from xaibench.models.classifier import Classifier
 from xaibench.models.digest import weights_digest
 from xaibench.models.loading import check_input, load_classifier
 from xaibench.models.preprocessing import Preprocessing
@@ -333,3 +337,128 @@ def test_check_input_names_both_shapes():
     wrong = load_classifier("lenet", LENET | {"input_size": [3, 32, 32]})
     with pytest.raises(UserError, match="cannot take an input"):
         check_input(wrong, torch.zeros(3, 32, 32))
+
+
+# ---- networks of other kinds than a module of float32 ------------------------------------------------------------------
+
+SMALL = {"input_size": [3, 12, 12]}
+
+
+class Small(nn.Sequential):
+    """A convolution, a ReLU in place, a linear layer."""
+
+    def __init__(self, classes: int = 4) -> None:
+        super().__init__(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(400, classes))
+
+
+class Lazy(nn.Sequential):
+    """The same, without its sizes."""
+
+    def __init__(self, classes: int = 4) -> None:
+        super().__init__(nn.LazyConv2d(4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(classes))
+
+
+class Mixed(Small):
+    """A part of another precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self[3].double()
+
+
+class PartlyCompiled(nn.Module):
+    """Compiled in one place, and in another by the method."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        network = Small()
+        self.first = torch.compile(network[0], backend="eager")
+        self.rest = nn.Sequential(*[network[place] for place in (1, 2, 3)])
+        self.rest.compile(backend="eager")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.rest(self.first(x))
+
+
+def double() -> nn.Module:
+    return Small().double()
+
+
+def half() -> nn.Module:
+    return Small().bfloat16()
+
+
+def compiled() -> nn.Module:
+    return torch.compile(Small(), backend="eager")
+
+
+def scripted() -> nn.Module:
+    return torch.jit.script(Small())
+
+
+def traced() -> nn.Module:
+    return torch.jit.trace(Small().eval(), torch.zeros(1, 3, 12, 12))
+
+
+def partly_scripted() -> nn.Module:
+    return nn.Sequential(torch.jit.script(Small(6)), nn.Linear(6, 4))
+
+
+KINDS = ["double", "Mixed", "half", "compiled", "PartlyCompiled", "Lazy", "scripted", "traced"]
+
+
+def made(name: str) -> Classifier:
+    return load_classifier(name, {"_target_": f"{__name__}.{name}", **SMALL})
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
+@pytest.mark.parametrize("name", KINDS)
+def test_a_network_of_another_kind_has_the_numbers_of_the_plain_one(name, caplog):
+    """Of bfloat16 the weights are rounded once, and everything after them is exact."""
+    plain, other = made("Small"), made(name)
+    if name == "half":
+        plain.module.load_state_dict({k: v.bfloat16().float() for k, v in plain.module.state_dict().items()})
+    if name == "Lazy":  # draws in another order
+        assert all(torch.equal(a, b) for a, b in zip(other.module.parameters(), made("Lazy").module.parameters()))
+        plain.module.load_state_dict(other.module.state_dict())
+    inputs, targets = torch.randn(3, 3, 12, 12), torch.tensor([0, 1, 3])
+    torch.testing.assert_close(other.logits(inputs), plain.logits(inputs))
+    torch.testing.assert_close(other.gradient(inputs, targets), plain.gradient(inputs, targets))
+    assert other.dtype == torch.float32
+    assert ("run in float32" in caplog.text) == (name in ("double", "Mixed", "half"))
+    if name not in ("scripted", "traced"):
+        check_rules(plain, other, inputs, targets)
+
+
+def check_rules(plain, other, inputs, targets):
+    for network in (plain, other):
+        LRP(Epsilon()).check(network)
+    maps = [LRP(Epsilon()).attribute(network, inputs, targets, Context()) for network in (plain, other)]
+    torch.testing.assert_close(*maps)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
+def test_torchscript_is_refused_by_what_looks_inside():
+    for name, what in (("scripted", "scripted"), ("traced", "traced"), ("partly_scripted", "'0' of partly_scripted")):
+        network = made(name)
+        with pytest.raises(Refusal, match=f"^{what} is TorchScript, into which nothing looks"):
+            LRP(Epsilon()).check(network)
+        with pytest.raises(Refusal, match=f"^{what} is TorchScript"):
+            network.layer("0.0" if name == "partly_scripted" else "0")
+    assert made("partly_scripted").layer("0") is not None  # what it returns can be seen
+
+
+def test_lazy_layers_take_weights_from_a_file(tmp_path):
+    other = made("Small").module.state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in other.items()}, tmp_path / "net.safetensors")
+    spec = {"_target_": f"{__name__}.Lazy", **SMALL, "weights": str(tmp_path / "net.safetensors")}
+    found = load_classifier("lazy", spec).module.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in other.items())
+
+
+def test_weights_saved_of_a_compiled_network_fit_the_one_behind_it(tmp_path):
+    compiled_state = compiled().state_dict()
+    assert all(name.startswith("_orig_mod.") for name in compiled_state)
+    torch.save(compiled_state, tmp_path / "net.pt")
+    network = load_classifier("small", {"_target_": f"{__name__}.Small", **SMALL, "weights": str(tmp_path / "net.pt")})
+    assert torch.equal(network.module[0].weight, compiled_state["_orig_mod.0.weight"])

@@ -26,7 +26,7 @@ def existing(path: str | Path, where: str) -> Path:
         names = [entry.name for entry in missing.parent.iterdir() if entry.suffix == path.suffix]
     else:
         names = [entry.name for entry in missing.parent.iterdir() if entry.is_dir()]
-    near = nearest(missing.name, sorted(names)) if missing.parent != Path(path.anchor) else ""
+    near = nearest(missing.name, sorted(names)) if missing.parent.absolute() != Path(path.absolute().anchor) else ""
     raise UserError(f"{where}={path}: there is no '{missing.name}' in {missing.parent.absolute()}\n{near}".rstrip())
 
 
