@@ -59,7 +59,9 @@ def entries(lines: Iterable[str], known: set[str]) -> list[tuple[str, list[str]]
 
 def _split(parts: list[tuple[str, list[str]]], text: str, known: set[str]) -> None:
     """Add a line, in which an entry may begin after a full stop or semicolon."""
-    for name in re.finditer(rf"(?<=[.;] )({NAMES})( and the others)?:(?: |$)", text):
+    ended = any(parts[-1][1]) and parts[-1][1][-1].endswith((".", ";"))
+    begin = r"(?:(?<=[.;] )|^)" if ended else r"(?<=[.;] )"
+    for name in re.finditer(rf"{begin}({NAMES})( and the others)?:(?: |$)", text):
         if set(re.split(r", | and ", re.sub(r" \[.*", "", name[1]))) <= known:
             parts[-1][1].append(text[: name.start()].strip())
             parts.append((name[1] + (name[2] or ""), []))

@@ -36,7 +36,8 @@ class AffineRule(ABC):
 class Epsilon(AffineRule):
     """LRP-epsilon (Bach et al. 2015, eq. 58): R_i = w_i x_i / (z + epsilon sign(z)) R. With epsilon 0, LRP-z.
 
-    epsilon: at least 0; takes relevance from small denominators. bias: see the module. Raises ValueError otherwise.
+    epsilon: at least 0; takes relevance from small denominators. bias: `kept` or `dropped`, see the
+        module. Raises ValueError otherwise.
     """
 
     def __init__(self, epsilon: float = 1e-6, bias: Bias = "kept") -> None:
@@ -105,7 +106,8 @@ class AlphaBeta(AffineRule):
     backpropagation and of deep Taylor decomposition. A `Scale` has one contribution to each output, which gets all of
     its relevance, whatever the sign. Raises ValueError for another pair, or alpha below 0.
 
-    alpha: of the positive contributions. beta: of the negative ones, alpha - 1. bias: see the module.
+    alpha: of the positive contributions. beta: of the negative ones, alpha - 1.
+    bias: `kept` or `dropped`, see the module.
     """
 
     def __init__(self, alpha: float = 1.0, beta: float = 0.0, bias: Bias = "dropped") -> None:
