@@ -339,7 +339,7 @@ def test_check_input_names_both_shapes():
         check_input(wrong, torch.zeros(3, 32, 32))
 
 
-# ---- networks of other kinds than a module of float32 ---------------------------------------------------------------
+# ---- networks of other kinds than a module of float32 ----------------------------------------------------------------
 
 SMALL = {"input_size": [3, 12, 12]}
 
