@@ -230,7 +230,7 @@ def _leaderboard(arguments: list[str]) -> int:
         if options.csv:
             print(leaderboard.to_csv(frame), end="")
         else:
-            frame = frame.assign(**{leaderboard.TUNED: False, leaderboard.FEW: False})
+            frame = frame.assign(**leaderboard.UNMARKED)
             terminal.leaderboard_table(leaderboard.labels_told_apart(frame))
         return 0
     cells, damaged = leaderboard.read_sound(results)

@@ -15,7 +15,7 @@ from ..build import build
 from ..errors import XaibenchError
 from ..listing import CONF
 from ..scores import leaderboard, paired
-from ..scores.leaderboard import ARROWS, COMMON, CONSTANT, FEW, MANY_EXCLUDED, TUNED, Cell
+from ..scores.leaderboard import ARROWS, COMMON, MANY_EXCLUDED, UNMARKED, Cell
 from ..scores.rank import Comparison, Contestant, Overall
 
 Row = Mapping[str, Any]
@@ -93,9 +93,7 @@ def boards_of_file(frame: pd.DataFrame) -> list[Board]:
         metric: _first_statistic(str(metric), sorted(set(rows["statistic"])))
         for metric, rows in frame.groupby("metric")
     }
-    frame = frame.assign(
-        headline=frame["statistic"] == frame["metric"].map(first), **{TUNED: False, FEW: False, CONSTANT: 0}
-    )
+    frame = frame.assign(headline=frame["statistic"] == frame["metric"].map(first), **UNMARKED)
     groups = frame.groupby(["model", "dataset"], sort=True)
     return [Board(str(model), str(dataset), rows) for (model, dataset), rows in groups]
 

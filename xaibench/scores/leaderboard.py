@@ -34,6 +34,8 @@ COST_COLUMNS = (
 )  # fmt: skip
 # Of `table`, for people; not in the file.
 TUNED, FEW, CONSTANT = "tuned", "few", "constant_maps"
+# What a file, which does not have them, is shown with.
+UNMARKED: dict[str, Any] = {TUNED: False, FEW: False, CONSTANT: 0}
 IDENTITY = ("model", "dataset", "method", "method_variant", "metric", "metric_variant", "statistic")
 # Which values of a statistic are better, for people.
 ARROWS = {"higher": "↑", "lower": "↓", "target": "→"}
