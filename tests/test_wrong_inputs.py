@@ -160,8 +160,8 @@ CASES = [
     ("check --baseline empty.csv", "empty.csv: it cannot be read as a leaderboard"),
     # configurations of one's own
     ("run --config-dir nope", "--config-dir=nope: there is no such folder"),
-    ("run --config-dir mine method=broken", "broken.yaml: line 2 is no yaml"),
-    ("run --config-dir mine method=tab", "tab.yaml: line 2 is no yaml"),
+    ("run --config-dir mine method=broken", "broken.yaml: this is no yaml"),
+    ("run --config-dir mine method=tab", "tab.yaml: this is no yaml"),
     ("run --config-dir mine method=empty", "expected the name of a method configuration"),
     ("run --config-dir mine method=prose", "expected the name of a method configuration"),
     ("run --config-dir mine method=function", "gives a str"),
