@@ -44,9 +44,17 @@ def test_a_log_says_what_will_be_done_and_where_it_is_within_a_block(xaibench, s
     assert said.splitlines()[0].startswith("3 cells to run (3 method.k)")
     assert re.search(r"^cell 1 of 3: smallcnn x shapes x slow x degradation: 0 of 3 maps, 0 of 3 scores", said, re.M)
     # The one block of maps is not done yet, and still it speaks.
-    assert len(re.findall(r"^cell 2 of 3: .*0 of 3 maps.* so far.*about \d+ s of the sweep", said, re.M)) >= 1, said
+    assert (
+        len(re.findall(r"^cell 2 of 3: .*0 of 3 maps.* so far.*about \d+ s to the end of the sweep", said, re.M)) >= 1
+    ), said
     assert "cell 3 of 3" in said and "3 of 3 cells done" in said
     assert "cell" not in out
+
+
+def test_cells_shorter_than_half_a_minute_share_it(xaibench, slow, monkeypatch):
+    monkeypatch.setattr(terminal, "SECONDS_BETWEEN_LINES", 1.5)
+    code, _, said = xaibench(*slow, "method.k=range(6)", "method.seconds=0.7")
+    assert code == 0 and 2 <= len(re.findall(r"^cell \d of 6", said, re.M)) <= 12, said
 
 
 def test_a_terminal_has_a_bar_of_the_sweep_and_of_each_stage(slow, here):
@@ -90,7 +98,10 @@ def test_estimates_are_of_the_pace_so_far(monkeypatch):
     assert pace.left_of("maps") == 16 and pace.left_of("scores") == 4
     # 2.2 cells took 55 s.
     assert pace.left_of_sweep() == pytest.approx(55 / 2.2 * 1.8)
-    assert pace.line("a") == "cell 3 of 4: a: 2 of 10 maps, 2 of 10 scores, about 20 s left, about 45 s of the sweep"
+    assert (
+        pace.line("a")
+        == "cell 3 of 4: a: 2 of 10 maps, 2 of 10 scores, about 20 s left, about 45 s to the end of the sweep"
+    )
     assert [about(s) for s in (None, 5, 119, 600, 9000)] == ["", "5 s", "119 s", "10 min", "2.5 h"]
 
 

@@ -91,10 +91,11 @@ class Pace:
         said = [f"{self.done[kind]} of {total} {kind}" for kind, total in self.work.items()]
         if self.kind and self.kind not in self.work:
             said.append(f"at the {self.kind}")
-        lefts = [left for kind in self.work if (left := self.left_of(kind)) is not None]
-        said.append(f"about {about(sum(lefts))} left" if lefts else f"{about(time.monotonic() - self.began)} so far")
+        lefts = [self.left_of(kind) for kind in self.work]
+        known = lefts and None not in lefts
+        said.append(f"about {about(sum(lefts))} left" if known else f"{about(time.monotonic() - self.began)} so far")
         if self.sweep and (left := self.left_of_sweep()) is not None:
-            said.append(f"about {about(left)} of the sweep")
+            said.append(f"about {about(left)} to the end of the sweep")
         return f"{where}{title}: {', '.join(said)}"
 
 
@@ -130,6 +131,8 @@ def _bars(title: str, pace: Pace) -> Iterator[None]:
     with Progress(*columns, console=stderr, transient=True) as bars:
         where = f"cell {pace.sweep.number} of {pace.sweep.total}" if pace.sweep else ""
         sweep = bars.add_task(where, total=1, left="", visible=pace.sweep is not None)
+        if pace.sweep:
+            bars.tasks[0].start_time = time.monotonic() - (time.time() - pace.sweep.began)
         tasks = {kind: bars.add_task(f"{title}: {kind}", total=n, left="") for kind, n in pace.work.items()}
 
         def show() -> None:
@@ -144,13 +147,26 @@ def _bars(title: str, pace: Pace) -> Iterator[None]:
         yield
 
 
+class _Spoke:
+    """When the last line of progress was printed: the cells of a sweep share the half minute, however short they
+    are."""
+
+    at = time.monotonic()
+
+
+_spoke = _Spoke()
+
+
 @contextlib.contextmanager
 def _lines(title: str, pace: Pace) -> Iterator[None]:
     ended = threading.Event()
+    if not pace.sweep:
+        _spoke.at = time.monotonic()
 
     def talk() -> None:
-        while not ended.wait(SECONDS_BETWEEN_LINES):
+        while not ended.wait(max(_spoke.at + SECONDS_BETWEEN_LINES - time.monotonic(), 0)):
             stderr.print(pace.line(title), highlight=False, markup=False, soft_wrap=True)
+            _spoke.at = time.monotonic()
 
     # A thread, since a block may take longer than that.
     thread = threading.Thread(target=talk, daemon=True)
@@ -166,6 +182,7 @@ def sweep_begins(cells: int, values: Mapping[str, int]) -> None:
     """What a sweep is about to do: how many cells, of how many values of what."""
     of = " x ".join(f"{count} {name}" for name, count in values.items())
     more = "" if stderr.is_terminal else f"; where it is follows every {SECONDS_BETWEEN_LINES} s"
+    _spoke.at = time.monotonic()
     stderr.print(f"{cells} {'cell' if cells == 1 else 'cells'} to run ({of}){more}", highlight=False, soft_wrap=True)
 
 
