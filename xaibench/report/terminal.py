@@ -91,8 +91,8 @@ class Pace:
         said = [f"{self.done[kind]} of {total} {kind}" for kind, total in self.work.items()]
         if self.kind and self.kind not in self.work:
             said.append(f"at the {self.kind}")
-        lefts = [self.left_of(kind) for kind in self.work]
-        known = lefts and None not in lefts
+        lefts = [left for kind in self.work if (left := self.left_of(kind)) is not None]
+        known = 0 < len(lefts) == len(self.work)
         said.append(f"about {about(sum(lefts))} left" if known else f"{about(time.monotonic() - self.began)} so far")
         if self.sweep and (left := self.left_of_sweep()) is not None:
             said.append(f"about {about(left)} to the end of the sweep")
