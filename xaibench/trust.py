@@ -149,8 +149,8 @@ def _origin(module: str) -> Path | None:
     """The file that would be run first to import a module, found without running any; of a folder without
     `__init__.py` that folder. None if there is nothing of the name.
 
-    What is imported or installed comes first, as for Python. A folder of the user's comes onto the search path where
-    something is found in it, and not before: nobody else's optional import finds its files.
+    What is imported or installed comes first, as for Python, then the user's folders. One of these comes onto the
+    search path where something is found in it, and not before: nobody else's optional import finds its files.
     """
     places: list[str] | None = None
     name = ""
@@ -171,13 +171,21 @@ def _origin(module: str) -> Path | None:
 
 
 def _top_level(name: str) -> ModuleSpec | None:
-    if (spec := importlib.util.find_spec(name)) is not None:
+    spec = importlib.util.find_spec(name)
+    if name in sys.modules:
         return spec
     for folder in map(str, _folders()):
-        if (spec := PathFinder.find_spec(name, [folder])) is not None:
+        own = PathFinder.find_spec(name, [folder])
+        if own is None or (spec is not None and own.origin == spec.origin):
+            continue
+        if spec is None:
             sys.path.append(folder)
-            return spec
-    return None
+        elif spec.origin is None or _is_installed(Path(spec.origin).resolve()):
+            continue
+        else:  # another file of the name that nobody installed: the user's own goes before
+            sys.path.insert(0, folder)
+        return own
+    return spec
 
 
 def _folders() -> list[Path]:

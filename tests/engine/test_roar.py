@@ -220,7 +220,7 @@ def test_progress_counts_the_trainings_that_are_missing(world: Path, monkeypatch
     job = compose_job([f"--config-dir={world / 'conf'}", *ARGUMENTS[3:], "metric=roar", "method=oracle", *FEW])
     runner.run(job, progress)
     counted = {kind: sum(done for other, done in seen if other == kind) for kind in shown}
-    assert counted == shown == {"maps": 300, "trainings": 10}
+    assert counted == shown == {"maps": 300, "trainings": 10, "epochs": 60}
 
 
 def test_it_says_how_long_it_will_take(xaibench: Callable, world: Path):

@@ -325,7 +325,7 @@ def test_a_failing_cell_leaves_the_others_standing(xaibench, here, own_method):
     assert code == 1
     assert "1 failed" in said
     assert "RuntimeError: called" in said
-    assert "xaibench run method=mine" in said
+    assert f"again: xaibench run --config-dir={here / 'conf'} method=mine" in said
     assert "Traceback" not in said
     assert re.search(r"gradient[\s\S]*input|input[\s\S]*gradient", out)
     (here / "forbidden").unlink()
