@@ -71,7 +71,7 @@ def test_what_cannot_be_scored_is_refused_with_the_reason(overrides, message, xa
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("world, model", [(Xor, "xor_net"), (RingOfGaussians, "rog_net")])
 def test_a_method_serves_two_features_or_says_why_not(name, world, model):
-    """Every method: finite maps of a few points, or one sentence before any work."""
+    """Every method: finite maps of a few points, or one or two lines before any work."""
     if name == "precomputed":
         pytest.skip("its maps come from a file")
     classifier = load_classifier(model, {**spec("model", model), "weights": "random"})
@@ -85,6 +85,6 @@ def test_a_method_serves_two_features_or_says_why_not(name, world, model):
         context = Context(draws, fitted, batch.samples, batch.labels, batch.masks)
         maps = method.attribute(classifier, batch.inputs, batch.targets * (model == "rog_net"), context)
     except Refusal as refusal:
-        assert 10 < len(str(refusal)) < 200 and "\n" not in str(refusal)
+        assert 10 < len(str(refusal)) < 300 and str(refusal).count("\n") <= 1
     else:
         assert maps.shape == (4, 1, 1, 2) and maps.isfinite().all()

@@ -344,7 +344,7 @@ RUN = ("run", *FOLDER, "method=gradient", "metric=sparseness")
 
 def scores(folder):
     """The one score file of a results folder: its values by sample, and the card."""
-    (card,) = Path(folder, "scores").rglob("*.json")
+    (card,) = Path(folder, "scores").rglob("[!.]*.json")  # not the record of a cell that was refused
     rows = csv.DictReader(card.with_suffix(".csv").read_text().splitlines())
     return [float(row["value"]) for row in rows], json.loads(card.read_text())
 

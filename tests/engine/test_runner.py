@@ -214,7 +214,8 @@ def test_maps_that_rank_nothing_are_counted_in_the_card(xaibench, here, own_meth
     assert xaibench("run", "method=constant", "metric=pointing_game", "dataset.limit=3")[0] == 0
     cards = [json.loads(p.read_text()) for p in here.glob("results/scores/*/*/*/*.json")]
     found = {(card["method"], card["method_variant"], card["n"]): card["constant_maps"] for card in cards}
-    assert found == {("mine", "factor=0", 6): 6, ("mine", "", 6): 0, ("mine", "factor=0", 8): 7, ("constant", "", 3): 3}
+    expected = {("mine", "factor=0.0", 6): 6, ("mine", "", 6): 0, ("mine", "factor=0.0", 8): 7, ("constant", "", 3): 3}
+    assert found == expected
     assert "constant_maps" not in set(written(here, "constant", "pointing_game")["statistic"])
 
 
