@@ -39,10 +39,16 @@ def _memo(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory."""
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty working directory. Modules of the user's that are imported there are forgotten with it: in the program
+    they end with the process."""
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    path = sys.path[:]
+    yield tmp_path
+    sys.path[:] = path
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from tests.engine.helpers import prepared, rows_of
 from xaibench.build import build
 from xaibench.config import compose_job
 from xaibench.datasets.shapes import Shapes
-from xaibench.engine import keys
+from xaibench.engine import keys, runner
 from xaibench.methods.context import Context
 from xaibench.scores import leaderboard, score_files
 
@@ -428,3 +428,11 @@ def test_the_second_cell_of_a_sweep_loads_and_decodes_nothing(xaibench, here, mo
     assert counts["networks"] == 1
     assert counts["images"] <= 6 + 1  # the first image of the split is looked at besides
     assert not setting.KEPT._kinds  # nothing stays behind
+
+
+def test_a_single_run_says_its_passes_beforehand_and_a_sweep_its_cells(xaibench, monkeypatch):
+    """Each of 3 samples: forward and backward for a map, the whole image, 64 steps of insertion and of deletion."""
+    monkeypatch.setattr(runner, "WORTH_SAYING", 0)
+    cell = ("method=gradient", "metric=insertion_deletion", "dataset.limit=3", "runner.reuse=never")
+    assert "393 passes through the network, at least" in xaibench("run", *cell)[2]
+    assert "passes through" not in xaibench("run", "-m", *cell)[2]

@@ -66,7 +66,8 @@ def run(job: Job, progress: Progress = no_progress, kept: Kept | None = None) ->
         if job.runner.reuse == "force":
             scoring.forget()
         with progress(scoring.title, scoring.work()) as report:
-            if forecast := scoring.forecast() or _forecast(scoring):
+            # A sweep has its own estimate, from the cells that are done.
+            if forecast := scoring.forecast() or ("" if kept else _forecast(scoring)):
                 log.info(forecast)
             fill(scoring.stages, report)
         for stage in scoring.stages:
@@ -94,21 +95,23 @@ def _offline(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _forecast(scoring: PerSample | Pooled | Retrained) -> str:
-    """How long a run will take by its passes and one pass of the network here; '' below half a minute."""
+    """What a run will take at least, by its passes and one pass of the network here; '' below half a minute."""
     passes = sum(row[-1] for row in scoring.plan())
     if not passes:
         return ""
     classifier = scoring.setting.network.trained
     batch = classifier.blank.expand(min(classifier.batch_size, TIMED), *classifier.blank.shape[1:])
+    took = []
     with torch.no_grad():
-        classifier.module(batch[:1])  # warms up
-        started = time.perf_counter()
-        classifier.module(batch)
-    seconds = passes * (time.perf_counter() - started) / len(batch)
+        for _ in range(4):  # the first passes of a shape take many times as long as those that follow
+            started = time.perf_counter()
+            classifier.module(batch)
+            took.append(time.perf_counter() - started)
+    seconds = passes * min(took) / len(batch)
     if seconds < WORTH_SAYING:
         return ""
     about = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
-    return f"{scoring.title}: {passes:,} passes through the network, roughly {about}"
+    return f"{scoring.title}: {passes:,} passes through the network, at least {about}"
 
 
 def prepare(job: Job, root: Path, kept: Kept | None = None) -> PerSample | Pooled | Retrained:
