@@ -1,4 +1,5 @@
-"""The exceptions that users see. Each message is one or two lines: the value, what was expected, the nearest."""
+"""The exceptions that users see, and words of messages. Each is one or two lines: the value, what was expected, the
+nearest."""
 
 import difflib
 from collections.abc import Iterable
@@ -69,3 +70,12 @@ def first_line(error: BaseException) -> str:
 def unforeseen(error: BaseException) -> str:
     """What is said of an error that nobody has thought of, so that another library's words do not stand alone."""
     return f"this failed in a way that was not foreseen: {type(error).__name__}: {first_line(error)}"
+
+
+def about(seconds: float | None) -> str:
+    """A duration for people; '' for None."""
+    if seconds is None:
+        return ""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from xaibench.errors import about
 from xaibench.report import terminal
-from xaibench.report.terminal import Pace, Sweep, about
+from xaibench.report.terminal import Pace, Sweep
 
 SLOW = """
 import time

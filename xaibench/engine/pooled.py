@@ -67,7 +67,7 @@ class Pooled:
         return {"maps": len(self.setting.samples), "scores": 1}
 
     def forecast(self) -> str:
-        """What is said of long work ahead; progress says it all."""
+        """Nothing of its own to say of the work ahead: the runner counts passes."""
         return ""
 
     def plan(self) -> list[tuple[str, str, int, int, int]]:

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from ..build import build, sourceless, with_defaults
-from ..errors import UserError, first_line
+from ..errors import UserError, about, first_line
 from ..job import Job
 from ..methods.base import Method
 from ..metrics.base import Measure, Metric
@@ -110,8 +110,7 @@ def _forecast(scoring: PerSample | Pooled | Retrained) -> str:
     seconds = passes * min(took) / len(batch)
     if seconds < WORTH_SAYING:
         return ""
-    about = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
-    return f"{scoring.title}: {passes:,} passes through the network, at least {about}"
+    return f"{scoring.title}: {passes:,} passes through the network, at least {about(seconds)}"
 
 
 def prepare(job: Job, root: Path, kept: Kept | None = None) -> PerSample | Pooled | Retrained:

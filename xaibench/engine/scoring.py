@@ -203,7 +203,7 @@ class PerSample:
         return {"maps": samples * (1 + len(self.others)), "scores": samples}
 
     def forecast(self) -> str:
-        """What is said of long work ahead; progress says it all."""
+        """Nothing of its own to say of the work ahead: the runner counts passes."""
         return ""
 
     def plan(self) -> list[tuple[str, str, int, int, int]]:

@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from ..errors import about
 from ..scores import compare, leaderboard, rank
 from ..scores.check import INCOMPARABLE, SAME, Compared
 from ..scores.compare import Published
@@ -97,15 +98,6 @@ class Pace:
         if self.sweep and (left := self.left_of_sweep()) is not None:
             said.append(f"about {about(left)} to the end of the sweep")
         return f"{where}{title}: {', '.join(said)}"
-
-
-def about(seconds: float | None) -> str:
-    """A duration for people; '' for None."""
-    if seconds is None:
-        return ""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 @contextlib.contextmanager
