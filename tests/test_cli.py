@@ -243,11 +243,13 @@ def test_completion_offers_commands_and_overrides(xaibench, monkeypatch):
     assert xaibench("-sc", "query=bash")[1].split() == ["method=occlusion"]
 
 
+# A shell starts what it puts into the background with the signal ignored, and a test run may be such a process.
+LISTEN = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+MAIN = "import sys; from xaibench.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
 def test_ctrl_c_ends_with_130_and_keeps_what_was_done(here, spawn):
-    # A shell starts what it puts into the background with the signal ignored, and a test run may be such a process.
-    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    code = listen + "import sys; from xaibench.cli import main; sys.exit(main(sys.argv[1:]))"
-    process = spawn(code, "run", "method=smoothgrad", "dataset.limit=1000", "metric.steps=10")
+    process = spawn(f"{LISTEN}{MAIN}", "run", "method=smoothgrad", "dataset.limit=1000", "metric.steps=10")
     deadline = time.monotonic() + 120
     while len(list(here.glob("cache/scores/**/shard-*.h5"))) < 1 and time.monotonic() < deadline:
         assert process.poll() is None, (here / "log.txt").read_text()
@@ -259,6 +261,28 @@ def test_ctrl_c_ends_with_130_and_keeps_what_was_done(here, spawn):
     assert "Traceback" not in log
 
 
+def test_an_interruption_that_python_drops_ends_the_run_all_the_same(here, spawn):
+    (here / "mine.py").write_text(
+        "import os, signal, torch\n"
+        "from xaibench.methods.base import Method\n"
+        "class Gone:\n"
+        "    def __del__(self):\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        sum(range(1000))\n"
+        "class Losing(Method):\n"
+        "    def attribute(self, network, inputs, targets, context):\n"
+        "        Gone()\n"
+        "        return torch.zeros_like(inputs)\n"
+    )
+    (here / "conf" / "method").mkdir(parents=True)
+    (here / "conf/method/losing.yaml").write_text("_target_: mine.Losing\n")
+    process = spawn(f"{LISTEN}{MAIN}", "run", "--config-dir=conf", "method=losing", "dataset.limit=4")
+    assert process.wait(120) == 130, (here / "log.txt").read_text()
+    log = (here / "log.txt").read_text()
+    assert "Exception ignored" in log
+    assert "interrupted" in log
+
+
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_several_workers_share_one_cache(here, spawn, launcher):
     """joblib: two workers on two methods; submitit: four workers on one job. Each shard is computed once."""
@@ -268,8 +292,7 @@ def test_several_workers_share_one_cache(here, spawn, launcher):
         "submitit_local": ["runner.worker=0,1,2,3", "method=gradient", "hydra.launcher.timeout_min=5"],
     }[launcher]
     job = ["dataset.limit=130", "metric.steps=3"]
-    code = "import sys; from xaibench.cli import main; sys.exit(main(sys.argv[1:]))"
-    process = spawn(code, "run", "-m", f"hydra/launcher={launcher}", *job, *sweep)
+    process = spawn(MAIN, "run", "-m", f"hydra/launcher={launcher}", *job, *sweep)
     assert process.wait(200) == 0, (here / "log.txt").read_text()
 
     import json
@@ -278,7 +301,7 @@ def test_several_workers_share_one_cache(here, spawn, launcher):
         samples = [sample for shard in json.loads(manifest.read_text())["shards"] for sample in shard["samples"]]
         assert len(samples) == len(set(samples)) == 130
     found = {p.parent.name + "/" + p.name: p.read_bytes() for p in here.glob("results/scores/**/*.csv")}
-    alone = spawn(code, "run", "-m", *job, "paths.cache=c", "paths.results=r", *sweep[:-1])
+    alone = spawn(MAIN, "run", "-m", *job, "paths.cache=c", "paths.results=r", *sweep[:-1])
     assert alone.wait(200) == 0, (here / "log.txt").read_text()
     assert {p.parent.name + "/" + p.name: p.read_bytes() for p in here.glob("r/scores/**/*.csv")} == found
 

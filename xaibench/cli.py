@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from . import __version__
+from . import __version__, interrupt
 from .errors import UserError, XaibenchError, nearest, unforeseen
 from .trust import no_formula, trusting
 
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         arguments, prefixes = _taken(arguments, "--allow-target")
         folders = [Path(folder) for name in ("--config-dir", "-cd") for folder in _taken(arguments, name)[1]]
-        with trusting(prefixes, folders):
+        with interrupt.heeded(), trusting(prefixes, folders):
             return _dispatch(arguments, debug)
     except KeyboardInterrupt:
         print("interrupted; what was finished is kept, run the same command again to go on", file=sys.stderr)

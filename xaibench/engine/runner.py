@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from .. import interrupt
 from ..build import build, sourceless, with_defaults
 from ..errors import UserError, about, first_line
 from ..job import Job
@@ -137,6 +138,7 @@ def _fill_block(stages: Sequence[Any], block: Sequence[int], wait: bool, report:
     if not missing:
         report(stages[-1].kind, len(block))
     for stage, samples in missing:
+        interrupt.check()
         report(stage.kind, 0)  # what is going on now
         if not stage.fill(samples, wait, report):
             return False

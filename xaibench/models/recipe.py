@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from .. import interrupt
 from ..errors import UserError
 from ..rng import generator, seed_of
 from ..store.files import remove_leftovers
@@ -241,6 +242,7 @@ def _train_epoch(
     batches = torch.randperm(len(images), generator=random).split(recipe.batch_size)
     total, right = torch.zeros((), dtype=torch.float64, device=like.device), torch.zeros((), device=like.device)
     for number, positions in enumerate(batches):
+        interrupt.check()
         optimizer.param_groups[0]["lr"] = recipe.rate(epoch * len(batches) + number, recipe.epochs * len(batches))
         inputs, labels = images.batch(positions, like, recipe.augment, random)
         logits = module(inputs)
