@@ -135,6 +135,8 @@ def train(
     seed = recipe.seed if seed is None else seed
     device = next(module.parameters()).device
     prepare(module, recipe)
+    if device.type == "cpu":  # where a step takes two thirds of the time with the channels last
+        module.to(memory_format=torch.channels_last)
     optimizer = recipe.make_optimizer(module)
     identity = {
         "recipe": json.dumps(asdict(recipe) | {"seed": seed}, sort_keys=True),
@@ -165,7 +167,7 @@ def train(
                 files.write(checkpoint, _state(module, optimizer, history, best), identity)
             if progress is not None:
                 progress(epoch + 1, recipe.epochs, loss, accuracy)
-    finish(module, recipe, best)
+    finish(module.to(memory_format=torch.contiguous_format), recipe, best)
     return history
 
 
@@ -286,6 +288,7 @@ def _take_up(
         return history, best
     state: dict[int, dict[str, torch.Tensor]] = {}
     weights: dict[str, torch.Tensor] = {}
+    parameters = [parameter.detach() for parameter in module.parameters()]
     for name, tensor in tensors.items():
         kind, _, rest = name.partition("/")
         if kind == "module":
@@ -296,7 +299,9 @@ def _take_up(
             history[rest] = tensor.tolist()
         else:
             index, _, key = rest.partition("/")
-            state.setdefault(int(index), {})[key] = tensor
+            # In the weights' order in memory: in another one the optimiser may round otherwise.
+            like = parameters[int(index)]
+            state.setdefault(int(index), {})[key] = like.clone().copy_(tensor) if tensor.dim() else tensor
     files.fit(module, weights, str(path))
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return history, best
