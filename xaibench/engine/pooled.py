@@ -66,10 +66,6 @@ class Pooled:
         """How much there is of each kind, for progress."""
         return {"maps": len(self.setting.samples), "scores": 1}
 
-    def forecast(self) -> str:
-        """Nothing of its own to say of the work ahead: the runner counts passes."""
-        return ""
-
     def plan(self) -> list[tuple[str, str, int, int, int]]:
         """The rows of a Plan."""
         network = self.setting.classifier

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import logging
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -16,14 +15,14 @@ from .. import rng
 from ..build import build
 from ..datasets.base import Samples
 from ..datasets.images import MEMORY, Images
-from ..errors import CacheError, UserError, XaibenchError
+from ..errors import CacheError, UserError, XaibenchError, about
 from ..job import Selection
 from ..methods.base import Method
 from ..metrics.ranking import places
 from ..metrics.retraining.roar import Masking, Roar
 from ..models.loading import build_module
 from ..models.preprocessing import scaled
-from ..models.recipe import Recipe, accuracy_on, loss_of, train
+from ..models.recipe import Recipe, accuracy_on, seconds_of_step, train
 from ..models.stacked import train_stacked
 from ..perturb.fills import filled
 from ..scores.score_files import OK, Record
@@ -111,12 +110,6 @@ class Retrained:
     @property
     def _missing_maps(self) -> int:
         return sum(len(maps.stage.artefact.missing(maps.stage.order)) for maps in self.maps.values())
-
-    def forecast(self) -> str:
-        """How long the missing trainings will take; nothing if there are none."""
-        if not self.trainings.missing:
-            return ""
-        return f"{self.setting.job.metric}: {self.trainings.forecast()}, after {self._missing_maps} maps"
 
     def plan(self) -> list[tuple[str, str, int, int, int]]:
         """The rows of a Plan; a step of training counts as three passes of an image."""
@@ -232,20 +225,15 @@ class Trainings:
         return {masking: accuracy for masking, accuracy in found.items() if accuracy is not None}
 
     def forecast(self) -> str:
-        """How long the missing trainings will take, from a few steps of one."""
-        count, recipe, images = len(self.missing), self.recipe, self._images[TRAIN]
-        module = build_module(self.job.model_spec, seed=0).to(self.setting.device).train().requires_grad_(True)
-        steps, started = 3, 0.0
-        with torch.enable_grad():
-            for step in range(steps + 1):
-                if step == 1:  # the first one warms up
-                    started = time.perf_counter()
-                positions = torch.arange(min(recipe.batch_size, len(images)))
-                inputs, labels = images.batch(positions, next(module.parameters()))
-                loss_of(module(inputs), labels).backward()
-        per_epoch = (time.perf_counter() - started) / steps * len(images) / recipe.batch_size
-        minutes = count * recipe.epochs * per_epoch / 60
-        return f"{count} trainings of {len(images)} images x {recipe.epochs} epochs, about {minutes:.1f} min"
+        """How long the missing trainings will take, from a few steps of one; '' if there are none."""
+        count, recipe = len(self.missing), self.recipe
+        if not count:
+            return ""
+        images = self._images[TRAIN]
+        module = build_module(self.job.model_spec, seed=0).to(self.setting.device)
+        per_epoch = seconds_of_step(module, recipe, images) * len(images) / recipe.batch_size
+        took = about(count * recipe.epochs * per_epoch)
+        return f"{count} trainings of {len(images)} images x {recipe.epochs} epochs, about {took}"
 
     def forget(self) -> None:
         """Remove the trainings."""

@@ -29,11 +29,12 @@ from ..errors import UserError, about, first_line
 from ..job import Job
 from ..methods.base import Method
 from ..metrics.base import Measure, Metric
+from ..models.classifier import Classifier
 from ..scores import score_files
 from ..scores.score_files import Outcome
 from .pooled import Pooled
 from .record import Plan as Plan
-from .retraining import Retrained
+from .retraining import Retrained, Trainings
 from .scoring import PerSample
 from .setting import Kept, Setting
 from .stage import Report, needed, silent
@@ -68,8 +69,8 @@ def run(job: Job, progress: Progress = no_progress, kept: Kept | None = None) ->
             scoring.forget()
         with progress(scoring.title, scoring.work()) as report:
             # A sweep has its own estimate, from the cells that are done.
-            if forecast := scoring.forecast() or ("" if kept else _forecast(scoring)):
-                log.info(forecast)
+            if kept is None and (said := forecast(scoring)):
+                log.info(said)
             fill(scoring.stages, report)
         for stage in scoring.stages:
             stage.finish()
@@ -95,23 +96,27 @@ def _offline(spec: Mapping[str, Any]) -> dict[str, Any]:
     return {**spec, "download": False} if spec.get("download") else dict(spec)
 
 
-def _forecast(scoring: PerSample | Pooled | Retrained) -> str:
-    """What a run will take at least, by its passes and one pass of the network here; '' below half a minute."""
-    passes = sum(row[-1] for row in scoring.plan())
-    if not passes:
-        return ""
-    classifier = scoring.setting.network.trained
+def forecast(scoring: PerSample | Pooled | Retrained) -> str:
+    """What a run will take: its passes, by one pass of the network here, which is the least they can take, and its
+    trainings, by a few steps of one; '' below half a minute."""
+    passes = sum(missing for kind, *_, missing in scoring.plan() if kind != Trainings.kind)
+    seconds = passes * _seconds_of_pass(scoring.setting.network.trained) if passes else 0.0
+    said = f"{passes:,} passes through the network, at least {about(seconds)}" if seconds >= WORTH_SAYING else ""
+    trainings = scoring.trainings.forecast() if isinstance(scoring, Retrained) else ""
+    work = ", then ".join(filter(None, [said, trainings]))
+    return f"{scoring.title}: {work}" if work else ""
+
+
+@torch.no_grad()
+def _seconds_of_pass(classifier: Classifier) -> float:
+    """Of one input, in a batch as large as the network's own, but for the time that is worth spending on it."""
     batch = classifier.blank.expand(min(classifier.batch_size, TIMED), *classifier.blank.shape[1:])
     took = []
-    with torch.no_grad():
-        for _ in range(4):  # the first passes of a shape take many times as long as those that follow
-            started = time.perf_counter()
-            classifier.module(batch)
-            took.append(time.perf_counter() - started)
-    seconds = passes * min(took) / len(batch)
-    if seconds < WORTH_SAYING:
-        return ""
-    return f"{scoring.title}: {passes:,} passes through the network, at least {about(seconds)}"
+    for _ in range(4):  # the first passes of a shape take many times as long as those that follow
+        started = time.perf_counter()
+        classifier.module(batch)
+        took.append(time.perf_counter() - started)
+    return min(took) / len(batch)
 
 
 def prepare(job: Job, root: Path, kept: Kept | None = None) -> PerSample | Pooled | Retrained:

@@ -202,10 +202,6 @@ class PerSample:
         samples = len(self.setting.samples)
         return {"maps": samples * (1 + len(self.others)), "scores": samples}
 
-    def forecast(self) -> str:
-        """Nothing of its own to say of the work ahead: the runner counts passes."""
-        return ""
-
     def plan(self) -> list[tuple[str, str, int, int, int]]:
         """The rows of a Plan."""
         network = self.setting.classifier
