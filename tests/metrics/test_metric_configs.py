@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from xaibench.build import bind, build
 from xaibench.errors import UserError
-from xaibench.metrics.base import Measure, Statistic
+from xaibench.metrics.base import OF_TWO, Measure, Statistic
 
 YAMLS = sorted((Path(__file__).parents[2] / "conf" / "metric").glob("*.yaml"))
 SPECS = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in YAMLS}
@@ -62,6 +62,7 @@ def test_what_is_declared_decides_what_a_metric_is_given(convnet):
         assert {name for name, metric in metrics.items() if getattr(metric, attribute)} == names
 
 
-def test_a_line_over_nothing_is_no_statistic():
-    with pytest.raises(ValueError, match="statistic slope: kind=r_squared needs `per`"):
-        Statistic("slope", "higher", "change", kind="r_squared")
+@pytest.mark.parametrize("kind", OF_TWO)
+def test_a_line_over_nothing_is_no_statistic(kind):
+    with pytest.raises(ValueError, match=f"statistic slope: kind={kind} needs `per`"):
+        Statistic("slope", "higher", "change", kind=kind)

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
+from sklearn import metrics
 
 from tests.cells import cell
 from xaibench.scores import leaderboard, statistics
@@ -26,6 +27,10 @@ def r_squared(y, x, axis):
     return 1 - ((y - slope * x) ** 2).sum(axis) / (y**2).sum(axis)
 
 
+def determination(errors, labels, axis):
+    return 1 - errors.mean(axis) / labels.var(axis)
+
+
 @pytest.mark.parametrize("bootstrap", ["bca", "percentile"])
 @pytest.mark.parametrize(
     ("data", "kind", "statistic"),
@@ -34,8 +39,9 @@ def r_squared(y, x, axis):
         ((COLUMN,), "median", np.median),
         ((COLUMN, PER), "mean", ratio),
         ((COLUMN + 2 * PER, PER), "r_squared", r_squared),
+        ((COLUMN, 3 * PER), "determination", determination),
     ],
-    ids=["mean", "median", "ratio", "r_squared"],
+    ids=["mean", "median", "ratio", "r_squared", "determination"],
 )
 def test_the_interval_is_scipys_bootstrap(data, kind, statistic, bootstrap, monkeypatch):
     """To the precision of 20000 draws on both sides; a median's draws take few values."""
@@ -52,7 +58,10 @@ def test_the_interval_is_scipys_bootstrap(data, kind, statistic, bootstrap, monk
     assert (found.n, found.interval) == (80, bootstrap)
 
 
-@pytest.mark.parametrize(("per", "kind"), [(None, "mean"), (PER, "mean"), (None, "median"), (PER, "r_squared")])
+JACKKNIFED = [(None, "mean"), (PER, "mean"), (None, "median"), (PER, "r_squared"), (PER, "determination")]
+
+
+@pytest.mark.parametrize(("per", "kind"), JACKKNIFED)
 @pytest.mark.parametrize("n", [2, 3, 20, 21])
 def test_the_jackknife_in_closed_form_leaves_each_sample_out(per, kind, n):
     column, per = np.round(COLUMN[:n], 1), None if per is None else per[:n]  # rounded: ties too
@@ -60,6 +69,28 @@ def test_the_jackknife_in_closed_form_leaves_each_sample_out(per, kind, n):
         statistics.statistic(np.delete(column, i), None if per is None else np.delete(per, i), kind) for i in range(n)
     ]
     np.testing.assert_allclose(statistics._left_out(column, per, kind), slow, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", statistics.THRESHOLDED)
+def test_areas_under_curves_are_scikit_learns(kind, monkeypatch):
+    """The values with and without ties, and the bootstrap's ends by scikit-learn on the same draws."""
+    theirs = {"roc_auc": metrics.roc_auc_score, "average_precision": metrics.average_precision_score}[kind]
+    wanted = (RNG.random(80) < 0.3).astype(float)
+    for scores in (COLUMN + wanted, np.round(COLUMN + wanted)):
+        assert statistics.estimate(scores, wanted, kind).value == pytest.approx(theirs(wanted, scores), abs=1e-12)
+    monkeypatch.setattr(statistics, "RESAMPLES", 200)
+    statistics._kept_draws.cache_clear()
+    (counts,) = statistics._draws(80)
+    drawn = [theirs(wanted, scores, sample_weight=times) for times in counts]
+    found = statistics.estimate(scores, wanted, kind)
+    statistics._kept_draws.cache_clear()
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=1e-12)
+    assert found.interval == "percentile"
+
+
+def test_a_class_that_nobody_or_everybody_has_leaves_its_area_undefined():
+    for wanted in (np.zeros(80), np.ones(80)):
+        assert np.isnan(statistics.estimate(COLUMN, wanted, "roc_auc").value)
 
 
 def test_r_squared_of_what_does_not_vary():

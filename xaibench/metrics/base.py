@@ -16,6 +16,10 @@ from ..models.classifier import Classifier
 Columns = dict[str, torch.Tensor]
 
 
+# Kinds of statistics about two columns.
+OF_TWO = ("r_squared", "determination", "roc_auc", "average_precision")
+
+
 @dataclass(frozen=True)
 class Statistic:
     """One number of the leaderboard, as a declaration: it is aggregated later, from files, without this metric.
@@ -26,8 +30,8 @@ class Statistic:
         column: The per-sample column it averages.
         per: A second column; then the value is mean(column) / mean(per), and the bootstrap resamples both together
             (degradation's b and t1).
-        kind: `mean` (bootstrap interval), `proportion` (Wilson), `repeats` (few repeats: t interval), `median`, or
-            `r_squared` (of the least-squares line through column over `per`).
+        kind: `mean` (bootstrap interval), `proportion` (Wilson), `repeats` (few repeats: t interval), `median`, or one
+            of OF_TWO, a number about a column and `per`: see `scores.statistics.statistic`.
         low: The lower end of the range that the definition allows, or None.
         high: The upper end of it, or None.
         unit: Such as `probability x fraction removed`.
@@ -47,8 +51,8 @@ class Statistic:
     tolerance: float = 0.005
 
     def __post_init__(self) -> None:
-        if self.kind == "r_squared" and self.per is None:
-            raise ValueError(f"statistic {self.name}: kind=r_squared needs `per`, the column that the line is over")
+        if self.kind in OF_TWO and self.per is None:
+            raise ValueError(f"statistic {self.name}: kind={self.kind} needs `per`, the other column that it is about")
 
 
 class Measure:

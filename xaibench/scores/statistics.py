@@ -18,7 +18,9 @@ KEPT = 2**27  # bytes of draws that are kept for the next column of the same len
 # Values closer than this share of the larger one are equal: what float64 sums in another order leave of them. Around 0
 # there is no such share: there it is this share of what the values beside it typically are.
 TIED, ZERO = 1e-9, 1e-12
-BOOTSTRAPPED = ("mean", "median", "r_squared")
+BOOTSTRAPPED = ("mean", "median", "r_squared", "determination", "roc_auc", "average_precision")
+# Of these the statistic without each sample in turn has no closed form: their interval is of percentiles.
+THRESHOLDED = ("roc_auc", "average_precision")
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,9 @@ def estimate(
 ) -> Estimate:
     """The statistic of finite columns [n] (`per` the denominator's, for a ratio of means) and its interval.
 
-    kind: `mean`, `median` and `r_squared` take the bootstrap, both columns resampled together, bias-corrected and
-    accelerated (Efron 1987) or by percentiles; `proportion` Wilson's interval; `repeats` Student's t. Seeded: the same
+    kind: `mean`, `median`, `r_squared` and `determination` take the bootstrap, both columns resampled together,
+    bias-corrected and accelerated (Efron 1987) or by percentiles; `roc_auc` and `average_precision` by percentiles;
+    `proportion` takes Wilson's interval; `repeats` Student's t. Seeded: the same
     columns give the same interval. A statistic that is not defined is NaN, and so are the ends where one of its draws,
     or the statistic without one of the samples, is not.
     """
@@ -66,7 +69,9 @@ def estimate(
     if np.ptp(column) == 0 and (per is None or np.ptp(per) == 0):
         return Estimate(value, value, value, n, "equal")
     drawn = resampled(column[:, None], None if per is None else per[:, None], kind)[:, 0]
-    left_out = _left_out(column, per, kind)
+    if kind in THRESHOLDED:
+        bootstrap = "percentile"
+    left_out = _left_out(column, per, kind) if bootstrap == "bca" else drawn
     if not (np.isfinite(drawn).all() and np.isfinite(left_out).all()):  # some draws have a mean of 0 to divide by
         return Estimate(value, math.nan, math.nan, n)
     levels = np.array([0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
@@ -82,12 +87,23 @@ def few(n: int, kind: str) -> bool:
 
 
 def statistic(column: np.ndarray, per: np.ndarray | None, kind: str) -> np.ndarray:
-    """Columns [n,...] -> [...]: the median, the mean, the ratio of means, or r_squared: how much of the column's
-    variance the least-squares line over `per` explains, 0 for a column that does not vary."""
+    """Columns [n,...] -> [...]: the median, the mean, the ratio of means, or one of
+
+    r_squared           how much of the column's variance the least-squares line over `per` explains, 0 for a column
+                        that does not vary
+    determination       1 - mean of the column (squared errors) / variance of `per` (what was to be found)
+    roc_auc             area under the ROC curve of the column's values [n], where `per` is 1 for what they should find
+                        and 0 for the rest; ties count half
+    average_precision   of the same: precision at every threshold, weighted by the recall gained there
+    """
     if kind == "median":
         return np.median(column, axis=0)
     if kind == "r_squared":
         return _r_squared([term.sum(axis=0) for term in _moments(column, per)])
+    if kind == "determination":
+        return _determination([term.sum(axis=0) for term in _moments(column, per)], column.mean(axis=0))
+    if kind in THRESHOLDED:
+        return _thresholded(np.ones((1, len(column))), column, per, kind)[0]
     return column.mean(axis=0) if per is None else _ratio(column.mean(axis=0), per.mean(axis=0))
 
 
@@ -102,6 +118,13 @@ def resampled(columns: np.ndarray, per: np.ndarray | None, kind: str) -> np.ndar
             found.append(np.stack([_medians(counts, column) for column in columns.T], axis=1))
         elif kind == "r_squared":
             found.append(_r_squared([counts.astype(np.float64) @ term for term in _moments(columns, per)]))
+        elif kind == "determination":
+            times = counts.astype(np.float64)
+            errors = times @ columns / len(columns)
+            found.append(_determination([times @ term for term in _moments(columns, per)], errors))
+        elif kind in THRESHOLDED:
+            assert per is not None  # as `Statistic` asks
+            found.append(np.stack([_thresholded(counts, c, p, kind) for c, p in zip(columns.T, per.T)], axis=1))
         else:
             times = counts.astype(np.float64)
             found.append(times @ columns / len(columns) if per is None else _ratio(times @ columns, times @ per))
@@ -144,6 +167,9 @@ def _left_out(column: np.ndarray, per: np.ndarray | None, kind: str) -> np.ndarr
     n = len(column)
     if kind == "r_squared":
         return _r_squared([term.sum() - term for term in _moments(column, per)])
+    if kind == "determination":
+        moments = [term.sum() - term for term in _moments(column, per)]
+        return _determination(moments, (column.sum() - column) / (n - 1))
     if kind != "median":
         rest = column.sum() - column
         return rest / (n - 1) if per is None else _ratio(rest, per.sum() - per)
@@ -182,6 +208,32 @@ def _r_squared(sums: Sequence[np.ndarray]) -> np.ndarray:
     spread_x, spread_y = n * xx - x * x, n * yy - y * y
     explained = _ratio((n * xy - x * y) ** 2, spread_x * spread_y)
     return np.where(spread_x <= 1e-12 * n * xx, np.nan, np.where(spread_y <= 1e-12 * n * yy, 0.0, explained))
+
+
+def _determination(sums: Sequence[np.ndarray], errors: np.ndarray) -> np.ndarray:
+    """1 - mean squared error / variance of x, from the sums of `_moments`; NaN where x does not vary."""
+    n, x, _, xx, _, _ = sums
+    variance = xx / n - (x / n) ** 2
+    return np.where(variance <= 1e-12 * xx / n, np.nan, 1 - _ratio(errors, variance))
+
+
+def _thresholded(counts: np.ndarray, scores: np.ndarray, wanted: np.ndarray | None, kind: str) -> np.ndarray:
+    """The area under the ROC curve, or the average precision, of scores [n] of which `wanted` [n] is 1 or 0, in draws
+    that have each sample so many times [r,n] -> [r]; NaN where a draw has none that is wanted, or (area) no other."""
+    assert wanted is not None  # as `Statistic` asks
+    order = np.argsort(-scores, kind="stable")
+    ends = np.append(np.diff(scores[order]) != 0, True)  # a threshold lies between different scores
+    times = counts[:, order].astype(np.float64)
+    hits = (times * wanted[order]).cumsum(axis=1)[:, ends]
+    misses = (times * (1 - wanted[order])).cumsum(axis=1)[:, ends]
+    before = np.concatenate([np.zeros_like(hits[:, :1]), hits[:, :-1]], axis=1)
+    all_hits, all_misses = hits[:, -1], misses[:, -1]
+    if kind == "roc_auc":
+        gained = np.diff(misses, axis=1, prepend=0.0)
+        return _ratio((gained * (hits + before) / 2).sum(axis=1), all_hits * all_misses)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        precision = np.where(hits + misses > 0, hits / (hits + misses), 0.0)
+    return _ratio(((hits - before) * precision).sum(axis=1), all_hits)
 
 
 def tied(one: Any, other: Any, typical: Any = 0.0, within: float = TIED) -> np.ndarray:
