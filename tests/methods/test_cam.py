@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from tests.methods import shapes
 from tests.methods.nets import classifier, seeded
 from xaibench.errors import Refusal
-from xaibench.methods.cam.gradcam import CAM, GradCAM, GradCAMPlusPlus, GuidedGradCAM
+from xaibench.methods.cam.gradcam import CAM, GradCAM, GradCAMPlusPlus, GuidedGradCAM, HiResCAM, LayerCAM, XGradCAM
+from xaibench.methods.cam.without_gradients import AblationCAM, EigenCAM, ScoreCAM
 from xaibench.methods.context import Context
 from xaibench.methods.gradients.expected_gradients import ExpectedGradients
 from xaibench.methods.gradients.fullgrad import FullGrad, spread_out
@@ -84,6 +85,82 @@ def test_gradcam(name, batch):
     cam = (gradients.mean((2, 3), keepdim=True) * features).sum(1, keepdim=True)
     for relu in (True, False):
         assert close(attribute(GradCAM(relu=relu), network, batch), enlarged(cam.relu() if relu else cam))
+
+
+def test_gradients_place_by_place(name, batch):
+    network = of_shape(name)
+    features, gradients = by_hand(name, network.module, *batch)
+    for method, weighted in ((HiResCAM(), gradients * features), (LayerCAM(), gradients.clamp(min=0) * features)):
+        assert close(attribute(method, network, batch), enlarged(weighted.sum(1, keepdim=True).relu()))
+
+
+@pytest.mark.parametrize("name", ["resnet", "mobilenet"])
+def test_behind_one_linear_layer_hirescam_and_xgradcam_add_up_to_the_logit(name, batch):
+    """The first because it is gradient times value of something linear; the second keeps each feature map's share."""
+    network = of_shape(name)
+    linear = network.module.fc if name == "resnet" else network.module.classifier[1]
+    features, gradients = by_hand(name, network.module, *batch)
+    logits = network.scores(*batch) - linear.bias[batch[1]]
+    for method in (HiResCAM(relu=False), XGradCAM(relu=False)):
+        weights = method.weights(features, gradients)
+        assert torch.allclose((weights * features).sum((1, 2, 3)), logits, rtol=1e-9)
+        cam = (weights * features).sum(1, keepdim=True)
+        assert close(attribute(method, network, batch), enlarged(cam))
+
+
+@pytest.mark.parametrize("name", ["vgg", "resnet"])
+def test_scorecam_one_feature_map_at_a_time(name, batch, passes):
+    """Their algorithm 1 without batches: enlarge, scale, multiply, ask, softmax."""
+    network, (inputs, targets) = of_shape(name), batch
+    features, _ = by_hand(name, network.module, *batch)
+    cams = []
+    for image, maps, target in zip(inputs, features, targets):
+        scores = []
+        for feature_map in maps:
+            shown = enlarged(feature_map[None, None])[0]
+            span = shown.max() - shown.min()
+            shown = (shown - shown.min()) / span if span > 0 else torch.zeros_like(shown)
+            scores.append(network.module((image * shown)[None])[0, target])
+        cams.append((torch.stack(scores).softmax(0)[:, None, None] * maps).sum(0))
+    expected = enlarged(torch.stack(cams)[:, None].relu())
+    cost, calls = ScoreCAM().cost(network), passes(network)
+    assert close(attribute(ScoreCAM(), network, batch), expected)
+    assert cost == (1 + features.shape[1], 0)
+    assert sum(calls) <= 3 * cost[0] + 1 and max(calls) <= network.batch_size  # and one to see whether it fits
+
+
+@pytest.mark.parametrize("name", ["vgg", "resnet"])
+def test_ablationcam_one_feature_map_at_a_time(name, batch):
+    network, (inputs, targets) = of_shape(name), batch
+    before, behind = halves(name, network.module)
+    features = before(inputs).detach()
+    cams = []
+    for maps, target in zip(features, targets):
+        lost = [behind(maps[None])[0, target] - behind(maps[None] * others)[0, target] for others in without_one(maps)]
+        cams.append((torch.stack(lost)[:, None, None] * maps).sum(0))
+    for relu in (True, False):
+        cam = torch.stack(cams)[:, None]
+        assert close(attribute(AblationCAM(relu=relu), network, batch), enlarged(cam.relu() if relu else cam))
+
+
+def without_one(maps):
+    """Factors [1,k,1,1] for feature maps, each of which takes one away."""
+    return [(torch.arange(len(maps)) != k).to(maps).view(1, -1, 1, 1) for k in range(len(maps))]
+
+
+def test_eigencam_finds_the_one_thing_that_varies():
+    """Feature maps that are a picture times their channel's share, plus what is the same everywhere, are that picture
+    less its mean, times the length of the shares: a direction of rank one in closed form."""
+    torch.manual_seed(0)
+    share, picture, same = torch.randn(4), torch.rand(2, 1, 6, 6) ** 3, torch.randn(1, 4, 1, 1)
+    network = classifier(
+        nn.Sequential(nn.Conv2d(1, 4, 1), nn.Flatten(), nn.Linear(144, 5)), (1, 6, 6), layers={"l": "0"}
+    )
+    network.module[0].weight.data[:], network.module[0].bias.data[:] = share.view(4, 1, 1, 1), same.flatten()
+    maps = EigenCAM("l", relu=False).attribute(network, picture.double(), torch.tensor([0, 1]), Context())
+    expected = (picture - picture.mean((2, 3), keepdim=True)).double() * network.module[0].weight.norm()
+    assert torch.allclose(maps, expected, atol=1e-12)
+    assert not EigenCAM("l").attribute(network, torch.ones(1, 1, 6, 6).double(), torch.tensor([0]), Context()).any()
 
 
 def higher_derivatives(behind, features, target):
@@ -210,6 +287,12 @@ METHODS = {
     "gradcam": GradCAM(),
     "gradcam_pp": GradCAMPlusPlus(),
     "cam": CAM(),
+    "xgradcam": XGradCAM(),
+    "hirescam": HiResCAM(),
+    "layercam": LayerCAM(),
+    "scorecam": ScoreCAM(),
+    "ablationcam": AblationCAM(),
+    "eigencam": EigenCAM(),
     "fullgrad": FullGrad(),
     "guided_backprop": GuidedBackprop(),
     "guided_gradcam": GuidedGradCAM(),
@@ -220,8 +303,8 @@ METHODS = {
 @pytest.mark.parametrize("how", ["inplace", "shared", "functional", "functional_inplace"])
 def test_ways_to_write_a_relu_change_nothing_or_are_refused(name, how, batch):
     for title, method in METHODS.items():
-        if title == "cam" and name == "vgg":
-            continue
+        if (title == "cam" and name == "vgg") or (title in ("scorecam", "ablationcam") and name == "mobilenet"):
+            continue  # which has 1280 feature maps to try out
         expected = attribute(method, of_shape(name, "separate"), batch)
         network = of_shape(name, how)
         # A functional ReLU6 cuts at 6, which fullgrad cannot see; a functional ReLU adds nothing.

@@ -13,6 +13,7 @@ from xaibench.build import build, locate
 from xaibench.methods.base import Fitted
 from xaibench.methods.bridges.captum import Captum
 from xaibench.methods.cam.gradcam import GuidedGradCAM
+from xaibench.methods.cam.without_gradients import AblationCAM, ScoreCAM
 from xaibench.methods.context import Context
 from xaibench.methods.pathways.pathway import Pathway
 from xaibench.methods.removal.extremal_perturbation import ExtremalPerturbation
@@ -27,10 +28,12 @@ NAMES = [path.stem for path in YAMLS]
 # they can afford.
 DIRECT = [name for name in NAMES if not issubclass(locate(settings(name)["_target_"], "method"), Fitted)]
 
-# Pathways are chosen before their gradient is taken, and a product has two factors: passes that cannot share a call;
-# Captum makes batches of its own; each step of an optimisation needs the one before it. Their own tests count them.
+# Pathways are chosen before their gradient is taken, a product has two factors, and feature maps are there before each
+# is tried out: passes that cannot share a call; Captum makes batches of its own; each step of an optimisation needs the
+# one before it. Their own tests count them.
 # Modified backpropagation and full DTD run the steps of a network, not its module.
-STAGES = Pathway | GuidedGradCAM | Captum | ExtremalPerturbation | MeaningfulPerturbation | ModifiedBackprop | FullDTD
+STAGES = Pathway | GuidedGradCAM | ScoreCAM | AblationCAM | Captum | ExtremalPerturbation | MeaningfulPerturbation
+STAGES |= ModifiedBackprop | FullDTD
 STAGED = [name for name in DIRECT if issubclass(locate(settings(name)["_target_"], "method"), STAGES)]
 
 

@@ -1,5 +1,6 @@
 """Grad-CAM, Grad-CAM++ and FullGrad beside pytorch-grad-cam, which returns maps scaled to 0..1 in single precision."""
 
+import functools
 import warnings
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 
 from tests.methods import shapes
 from tests.methods.nets import classifier, seeded
-from xaibench.methods.cam.gradcam import GradCAM, GradCAMPlusPlus
+from xaibench.methods.cam.gradcam import GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
+from xaibench.methods.cam.without_gradients import AblationCAM, EigenCAM, ScoreCAM
 from xaibench.methods.context import Context
 from xaibench.methods.gradients.fullgrad import FullGrad
 
@@ -18,14 +20,18 @@ with warnings.catch_warnings():
 TARGETS = [3, 0, 4]
 # Of a map scaled to 0..1: single precision, 1e-7 added to each maximum, 1e-6 to each denominator of Grad-CAM++.
 TOLERANCE = 1e-4
+STEEP = 300
+
+
+def last_layer(module):
+    return module.fc if hasattr(module, "fc") else module.classifier[-1]
 
 
 @pytest.fixture(params=["vgg", "resnet", "mobilenet"])
 def network(request):
     """With a last layer so steep that gradients are far above the 1e-6 that Grad-CAM++ is given there."""
     module = shapes.shaped(request.param)
-    last = module.fc if request.param == "resnet" else module.classifier[-1]
-    last.weight.data *= 300
+    last_layer(module).weight.data *= STEEP
     layers = {"last_conv": shapes.LAST_CONV[request.param]}
     return classifier(module, shapes.SIZE, torch.float32, layers=layers, batch_size=3)
 
@@ -46,15 +52,61 @@ def scaled(maps):
     return maps / maps.amax((2, 3), keepdim=True).clamp(min=1e-30)
 
 
-@pytest.mark.parametrize("kind", ["GradCAM", "GradCAMPlusPlus"])
+KINDS = {
+    "GradCAM": GradCAM,
+    "GradCAMPlusPlus": GradCAMPlusPlus,
+    "XGradCAM": XGradCAM,
+    "HiResCAM": HiResCAM,
+    "LayerCAM": LayerCAM,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_class_activation_maps(network, kind):
     """Theirs are scaled before they are enlarged and once more behind, which of ours leaves the same."""
     inputs = seeded(3, shapes.SIZE, torch.float32)
-    method = {"GradCAM": GradCAM, "GradCAMPlusPlus": GradCAMPlusPlus}[kind]()
-    maps = method.attribute(network, inputs, torch.tensor(TARGETS), Context())
+    maps = KINDS[kind]().attribute(network, inputs, torch.tensor(TARGETS), Context())
     assert maps.any()
     expected = theirs(kind, network, inputs, [network.layer("last_conv")])
     assert (scaled(maps) - expected).abs().max() <= TOLERANCE
+
+
+def enlarged(cams):
+    large = torch.nn.functional.interpolate(cams, size=shapes.SIZE[1:], mode="bilinear", align_corners=False)
+    return scaled(large)
+
+
+@pytest.mark.parametrize("network", ["vgg", "resnet"], indirect=True)
+def test_scorecam(network, monkeypatch):
+    """Theirs aligns corners when it enlarges what the image is multiplied by, which neither its authors' code nor the
+    rest of theirs does. Logits as steep as the others' would leave the softmax one feature map."""
+    monkeypatch.setattr(torch.nn, "UpsamplingBilinear2d", functools.partial(torch.nn.Upsample, mode="bilinear"))
+    last_layer(network.module).weight.data /= STEEP
+    inputs = seeded(3, shapes.SIZE, torch.float32)
+    maps = ScoreCAM().attribute(network, inputs, torch.tensor(TARGETS), Context())
+    assert maps.any()
+    expected = theirs("ScoreCAM", network, inputs, [network.layer("last_conv")])
+    assert (scaled(maps) - expected).abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("network", ["vgg", "resnet"], indirect=True)
+def test_ablationcam(network):
+    """Theirs divides by the output, whose sign may turn the map."""
+    inputs, targets = seeded(3, shapes.SIZE, torch.float32), torch.tensor(TARGETS)
+    cams = AblationCAM().combined(network, inputs, targets) / network.scores(inputs, targets).view(-1, 1, 1, 1)
+    assert (cams > 0).any()
+    expected = theirs("AblationCAM", network, inputs, [network.layer("last_conv")])
+    assert (enlarged(cams.relu()) - expected).abs().max() <= TOLERANCE
+
+
+def test_eigencam(network):
+    """Theirs has the sign that the decomposition happens to give."""
+    inputs = seeded(3, shapes.SIZE, torch.float32)
+    cams = EigenCAM().combined(network, inputs, torch.tensor(TARGETS))
+    expected = theirs("EigenCAM", network, inputs, [network.layer("last_conv")])
+    for cam, other in zip(cams, expected):
+        differences = [(enlarged((sign * cam[None]).relu())[0] - other).abs().max() for sign in (1, -1)]
+        assert min(differences) <= TOLERANCE
 
 
 def test_fullgrad(network):

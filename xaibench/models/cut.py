@@ -24,7 +24,7 @@ class Features:
     inputs: torch.Tensor
     context: tuple[torch.Tensor, ...] = ()
 
-    def __getitem__(self, rows: slice) -> "Features":
+    def __getitem__(self, rows: slice | torch.Tensor) -> "Features":
         return Features(self.values[rows], self.inputs[rows], tuple(tensor[rows] for tensor in self.context))
 
 

@@ -1,4 +1,4 @@
-"""Class activation maps: the feature maps of one layer, each with one weight. Grad-CAM, Grad-CAM++, CAM, guided."""
+"""Class activation maps: the feature maps of one layer, weighted by gradients. Grad-CAM and its kind, CAM, guided."""
 
 from typing import Any, Literal
 
@@ -44,7 +44,8 @@ class GradCAM(Method):
         return torch.cat(maps)
 
     def weights(self, features: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
-        """The weights [B,k,1,1] of feature maps [B,k,h,w] with these gradients of the explained output."""
+        """The weights [B,k,1,1], or one for each place [B,k,h,w], of feature maps [B,k,h,w] with these gradients of the
+        explained output."""
         return gradients.mean((2, 3), keepdim=True)
 
     def _features(
@@ -93,6 +94,40 @@ class GradCAMPlusPlus(GradCAM):
         denominator = 2 + features.sum((2, 3), keepdim=True) * gradients
         alpha = torch.where((gradients != 0) & (denominator != 0), 1 / denominator, 0)
         return (alpha * gradients.relu()).sum((2, 3), keepdim=True)
+
+
+class XGradCAM(GradCAM):
+    """Grad-CAM with weights sum_ij g_ij A_ij / sum_ij A_ij, g the gradient at the feature map A_k: [B,1,H,W].
+
+    Fu et al. 2020 ("Axiom-based Grad-CAM"), eq. 8: of all maps with one weight per feature map, the one whose sum and
+    whose loss where a feature is removed are nearest to the output's. A feature map that adds up to 0 has none.
+    """
+
+    def weights(self, features: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
+        total = features.sum((2, 3), keepdim=True)
+        share = (gradients * features).sum((2, 3), keepdim=True) / torch.where(total == 0, 1, total)
+        return torch.where(total == 0, 0, share)
+
+
+class HiResCAM(GradCAM):
+    """sum_k g_k A_k, place by place, with the gradient g_k at the feature map A_k: [B,1,H,W].
+
+    Draelos and Carin 2020, eq. 4: gradients are not averaged, so that the map says where the output got what it has.
+    Where one linear layer is behind the feature maps, its sum before enlarging is the logit without its bias.
+    """
+
+    def weights(self, features: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
+        return gradients
+
+
+class LayerCAM(GradCAM):
+    """sum_k relu(g_k) A_k, place by place, with the gradient g_k at the feature map A_k: [B,1,H,W].
+
+    Jiang et al. 2021, eq. 5 and 6; of use at early layers too.
+    """
+
+    def weights(self, features: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
+        return gradients.relu()
 
 
 class CAM(GradCAM):
