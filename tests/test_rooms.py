@@ -42,7 +42,10 @@ def test_the_rooms_as_they_are_pass(tmp_path):
     ("module", "absent"),
     [
         ("xaibench.cli", "torch hydra pandas rich numpy"),
-        ("xaibench.engine.runner", "hydra omegaconf rich pandas matplotlib"),
+        (
+            "xaibench.engine.runner",
+            "hydra omegaconf rich pandas matplotlib torchvision torch._dynamo scipy.stats triton",
+        ),
         ("xaibench.scores.leaderboard", "torch hydra rich matplotlib"),
     ],
 )
@@ -51,3 +54,16 @@ def test_what_a_module_does_not_load(module, absent):
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert found.returncode == 0, found.stderr
     assert found.stdout.strip() == ""
+
+
+def test_what_a_finished_cell_asked_for_again_does_not_load(tmp_path):
+    """torchvision and with it torch._dynamo are for networks of torchvision's, scipy.stats for comparisons."""
+    absent = "torchvision torch._dynamo sympy scipy.stats matplotlib captum"
+    code = (
+        "import sys; from xaibench.cli import main\n"
+        "code = main(['run', 'dataset.limit=2', 'metric.steps=2'])\n"
+        f"print(code, *sorted(set('{absent}'.split()) & set(sys.modules)))"
+    )
+    for _ in range(2):  # computed, and found finished
+        found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+        assert found.stdout.splitlines()[-1] == "0", found.stdout + found.stderr

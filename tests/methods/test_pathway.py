@@ -18,7 +18,7 @@ from xaibench.methods.context import Context
 from xaibench.methods.pathways._pathway_neurons import contributions, integrated_contributions, observe
 from xaibench.methods.pathways.pathway import Pathway, opened, strongest
 from xaibench.methods.pathways.selectors import ActivePath, GreedyPath, NeuronIntGrad, NeuronMCT, RandomPath, RoutedPath
-from xaibench.models.torchvision_nets import untangle
+from xaibench.models.relus import untangle
 from xaibench.rng import sample_generators
 
 IMAGE = (3, 32, 32)

@@ -15,8 +15,9 @@ from xaibench.errors import UserError
 from xaibench.models.lenet import LeNet
 from xaibench.models.loading import build_module, load_classifier
 from xaibench.models.recipe import accuracy
+from xaibench.models.relus import last_conv
 from xaibench.models.resnet_cifar import ResNetCifar
-from xaibench.models.torchvision_nets import last_conv, torchvision_net
+from xaibench.models.torchvision_nets import torchvision_net
 
 TARGET = "xaibench.models.torchvision_nets.torchvision_net"
 RELUS = (nn.ReLU, nn.ReLU6)

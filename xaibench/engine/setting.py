@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from .. import rng
 from ..build import build
@@ -22,8 +21,8 @@ from ..errors import UserError
 from ..job import ORIGINAL, TRAINED, Job
 from ..methods.base import Method
 from ..metrics.base import Metric
-from ..models import torchvision_nets
 from ..models.classifier import Classifier, predicted
+from ..models.flops import forward_flops
 from ..models.loading import load_classifier, names_file
 from ..models.preprocessing import Preprocessing
 from ..models.probe import PROBE, Findings, adapted, probe
@@ -99,9 +98,7 @@ class Network:
     @functools.cached_property
     def forward_flops(self) -> int:
         """Of one forward pass of one input."""
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            self.trained.module(self.trained.blank)
-        return counter.get_total_flops()
+        return forward_flops(self.trained)
 
 
 class Split:
@@ -198,7 +195,7 @@ class Setting:
         arch, weights = job.model_spec.get("arch"), job.model_spec.get("weights")
         named = arch and isinstance(weights, str) and weights not in ("random", "recipe") and not names_file(weights)
         try:
-            if job.runner.plan and named and not torchvision_nets.is_downloaded(str(arch), str(weights)):
+            if job.runner.plan and named and not _is_downloaded(str(arch), str(weights)):
                 raise Untrained(("weights", f"a download of {weights}", 0, 1, 0))
             classifier = load(job.model_spec)
         except Untrained as planned:
@@ -413,3 +410,9 @@ class Setting:
         forwards, backwards = passes
         flops = self.network.forward_flops * max(1, forwards + 2 * backwards)
         return int(min(max(BLOCK_FLOPS // max(flops, 1), 1), most))
+
+
+def _is_downloaded(arch: str, weights: str) -> bool:
+    from ..models import torchvision_nets  # which is slow to import, and seldom needed
+
+    return torchvision_nets.is_downloaded(arch, weights)

@@ -11,10 +11,11 @@ from torch.nn.parameter import is_lazy
 
 from ..build import TARGET, build, coerce, describe
 from ..errors import Refusal, UserError, first_line, nearest
-from . import checkpoint, torchvision_nets
+from . import checkpoint
 from .classifier import Classifier
 from .digest import weights_digest
-from .preprocessing import Preprocessing
+from .preprocessing import IMAGENET, Preprocessing
+from .relus import last_conv, untangle
 
 log = logging.getLogger(__name__)
 
@@ -58,14 +59,17 @@ def load_classifier(
 
     state: dict[str, torch.Tensor] | None
     class_names: tuple[str, ...] = ()
+    values: Mapping[str, Any] = IMAGENET
     if enum_name:
+        from . import torchvision_nets
+
         state, class_names = torchvision_nets.pretrained(arch, enum_name)
+        values = torchvision_nets.preprocessing_of(arch, enum_name)
     else:
         state = _read_weights(weights, trained)
     if state is not None:
         checkpoint.fit(module, state, f"model.weights={weights}")
 
-    values = torchvision_nets.preprocessing_of(arch, enum_name) if enum_name else torchvision_nets.IMAGENET
     preprocessing = _preprocessing(spec, values)
     return Classifier(
         name=name,
@@ -92,7 +96,7 @@ def build_module(spec: Mapping[str, Any], seed: int = 0) -> nn.Module:
     """The network of a model yaml with random weights from this seed; the global generator is left as it was.
 
     Compiled modules become those behind them, numbers float32, lazy layers are initialised by one input of the
-    model's size, and every ReLU is made a module of its own that hooks can reach (`torchvision_nets.untangle`), where
+    model's size, and every ReLU is made a module of its own that hooks can reach (`relus.untangle`), where
     that is known. Raises UserError if `_target_` gives no torch.nn.Module.
     """
     with torch.random.fork_rng(devices=[]):
@@ -104,8 +108,8 @@ def build_module(spec: Mapping[str, Any], seed: int = 0) -> nn.Module:
             )
         module = _in_float32(_uncompiled(module), spec)
         if any(is_lazy(parameter) for parameter in (*module.parameters(), *module.buffers())):
-            _initialise(module, _input_size(spec, _preprocessing(spec, torchvision_nets.IMAGENET)), spec)
-    return torchvision_nets.untangle(module)
+            _initialise(module, _input_size(spec, _preprocessing(spec, IMAGENET)), spec)
+    return untangle(module)
 
 
 def _uncompiled(module: nn.Module) -> nn.Module:
@@ -215,7 +219,7 @@ def _input_size(spec: Mapping[str, Any], preprocessing: Preprocessing) -> tuple[
 def _layers(spec: Mapping[str, Any], module: nn.Module) -> dict[str, str]:
     layers = spec.get("layers") or {}
     if layers == AUTO:
-        last = torchvision_nets.last_conv(module)
+        last = last_conv(module)
         return {} if last is None else {"last_conv": last}
     known = [path for path, _ in module.named_modules() if path]
     for alias, path in layers.items():

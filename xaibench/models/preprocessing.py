@@ -8,6 +8,15 @@ from PIL import Image
 
 from ..errors import UserError
 
+# What torchvision's weights were measured with, unless they say otherwise.
+IMAGENET = {
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+    "resize": 256,
+    "crop": 224,
+    "interpolation": "bilinear",
+}
+
 Picture = TypeVar("Picture", Image.Image, torch.Tensor, Image.Image | torch.Tensor)
 
 

@@ -1,4 +1,8 @@
-"""torchvision's classifiers, with what attribution needs of them: ReLUs that hooks reach, and their preprocessing."""
+"""torchvision's classifiers, with what attribution needs of them: ReLUs that hooks reach, and their preprocessing.
+
+To import torchvision is to import `torch._dynamo`, longer than torch itself: this module is imported for networks that
+have something of torchvision's alone.
+"""
 
 import contextlib
 import sys
@@ -13,19 +17,6 @@ from torchvision.models import densenet, inception, resnet
 from torchvision.models.googlenet import BasicConv2d as GoogLeNetConv
 
 from ..errors import UserError, first_line, nearest
-
-# What torchvision's weights were measured with, unless they say otherwise.
-IMAGENET = {
-    "mean": (0.485, 0.456, 0.406),
-    "std": (0.229, 0.224, 0.225),
-    "resize": 256,
-    "crop": 224,
-    "interpolation": "bilinear",
-}
-
-# The module whose output is the last feature map, by torchvision's naming; the first that a network has counts.
-# (Swin's `features` are channels-last, and its `permute` puts them right.)
-_LAST_MAPS = ("permute", "layer4", "inception5b", "Mixed_7c", "trunk_output", "conv5", "layers", "features")
 
 
 def torchvision_net(arch: str, num_classes: int = 1000) -> nn.Module:
@@ -82,31 +73,6 @@ def preprocessing_of(arch: str, name: str) -> dict[str, Any]:
     }
 
 
-def last_conv(module: nn.Module) -> str | None:
-    """The path of the module whose output is the last feature map of a torchvision classifier; None if unknown."""
-    return next((name for name in _LAST_MAPS if hasattr(module, name)), None)
-
-
-def untangle(module: nn.Module) -> nn.Module:
-    """Make every ReLU a module of its own, called once and not in place; the network computes the same numbers.
-
-    Hooks on a ReLU that works in place see a tensor that changes under them; a module that a residual block calls
-    twice cannot tell its calls apart; a functional ReLU cannot be hooked at all. Works on the network given: modules
-    that have `inplace` get False, and torchvision's residual blocks, Inception convolutions and DenseNet get a
-    forward with separate modules. Parameters and their names stay as they are.
-    """
-    part: Any
-    for part in list(module.modules()):
-        if isinstance(part, torch.jit.ScriptModule):
-            continue  # its code is fixed; nothing looks into it
-        if hasattr(part, "inplace"):
-            part.inplace = False
-        if type(part) in _SEPARATED:
-            part.__class__ = _SEPARATED[type(part)]
-            part.separate()
-    return module
-
-
 class _BasicBlock(resnet.BasicBlock):
     def separate(self) -> None:
         self.relu1, self.relu2 = nn.ReLU(), nn.ReLU()
@@ -149,7 +115,8 @@ class _DenseNet(densenet.DenseNet):
         return self.classifier(torch.flatten(F.adaptive_avg_pool2d(self.features(x), (1, 1)), 1))
 
 
-_SEPARATED: dict[type, type] = {
+# Of each of torchvision's modules that `untangle` takes apart, the class that it becomes.
+SEPARATED: dict[type, type] = {
     resnet.BasicBlock: _BasicBlock,
     resnet.Bottleneck: _Bottleneck,
     GoogLeNetConv: _GoogLeNetConv,

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special
 
 from ..errors import NotComparable, UserError, first_line, nearest
 from ..store import provenance
@@ -249,7 +249,7 @@ def rerun_tolerance(reruns: np.ndarray, rows: int) -> np.ndarray:
     Student's t. Its level is shared among all rows that vary, so that FALSE_ALARMS holds for the whole check.
     """
     level = 1 - FALSE_ALARMS / rows
-    return stats.t.ppf(level, len(reruns) - 1) * np.sqrt(2) * reruns.std(axis=0, ddof=1)
+    return special.stdtrit(len(reruns) - 1, level) * np.sqrt(2) * reruns.std(axis=0, ddof=1)
 
 
 def _allowed(frame: pd.DataFrame) -> dict[tuple[str, ...], float]:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from ..errors import UserError, nearest
 
@@ -77,6 +76,8 @@ def beside(published: Published, board: pd.DataFrame) -> pd.DataFrame:
 def agreement(frame: pd.DataFrame) -> pd.DataFrame:
     """Spearman's rank correlation of `beside`, for each published model and setting of ours with FEWEST methods that
     were read as published."""
+    from scipy import stats  # takes a second to import
+
     rows = []
     groups = ["metric", "statistic", "published_model", *HERE]
     for labels, part in frame[frame["as_read"]].dropna(subset="value").groupby(groups, sort=True):

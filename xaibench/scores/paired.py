@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from .statistics import CONFIDENCE, places, statistic
 
@@ -56,7 +56,7 @@ def t_test(columns: np.ndarray, badness: Badness) -> np.ndarray:
     mean, error = difference.mean(axis=0), difference.std(axis=0, ddof=1) / np.sqrt(n)
     # Equal in every repeat: no difference; different by the same in every repeat: no doubt.
     t = np.divide(mean, error, out=np.where(mean == 0, 0.0, np.inf), where=error > 0)
-    return _square(2 * stats.t.sf(np.abs(t), n - 1), pairs, methods)
+    return _square(2 * special.stdtr(n - 1, -np.abs(t)), pairs, methods)
 
 
 def holm(p: np.ndarray) -> np.ndarray:
@@ -87,12 +87,14 @@ def friedman(ranked: np.ndarray) -> float:
     if spread == 0:
         return 1.0
     between = n * ((ranked.mean(axis=0) - expected) ** 2).sum()
-    return float(stats.chi2.sf(n * (methods - 1) * between / spread, methods - 1))
+    return float(special.chdtrc(methods - 1, n * (methods - 1) * between / spread))
 
 
 @functools.cache
 def critical_difference(methods: int, n: int) -> float:
     """Nemenyi's: mean ranks over n samples that lie further apart than this differ (Demsar 2006)."""
+    from scipy import stats  # takes a second to import
+
     q = stats.studentized_range.ppf(CONFIDENCE, methods, np.inf) / np.sqrt(2)
     return float(q * np.sqrt(methods * (methods + 1) / (6 * n)))
 

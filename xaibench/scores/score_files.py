@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from ..errors import first_line
 from ..store import provenance
@@ -151,7 +151,7 @@ def _bands(name: str, curves: np.ndarray, repeats: bool) -> dict[str, np.ndarray
     if not len(curves):
         return {}
     mean, n = curves.mean(axis=0), len(curves)
-    width = float(stats.t.ppf(0.975, n - 1)) if repeats and n > 1 else 1.96
+    width = float(special.stdtrit(n - 1, 0.975)) if repeats and n > 1 else 1.96
     half = width * curves.std(axis=0, ddof=1) / math.sqrt(n) if n > 1 else np.zeros_like(mean)
     return {name: mean, f"{name}_low": mean - half, f"{name}_high": mean + half}
 

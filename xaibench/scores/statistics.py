@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -53,13 +53,15 @@ def estimate(
     if n == 0:
         return Estimate(math.nan, math.nan, math.nan, 0)
     if kind == "proportion":
+        from scipy import stats  # takes a second to import
+
         interval = stats.binomtest(round(float(column.sum())), n).proportion_ci(CONFIDENCE, method="wilson")
         return Estimate(float(column.mean()), float(interval.low), float(interval.high), n, "wilson")
     if kind == "repeats":
         value = float(column.mean())
         if n == 1:
             return Estimate(value, math.nan, math.nan, n)
-        half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1) * column.std(ddof=1) / math.sqrt(n))
+        half = float(special.stdtrit(n - 1, 0.5 + CONFIDENCE / 2) * column.std(ddof=1) / math.sqrt(n))
         return Estimate(value, value - half, value + half, n, "t")
     value = float(statistic(column, per, kind))
     if not math.isfinite(value):  # a ratio to a mean of 0
@@ -260,11 +262,17 @@ def places(badness: np.ndarray, method: Literal["min", "average"] = "min") -> np
     sizes = np.where(np.isfinite(badness), np.abs(badness), 0.0)
     typical = np.median(sizes, axis=-1, keepdims=True)
     steps = ~tied(ordered[..., 1:], ordered[..., :-1], typical)
-    levels = np.concatenate([np.zeros_like(ordered[..., :1]), np.cumsum(steps, axis=-1)], axis=-1)
-    unordered = np.empty_like(levels)
-    np.put_along_axis(unordered, order, levels, axis=-1)
-    ranked = stats.rankdata(unordered, method=method, axis=-1).astype(float)
-    return np.where(np.isnan(badness), np.nan, ranked)
+    edge = np.ones_like(ordered[..., :1], dtype=bool)
+    place = np.arange(1.0, badness.shape[-1] + 1)
+    # Of each run of equals the first place, and the last.
+    first = np.maximum.accumulate(np.where(np.concatenate([edge, steps], axis=-1), place, 0), axis=-1)
+    ranked = first
+    if method == "average":
+        ends = np.where(np.concatenate([steps, edge], axis=-1), place, np.inf)
+        ranked = (first + np.minimum.accumulate(ends[..., ::-1], axis=-1)[..., ::-1]) / 2
+    unordered = np.empty_like(ranked)
+    np.put_along_axis(unordered, order, ranked, axis=-1)
+    return np.where(np.isnan(badness), np.nan, unordered)
 
 
 def _ratio(over: np.ndarray, under: np.ndarray) -> np.ndarray:
