@@ -295,7 +295,7 @@ class _Objects(Kept):
         super().__init__()
         self.network, self.pictures = network, pictures
 
-    def get(self, kind: str, name: Mapping[str, Any], make: Callable[[], Any]) -> Any:
+    def get(self, kind: str, name: Mapping[str, Any], make: Callable[[], Any], most: int | None = None) -> Any:
         if kind == "network":
             return self.network
         if kind == "split" and name["spec"]["split"] == "fit":
@@ -305,7 +305,7 @@ class _Objects(Kept):
             return super().get(kind, {"split": "fit"}, lambda: Split(fit, self.network.trained.preprocessing, CPU))
         if kind == "split":
             return super().get(kind, {}, lambda: Split(self.pictures, self.network.trained.preprocessing, CPU))
-        return super().get(kind, name, make)
+        return super().get(kind, name, make, most)
 
 
 CPU = torch.device("cpu")

@@ -4,6 +4,7 @@ Our own, because `hydra.utils.instantiate` is changing its interface, and becaus
 that nobody reads: `+method.stpes=5` would otherwise silently run with the default.
 """
 
+import functools
 import importlib
 import inspect
 import math
@@ -91,8 +92,7 @@ def bind(spec: Mapping[str, Any], where: str) -> tuple[Callable[..., Any], dict[
     if not is_spec(spec):
         raise UserError(f"{where}: expected a configuration with _target_, the importable path of a class")
     target = locate(spec[TARGET], f"{where}.{TARGET}")
-    signature = inspect.signature(target)
-    hints = _hints(target)
+    signature, hints = _declared(target)
     open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     names = [n for n, p in signature.parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     bound: dict[str, Any] = {}
@@ -190,6 +190,12 @@ def _scalar(value: Any, hint: type, where: str) -> Any:
         return value
     expected = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}[hint]
     raise UserError(f"{where}={value}: expected {expected}")
+
+
+@functools.lru_cache(maxsize=512)
+def _declared(target: Callable[..., Any]) -> tuple[inspect.Signature, dict[str, Any]]:
+    """The parameters of a target, and their annotations: asked of the same classes by every cell of a sweep."""
+    return inspect.signature(target), _hints(target)
 
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:

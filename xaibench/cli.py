@@ -103,7 +103,7 @@ def _run(arguments: list[str], debug: bool) -> int:
     if "--version" in arguments:
         print(f"xaibench {__version__}")
         return 0
-    from .config import run_hydra
+    from .running import run_hydra
 
     return run_hydra(_options_first(arguments), debug)
 
@@ -524,7 +524,7 @@ def _complete(arguments: list[str]) -> int:
         line = " ".join([words[0], *words[2:]])
         os.environ["COMP_POINT"] = str(int(os.environ.get("COMP_POINT", len(line))) - len(words[1]) - 1)
         os.environ["COMP_LINE"] = line
-    from .config import run_hydra
+    from .running import run_hydra
 
     return run_hydra(["-sc", *arguments], debug=False)
 

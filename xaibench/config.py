@@ -1,49 +1,37 @@
-"""The only module that knows Hydra and OmegaConf: compose, validate, explain mistakes, hand on a frozen Job."""
+"""From Hydra's configurations to a frozen Job: compose, validate, explain mistakes. `running` has Hydra run them."""
 
-import contextlib
-import functools
 import inspect
 import json
 import logging
-import os
 import re
 import shlex
-import sys
-import tempfile
-import time
-import traceback
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import hydra
 import yaml
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, QuotedString
+from hydra.core.override_parser.types import ChoiceSweep, Glob, QuotedString
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from hydra.experimental.callback import Callback
 from hydra.plugins.config_source import ConfigResult
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from .build import TARGET, build, coerce, describe, locate
-from .errors import BrokenImport, UserError, XaibenchError, first_line, nearest, unforeseen
+from .errors import UserError, first_line, nearest
 from .job import SELECTION, Filter, FitSelection, Job, Paths, Runner, Selection
 from .listing import CONF, GROUPS, LISTED, items, plugin_folders, read_item
-from .store.files import write_atomically
 from .trust import allowed, check_yaml
 
 if TYPE_CHECKING:
-    from .report.terminal import Sweep
+    pass
 
 log = logging.getLogger(__name__)
 
@@ -56,15 +44,58 @@ _USUAL = {"seed": 0, "target": "label", "output": "logit"}
 _NOT_IN_LABEL = ("root", "download", "classes", "boxes")
 
 
-def make_job(config: DictConfig) -> Job:
+@dataclass(frozen=True)
+class Composition:
+    """What Hydra made of overrides, and how.
+
+    config: without Hydra's own section. choices: group -> what was chosen. outside: the folders of `--config-dir`.
+    defaults: group -> its yaml, which variants are measured against. tuned_on: what the method's yaml says of it.
+    overrides: those of this cell.
+    """
+
+    config: DictConfig
+    choices: Mapping[str, str]
+    outside: tuple[str, ...]
+    defaults: Mapping[str, Mapping[str, Any]]
+    tuned_on: tuple[str, ...]
+    overrides: tuple[str, ...]
+
+    @classmethod
+    def of(cls, config: DictConfig, made: Any) -> "Composition":
+        """The composition of a configuration by what Hydra's section says of it."""
+        choices = {group: str(made.runtime.choices[group]) for group in GROUPS}
+        sources = [source for source in made.runtime.config_sources if source.schema in ("file", Outside.scheme())]
+        yamls = {group: _yaml_of(group, name, sources) for group, name in choices.items()}
+        return cls(
+            config=config,
+            choices=choices,
+            outside=tuple(source.path for source in sources if source.schema == Outside.scheme()),
+            defaults={group: _unresolved(path) for group, path in yamls.items()},
+            tuned_on=read_item(yamls["method"]).tuned_on if yamls["method"] else (),
+            overrides=tuple(made.overrides.task),
+        )
+
+
+def _yaml_of(group: str, name: str, sources: Iterable[Any]) -> Path | None:
+    """The yaml on disk, from wherever Hydra found it."""
+    paths = (Path(source.path, group, f"{name}.yaml") for source in sources)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _unresolved(path: Path | None) -> dict[str, Any]:
+    return cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.load(path), resolve=False)) if path else {}
+
+
+def command(outside: Iterable[str], overrides: Iterable[str]) -> str:
+    """The command that runs a cell alone, as a shell takes it: the folders of its configurations and what is allowed
+    included."""
+    options = [*(f"--config-dir={folder}" for folder in outside), *(f"--allow-target={name}" for name in allowed())]
+    return shlex.join(["xaibench", "run", *options, *overrides])
+
+
+def make_job(composed: Composition) -> Job:
     """The Job of a composed configuration. Raises UserError for unknown keys and impossible values."""
-    plain = _plain(config)
-    choices = _choices()
-    yamls = {group: _yaml_of(group, choices[group]) for group in GROUPS}
-    defaults = {
-        group: cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.load(path), resolve=False)) if path else {}
-        for group, path in yamls.items()
-    }
+    plain, choices, defaults = _plain(composed.config), composed.choices, composed.defaults
     model_spec, dataset_spec = dict(plain["model"]), dict(plain["dataset"])
     selection = {key: dataset_spec.pop(key) for key in SELECTION if key in dataset_spec}
     # A yaml may name itself; `model=torchvision` takes the name of its architecture.
@@ -88,7 +119,7 @@ def make_job(config: DictConfig) -> Job:
         method_variant=_variant(overridden["method"] | of_run),
         run_variant=_variant(of_run),
         metric_variant=_variant(overridden["metric"]),
-        tuned_on=read_item(yamls["method"]).tuned_on if yamls["method"] else (),
+        tuned_on=composed.tuned_on,
         model_spec=model_spec,
         dataset_spec=dataset_spec,
         method_spec=plain["method"],
@@ -100,7 +131,7 @@ def make_job(config: DictConfig) -> Job:
         cache=Path(paths.cache).expanduser().absolute(),
         results=Path(paths.results).expanduser().absolute(),
         config=plain,
-        command=_command(),
+        command=command(composed.outside, composed.overrides),
     )
     _check_values(job)
     return job
@@ -157,27 +188,6 @@ def _target(value: Any) -> str:
     raise UserError(f"target={value}: expected label, predicted, or fixed:<class index> such as fixed:3")
 
 
-def _choices() -> dict[str, str]:
-    choices = HydraConfig.get().runtime.choices
-    return {group: str(choices[group]) for group in GROUPS}
-
-
-def _command() -> str:
-    """The command that runs this cell alone, as a shell takes it: its folders and what it allows included."""
-    hydra_config = HydraConfig.get()
-    folders = [source.path for source in hydra_config.runtime.config_sources if source.schema == Outside.scheme()]
-    options = [*(f"--config-dir={folder}" for folder in folders), *(f"--allow-target={name}" for name in allowed())]
-    return shlex.join(["xaibench", "run", *options, *hydra_config.overrides.task])
-
-
-def _yaml_of(group: str, name: str) -> Path | None:
-    """The yaml on disk, from wherever Hydra found it: what a variant is measured against."""
-    for source in HydraConfig.get().runtime.config_sources:
-        if source.schema in ("file", Outside.scheme()) and (path := Path(source.path, group, f"{name}.yaml")).is_file():
-            return path
-    return None
-
-
 def _changes(values: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     changes: dict[str, Any] = {}
     for key, value in values.items():
@@ -200,7 +210,7 @@ def _variant(changes: Mapping[str, Any]) -> str:
     return ",".join(f"{key}={word}" for key, word in sorted(words.items()))
 
 
-# ---- running Hydra ---------------------------------------------------------------------------------------------------
+# ---- where configurations are ---------------------------------------------------------------------------------------
 
 
 class Outside(FileConfigSource):
@@ -230,7 +240,7 @@ def _named_group(option: str) -> str:
     return option.lstrip("+~").partition("@")[0]
 
 
-def _sources(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
+def sources(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
     """The arguments without `--config-dir`, and its folders. Raises UserError for other ways to Hydra's files."""
     left, folders, rest = [], [], iter(arguments)
     for argument in rest:
@@ -253,211 +263,37 @@ def _sources(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
     return left, folders
 
 
-def run_hydra(arguments: list[str], debug: bool) -> int:
-    """`xaibench run ARGUMENTS`: compose and run one job, or with -m a sweep -> exit code.
-
-    Composition errors are explained and raised as UserError. A single job's errors are raised; a sweep's cells
-    never raise: each writes its status, and the statuses decide.
-    """
-    check_arguments(arguments)
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of Hydra's own printing and exiting
-    raised: list[Exception] = []
-
-    def task(config: DictConfig) -> None:
-        if HydraConfig.get().mode is RunMode.MULTIRUN:
-            run_cell(config)
-            return
-        try:
-            run_job(_made(config))
-        except Exception as error:  # Hydra would print its own account of it first
-            raised.append(error)
-
-    left, outside = _sources(arguments)
-    given = sys.argv
-    with tempfile.TemporaryDirectory(prefix="xaibench-") as folder:
-        ended = Path(folder, "sweep.json")
-        options = [f"hydra.callbacks.xaibench.ended={ended}", *_search(plugin_folders(), outside)]
-        sys.argv = ["xaibench", *_as_sweep(left), *options]
-        entry = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)
-        try:
-            entry()
-        except UserError:
-            raise
-        except NOT_COMPOSED as error:
-            if debug:
-                traceback.print_exc()
-            raise explain(error, arguments) from error
-        finally:
-            sys.argv = given
-        if raised:
-            raise raised[0]
-        return 1 if ended.exists() and json.loads(ended.read_text())["failed"] else 0
-
-
-def _as_sweep(arguments: list[str]) -> list[str]:
-    """`method.x=1` as a sweep of one value where `method` is swept: Hydra would try it on the default method first."""
-    if not {"-m", "--multirun"}.intersection(arguments):
-        return arguments
-    swept = {group for group in GROUPS if any(re.match(rf"{group}=.*,", argument) for argument in arguments)}
-
-    def one(argument: str) -> str:
-        match = re.fullmatch(r"(\w+)\.([\w.]+)=([^,()]+|\[.*\])", argument)
-        return f"{match[1]}.{match[2]}=choice({match[3]})" if match and match[1] in swept else argument
-
-    return [one(argument) for argument in arguments]
-
-
 def compose_job(overrides: list[str]) -> Job:
     """One Job from overrides, outside Hydra's own command line (`xaibench train`)."""
     check_arguments(overrides)
-    left, outside = _sources(overrides)
-    left = [argument for argument in left if not argument.startswith("--")]
-    GlobalHydra.instance().clear()
     try:
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            search = _search(plugin_folders(), outside)
-            config = hydra.compose("config", [*left, *search], return_hydra_config=True)
-            HydraConfig.instance().set_config(config)
-            return make_job(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]))
+        return make_job(compose(overrides))
     except NOT_COMPOSED as error:
         raise explain(error, overrides) from error
 
 
-def _search(plugins: Sequence[Path], outside: Sequence[Path]) -> list[str]:
+def compose(arguments: Sequence[str]) -> Composition:
+    """What Hydra composes of overrides and `--config-dir`, outside its own command line. Raises what Hydra raises."""
+    left, outside = sources(arguments)
+    left = [argument for argument in left if not argument.startswith("--")]
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = hydra.compose("config", [*left, *search(plugin_folders(), outside)], return_hydra_config=True)
+    HydraConfig.instance().set_config(config)
+    return Composition.of(without_hydra(config), config.hydra)
+
+
+def without_hydra(config: DictConfig) -> DictConfig:
+    """A configuration without Hydra's section."""
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+
+
+def search(plugins: Sequence[Path], outside: Sequence[Path]) -> list[str]:
     """The override with which Hydra looks for configurations in further folders."""
     places = [f"file://{folder.absolute()}" for folder in plugins]
     places += [f"{Outside.scheme()}://{folder}" for folder in outside]
     quoted = ",".join("'" + place.replace("'", "\\'") + "'" for place in places)
     return [f"hydra.searchpath=[{quoted}]"] if places else []
-
-
-def run_job(job: Job) -> None:
-    """One job alone: its rows are shown, and the leaderboard is brought up to date."""
-    from .engine.runner import Plan, run
-    from .report import terminal
-    from .scores import leaderboard
-
-    terminal.talk_on_stderr()
-    with _unfinished(job):
-        outcome = run(job, terminal.progress)
-    if isinstance(outcome, Plan):
-        terminal.plan(outcome.title, outcome.rows)
-    else:
-        cells, damaged = leaderboard.read_sound(job.results)
-        leaderboard.write(job.results, cells)
-        terminal.leaderboard_table(leaderboard.table(leaderboard.read_cells(job.results, [outcome.rows])))
-        terminal.damaged(damaged)
-
-
-def _unfinished(job: Job) -> AbstractContextManager[None]:
-    """Notes the cell as unfinished until it is done, unless nothing is to be done."""
-    from .scores import score_files
-
-    labels = {name: getattr(job, name) for name in score_files.LABELS}
-    return contextlib.nullcontext() if job.runner.plan else score_files.unfinished(job.results, labels)
-
-
-def _made(config: DictConfig) -> Job:
-    """As `make_job`. Where a class cannot be imported any more, what it made before is noted as failed."""
-    try:
-        return make_job(config)
-    except BrokenImport as error:
-        from .scores import score_files
-
-        labels = {name: choice for name, choice in _choices().items() if name == error.where.partition(".")[0]}
-        if labels.keys() & {"method", "metric"}:
-            score_files.note_failed(Path(config.paths.results).expanduser().absolute(), labels, error)
-        raise
-
-
-def run_cell(config: DictConfig) -> None:
-    """One cell of a sweep: its status goes into a file, and from whatever process it comes, `SweepEnd` reads it."""
-    from .engine.runner import Plan, run
-    from .engine.setting import KEPT
-    from .report import terminal
-
-    terminal.talk_on_stderr()  # a worker process starts without it
-    cell = " ".join(HydraConfig.get().overrides.task)
-    status: dict[str, Any] = {"cell": cell, "command": _command(), "status": "ok", "files": []}
-    try:
-        job = _made(config)
-        with _unfinished(job):
-            outcome = run(job, functools.partial(terminal.progress, sweep=_place_in_sweep()), KEPT)
-        if isinstance(outcome, Plan):
-            terminal.plan(outcome.title, outcome.rows)
-        status["files"] = [] if isinstance(outcome, Plan) else [str(outcome.rows)]
-    except XaibenchError as error:
-        status |= {"status": "failed", "error": str(error)}
-    except Exception as error:
-        status |= {"status": "failed", "error": unforeseen(error), "traceback": traceback.format_exc()}
-    path = Path(HydraConfig.get().sweep.dir).absolute() / f"{HydraConfig.get().job.num}.json"
-    write_atomically(path, json.dumps(status, indent=1) + "\n")
-    if status["status"] == "failed":
-        told = KEPT.get("told", {"error": status["error"]}, lambda: cell)
-        log.error("failed: %s: %s", cell, status["error"] if told == cell else "for the same reason as before")
-
-
-# Beside the statuses of a sweep's cells: how many there are, and when the first began.
-BEGAN = "began"
-
-
-def _place_in_sweep() -> "Sweep | None":
-    """Which cell of how many this is, from whatever process; None if nobody wrote down how many there are."""
-    from .report.terminal import Sweep
-
-    try:
-        found = json.loads(Path(HydraConfig.get().sweep.dir, BEGAN).read_text())
-    except (OSError, ValueError):
-        return None
-    return Sweep(int(HydraConfig.get().job.num) + 1, found["cells"], found["time"])
-
-
-def _cells_of(config: DictConfig) -> tuple[int, dict[str, int]]:
-    """How many cells Hydra's sweeper will make, and of how many values of what."""
-    swept = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
-    overrides = OverridesParser.create().parse_overrides([*swept, *config.hydra.overrides.task])
-    values = {o.get_key_element(): len(list(o.sweep_string_iterator())) for o in overrides if o.is_sweep_override()}
-    return sum(len(batch) for batch in BasicSweeper.split_arguments(overrides, None)), values
-
-
-class SweepEnd(Callback):
-    """Around a sweep: cells share what they load; at the end, what failed and the leaderboard of what ran.
-
-    ended: the file that says how many cells failed, for the process that started Hydra.
-    """
-
-    def __init__(self, ended: str | None = None) -> None:
-        self.ended = ended
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        from .engine.setting import KEPT
-        from .report import terminal
-
-        KEPT.clear()
-        cells, values = _cells_of(config)
-        write_atomically(Path(config.hydra.sweep.dir, BEGAN), json.dumps({"cells": cells, "time": time.time()}))
-        terminal.sweep_begins(cells, values)
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        from .engine.setting import KEPT
-        from .report import terminal
-        from .scores import leaderboard
-
-        KEPT.clear()
-        folder = Path(config.hydra.sweep.dir).absolute()
-        cells = [json.loads(p.read_text()) for p in sorted(folder.glob("*.json"), key=lambda p: int(p.stem))]
-        files = [Path(file) for cell in cells for file in cell.get("files", [])]
-        if files:
-            results = Path(config.paths.results).expanduser().absolute()
-            sound, damaged = leaderboard.read_sound(results)
-            leaderboard.write(results, sound)
-            ran = leaderboard.told_apart(leaderboard.read_cells(results, files))
-            terminal.leaderboard_table(leaderboard.headlines(ran))
-            terminal.damaged(damaged)
-        terminal.failures(cells)
-        if self.ended:
-            failed = sum(cell["status"] == "failed" for cell in cells)
-            Path(self.ended).write_text(json.dumps({"cells": len(cells), "failed": failed}))
 
 
 # ---- explaining mistakes ---------------------------------------------------------------------------------------------
@@ -504,7 +340,7 @@ def check_arguments(arguments: Sequence[str]) -> None:
             raise explain(error, arguments) from error
         given = override.value()
         choices = given.list if isinstance(given, ChoiceSweep) else [given]
-        if not all(isinstance(choice, str | QuotedString) for choice in choices):
+        if not all(isinstance(choice, str | QuotedString | Glob) for choice in choices):
             raise UserError(f"{argument}: there is no such {group}; {names}")
 
 
@@ -581,8 +417,8 @@ def _node(path: str, overrides: list[str], folders: Sequence[Path]) -> tuple[Any
 
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            search = _search(plugin_folders(), folders)
-            node = OmegaConf.select(hydra.compose("config", [*overrides, *search]), path)
+            further = search(plugin_folders(), folders)
+            node = OmegaConf.select(hydra.compose("config", [*overrides, *further]), path)
     except NOT_COMPOSED:
         return None, []
     if not isinstance(node, DictConfig):

@@ -42,6 +42,10 @@ class CacheError(XaibenchError):
     """The cache could not be written: a full disk, for example. What was finished before stays valid."""
 
 
+class Elsewhere(XaibenchError):
+    """Another process is at what is asked for, and nobody waits for it."""
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """The words 'did you mean X?', or the choices there are; '' if there are none."""
     choices = [str(choice) for choice in choices]

@@ -5,7 +5,6 @@ from typing import cast
 from ..errors import Refusal, UserError
 from ..methods.base import Method
 from ..metrics.base import Measure, Metric
-from ..models.loading import check_input
 from .setting import Setting
 
 
@@ -22,7 +21,7 @@ def check_setting(setting: Setting) -> None:
     if len(dataset) == 0:
         raise UserError(f"dataset={job.dataset}: this split has no samples")
     first = setting.split.load([0])
-    outputs = check_input(network, first.inputs[0], len(dataset.class_names))
+    outputs = setting.network.takes(first.inputs[0], len(dataset.class_names))
     if first.labels.is_floating_point() and outputs > 1:
         single = "; for its single output set output=raw" if network.adapted.get("two_classes") else ""
         raise UserError(f"dataset={job.dataset} has real labels, {job.model} {outputs} outputs: expected 1{single}")

@@ -25,7 +25,7 @@ import torch
 
 from .. import interrupt
 from ..build import build, sourceless, with_defaults
-from ..errors import UserError, about, first_line
+from ..errors import Elsewhere, UserError, about, first_line
 from ..job import Job
 from ..methods.base import Method
 from ..metrics.base import Measure, Metric
@@ -55,11 +55,12 @@ def no_progress(title: str, work: Mapping[str, int]) -> Iterator[Report]:
     yield silent
 
 
-def run(job: Job, progress: Progress = no_progress, kept: Kept | None = None) -> Outcome | Plan:
+def run(job: Job, progress: Progress = no_progress, kept: Kept | None = None, wait: bool = True) -> Outcome | Plan:
     """One cell of the benchmark: writes its rows and says where; with `runner.plan=true`, what it would do.
 
-    kept: what earlier cells of a sweep have loaded.
-    Raises UserError (a Refusal, for a pairing that cannot work) before any work, and CacheError on a full disk.
+    kept: what earlier cells of a sweep have loaded. wait: for other processes that are at something it needs.
+    Raises UserError (a Refusal, for a pairing that cannot work) before any work, CacheError on a full disk, and without
+    `wait` Elsewhere, when what was free has been done.
     """
     with _cache_folder(job) as root:
         if job.runner.plan:
@@ -71,7 +72,9 @@ def run(job: Job, progress: Progress = no_progress, kept: Kept | None = None) ->
             # A sweep has its own estimate, from the cells that are done.
             if kept is None and (said := forecast(scoring)):
                 log.info(said)
-            fill(scoring.stages, report)
+            # What is made anew is so once, and not once more for having been left.
+            if not fill(scoring.stages, report, wait or job.runner.reuse == "force"):
+                raise Elsewhere(f"{scoring.title}: another process is at it")
         for stage in scoring.stages:
             stage.finish()
         sources = set().union(*(stage.sources() for stage in scoring.stages))
@@ -128,13 +131,14 @@ def prepare(job: Job, root: Path, kept: Kept | None = None) -> PerSample | Poole
     return SCORINGS[metric.kind](Setting(job, root, kept or Kept()), metric, method)
 
 
-def fill(stages: Sequence[Any], report: Report = silent) -> None:
+def fill(stages: Sequence[Any], report: Report = silent, wait: bool = True) -> bool:
     """Fill the last stage, and of those above it what its blocks lack. Blocks that other processes are at are left to
-    them first, and waited for at the end."""
+    them first, and waited for at the end; without `wait` they are left, and the answer is False."""
     scores = stages[-1]
     waiting = list(scores.blocks()) if scores.misses(scores.order) else []
-    for wait in (False, True):
-        waiting = [block for block in waiting if not _fill_block(stages, block, wait, report)]
+    for waits in (False, True)[: 1 + wait]:
+        waiting = [block for block in waiting if not _fill_block(stages, block, waits, report)]
+    return not waiting
 
 
 def _fill_block(stages: Sequence[Any], block: Sequence[int], wait: bool, report: Report) -> bool:

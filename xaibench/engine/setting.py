@@ -23,7 +23,7 @@ from ..methods.base import Method
 from ..metrics.base import Metric
 from ..models.classifier import Classifier, predicted
 from ..models.flops import forward_flops
-from ..models.loading import load_classifier, names_file
+from ..models.loading import check_input, load_classifier, names_file
 from ..models.preprocessing import Preprocessing
 from ..models.probe import PROBE, Findings, adapted, probe
 from ..models.randomise import Randomisation, is_randomised, randomised
@@ -56,12 +56,12 @@ class Kept:
         self.most = most
         self._kinds: dict[str, OrderedDict[str, Any]] = {}
 
-    def get(self, kind: str, name: Mapping[str, Any], make: Callable[[], T]) -> T:
-        """The thing of this kind and name: the one that is kept, or what `make` returns."""
+    def get(self, kind: str, name: Mapping[str, Any], make: Callable[[], T], most: int | None = None) -> T:
+        """The thing of this kind and name: the one that is kept, or what `make` returns. most: of this kind."""
         things, key = self._kinds.setdefault(kind, OrderedDict()), canonical(name)
         if key not in things:
             things[key] = make()
-            while len(things) > self.most:
+            while len(things) > (most or self.most):
                 things.popitem(last=False)
         things.move_to_end(key)
         return things[key]
@@ -71,7 +71,7 @@ class Kept:
         self._kinds.clear()
 
 
-# The one store of the process, of the cells of a sweep; `config` empties it before and after each sweep.
+# The one store of the process, of the cells of a sweep; `running` empties it before and after each sweep.
 KEPT = Kept()
 
 
@@ -84,11 +84,19 @@ class Network:
     def __init__(self, trained: Classifier, training: tuple[str, str, int, int, int] | None = None) -> None:
         self.trained, self.training = trained, training
         # Of randomised ones the last is kept in memory.
+        self._taken: dict[tuple[Any, ...], int] = {}
         self._randomised = functools.lru_cache(maxsize=1)(lambda state: randomised(trained, Randomisation.parse(state)))
 
     def at(self, state: str) -> Classifier:
         """The network in a weights state; one that is not a `Randomisation` has been trained so."""
         return self._randomised(state) if is_randomised(state) else self.trained
+
+    def takes(self, image: torch.Tensor, classes: int) -> int:
+        """As `check_input`, which is asked once for every size of an image and number of classes."""
+        asked = (*image.shape, classes)
+        if asked not in self._taken:
+            self._taken[asked] = check_input(self.trained, image, classes)
+        return self._taken[asked]
 
     @functools.cached_property
     def outputs(self) -> int:

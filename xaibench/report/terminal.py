@@ -33,6 +33,8 @@ stdout = Console(width=None if sys.stdout.isatty() else 200)
 stderr = Console(stderr=True, width=None if sys.stderr.isatty() else 200)
 # Without a terminal, progress is a line now and then.
 SECONDS_BETWEEN_LINES = 30
+# Of a sweep, until its first cells say something about the others.
+SECONDS_BEFORE_ESTIMATE = 5
 
 
 def talk_on_stderr(level: int = logging.INFO) -> None:
@@ -176,6 +178,19 @@ def sweep_begins(cells: int, values: Mapping[str, int]) -> None:
     more = "" if stderr.is_terminal else f"; where it is follows every {SECONDS_BETWEEN_LINES} s"
     _spoke.at = time.monotonic()
     stderr.print(f"{cells} {'cell' if cells == 1 else 'cells'} to run ({of}){more}", highlight=False, soft_wrap=True)
+
+
+def estimates(began: float) -> bool:
+    """Whether enough of a sweep that began at this time (time.time) has gone by to say how long all of it will take."""
+    return time.time() - began >= SECONDS_BEFORE_ESTIMATE
+
+
+def sweep_estimate(done: int, total: int, began: float) -> None:
+    """How long a sweep will take, if its other cells are like those that are done, where no bar says so."""
+    left = (time.time() - began) / done * (total - done)
+    if not stderr.is_terminal and left > SECONDS_BETWEEN_LINES:
+        said = f"{done} of {total} cells took {about(time.time() - began)}: about {about(left)} to the end of the sweep"
+        stderr.print(said, highlight=False, soft_wrap=True)
 
 
 def epochs(title: str) -> Callable[[int, int, float, float], None]:

@@ -1,0 +1,490 @@
+"""`xaibench run`: Hydra runs one job, or a sweep of cells.
+
+A sweep's cells differ in what is chosen (a method's yaml) and in values. Hydra composes each choice once; values are
+applied to that as Hydra does it. Launchers get runs of cells, so that what cells share is loaded once per process.
+"""
+
+import contextlib
+import copy
+import functools
+import gc
+import itertools
+import json
+import logging
+import math
+import os
+import re
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException, MissingConfigException
+from hydra.experimental.callback import Callback
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, RunMode, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from .config import (
+    NOT_COMPOSED,
+    Composition,
+    Outside,
+    check_arguments,
+    command,
+    compose,
+    explain,
+    make_job,
+    search,
+    sources,
+)
+from .errors import BrokenImport, Elsewhere, UserError, XaibenchError, unforeseen
+from .job import Job
+from .listing import CONF, GROUPS, plugin_folders
+from .store.files import write_atomically
+
+if TYPE_CHECKING:
+    from .report.terminal import Sweep as Place
+
+log = logging.getLogger(__name__)
+
+# Beside the statuses of a sweep's cells: which cells there are, which of them each launched job has, and when the sweep
+# began.
+CELLS = "cells"
+# Launched jobs for each worker, so that none is left with the longest cells alone.
+PORTIONS = 4
+# Choices that are composed before anything runs, to refuse what is wrong with them.
+LOOKED_AT = 20
+# Compositions that a process keeps: some 100 kB each.
+COMPOSITIONS = 256
+
+
+def run_hydra(arguments: list[str], debug: bool) -> int:
+    """`xaibench run ARGUMENTS`: compose and run one job, or with -m a sweep -> exit code.
+
+    Composition errors are explained and raised as UserError. A single job's errors are raised; a sweep's cells
+    never raise: each writes its status, and the statuses decide.
+    """
+    check_arguments(arguments)
+    with _starting():
+        job = _alone(arguments)
+        if job is None:
+            return _by_hydra(arguments, debug)
+        run_job(job)
+        return 0
+
+
+@contextlib.contextmanager
+def _starting() -> Iterator[None]:
+    """Without garbage collection until work begins (`_work_begins`): imports make objects by the hundred thousand, none
+    of them garbage, and looking through them time and again takes a tenth of the start."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if was_on:
+            gc.enable()
+
+
+def _work_begins() -> None:
+    """What is there now stays, and is not looked through again."""
+    gc.freeze()
+    gc.enable()
+
+
+def _alone(arguments: list[str]) -> Job | None:
+    """The Job of arguments that are overrides of one run and nothing to Hydra itself, which would compose it twice to
+    find that out; None for all others, and for mistakes: Hydra says those of the command line best."""
+    left, _ = sources(arguments)
+    if any(argument.startswith("-") or "hydra" in argument for argument in left):
+        return None
+    try:
+        composed = compose(arguments)
+    except (*NOT_COMPOSED, UserError):
+        return None
+    return None if HydraConfig.get().mode is RunMode.MULTIRUN else _made(composed)
+
+
+def _by_hydra(arguments: list[str], debug: bool) -> int:
+    """As `run_hydra`, through Hydra's own command line."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of Hydra's own printing and exiting
+    raised: list[Exception] = []
+
+    def task(config: DictConfig) -> None:
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
+            run_cells(config)
+            return
+        try:
+            run_job(_made(Composition.of(config, HydraConfig.get())))
+        except Exception as error:  # Hydra would print its own account of it first
+            raised.append(error)
+
+    left, outside = sources(arguments)
+    given = sys.argv
+    with tempfile.TemporaryDirectory(prefix="xaibench-") as folder:
+        ended = Path(folder, "sweep.json")
+        options = [f"hydra.callbacks.xaibench.ended={ended}", *search(plugin_folders(), outside)]
+        sys.argv = ["xaibench", *_as_sweep(left), *options]
+        entry = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)
+        try:
+            entry()
+        except UserError:
+            raise
+        except NOT_COMPOSED as error:
+            if debug:
+                traceback.print_exc()
+            raise explain(error, arguments) from error
+        finally:
+            sys.argv = given
+        if raised:
+            raise raised[0]
+        return 1 if ended.exists() and json.loads(ended.read_text())["failed"] else 0
+
+
+def _as_sweep(arguments: list[str]) -> list[str]:
+    """`method.x=1` as a sweep of one value where `method` is swept: Hydra would try it on the default method first."""
+    if not {"-m", "--multirun"}.intersection(arguments):
+        return arguments
+    swept = {group for group in GROUPS if any(re.match(rf"{group}=.*[,(]", argument) for argument in arguments)}
+
+    def one(argument: str) -> str:
+        match = re.fullmatch(r"(\w+)\.([\w.]+)=([^,()]+|\[.*\])", argument)
+        return f"{match[1]}.{match[2]}=choice({match[3]})" if match and match[1] in swept else argument
+
+    return [one(argument) for argument in arguments]
+
+
+def run_job(job: Job) -> None:
+    """One job alone: its rows are shown, and the leaderboard is brought up to date."""
+    from .engine.runner import Plan, run
+    from .report import terminal
+    from .scores import leaderboard
+
+    terminal.talk_on_stderr()
+    _work_begins()
+    with _unfinished(job):
+        outcome = run(job, terminal.progress)
+    if isinstance(outcome, Plan):
+        terminal.plan(outcome.title, outcome.rows)
+    else:
+        cells, damaged = leaderboard.read_sound(job.results)
+        leaderboard.write(job.results, cells)
+        terminal.leaderboard_table(leaderboard.table(leaderboard.read_cells(job.results, [outcome.rows])))
+        terminal.damaged(damaged)
+
+
+def _unfinished(job: Job) -> AbstractContextManager[None]:
+    """Notes the cell as unfinished until it is done, unless nothing is to be done."""
+    from .scores import score_files
+
+    labels = {name: getattr(job, name) for name in score_files.LABELS}
+    return contextlib.nullcontext() if job.runner.plan else score_files.unfinished(job.results, labels)
+
+
+def _made(composed: Composition) -> Job:
+    """As `make_job`. Where a class cannot be imported any more, what it made before is noted as failed."""
+    try:
+        return make_job(composed)
+    except BrokenImport as error:
+        from .scores import score_files
+
+        labels = {name: choice for name, choice in composed.choices.items() if name == error.where.partition(".")[0]}
+        if labels.keys() & {"method", "metric"}:
+            results = Path(composed.config.paths.results).expanduser().absolute()
+            score_files.note_failed(results, labels, error)
+        raise
+
+
+# ---- which cells a sweep has -----------------------------------------------------------------------------------------
+
+
+class CellSweeper(Sweeper):
+    """Makes the cells that Hydra's basic sweeper makes of the same overrides, but hands launchers runs of cells.
+
+    A launched job has the overrides that all cells share, and reads its cells from the file CELLS by its number.
+    Cells of the same model and data set follow one another; the order is otherwise that of the overrides.
+    max_batch_size: the most cells that are launched at once. params: overrides beside those of the command.
+    """
+
+    def __init__(self, max_batch_size: int | None, params: Mapping[str, str] | None = None) -> None:
+        self.max_batch_size = max_batch_size
+        self.params = params or {}
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Hydra's: what the sweep runs, and by which configuration."""
+        self.config, self.loader = config, hydra_context.config_loader
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> list[Any]:
+        """Run the cells of these overrides and of `params` -> what the launcher returned of each batch."""
+        assert self.config is not None and self.launcher is not None
+        from .report import terminal
+
+        folder = Path(self.config.hydra.sweep.dir).absolute()
+        given = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
+        parsed = OverridesParser.create(config_loader=self.loader).parse_overrides(given)
+        overrides = {override.get_key_element(): override for override in parsed}  # of a repeated key the last counts
+        lists = {key: _alternatives(override) for key, override in overrides.items()}
+        swept = {key: len(lists[key]) for key, override in overrides.items() if override.is_sweep_override()}
+        cells = cells_of(lists)
+        batches = _batches(len(cells), self.max_batch_size, _portion(len(cells), self.config.hydra.launcher))
+        plan = {"cells": cells, "chunks": list(itertools.chain(*batches)), "time": time.time()}
+        write_atomically(folder / CELLS, json.dumps(plan))
+        terminal.sweep_begins(len(cells), swept)
+        _look_at(lists, Composer(self.loader, self.config.hydra, self.config))
+        OmegaConf.save(self.config, folder / "multirun.yaml")
+
+        quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+        shared = [lists[key][0] for key in overrides if key not in swept]
+        launched, returned = 0, []
+        for batch in batches:
+            jobs = [[*shared, f"hydra.sweep.dir='{quoted}'"]] * len(batch)
+            returned.append(self.launcher.launch(jobs, initial_job_idx=launched))
+            launched += len(batch)
+            for job in returned[-1]:
+                _ = job.return_value  # raises what the job raised
+        return returned
+
+
+# Hydra takes plugins of its own packages alone, so ours stands in the place of the basic one.
+Plugins.instance().class_name_to_class["hydra._internal.core_plugins.basic_sweeper.BasicSweeper"] = CellSweeper
+
+
+def _alternatives(override: Override) -> list[str]:
+    """The overrides that cells have of one: itself, or those that it sweeps."""
+    key = override.get_key_element()
+    if not override.is_sweep_override():
+        return [f"{key}={override.get_value_element_as_str()}"]
+    if not override.is_discrete_sweep():
+        raise HydraException(f"{override.input_line}: expected values to choose from, such as {key}=1,2 or range(3)")
+    return [f"{key}={value}" for value in override.sweep_string_iterator()]
+
+
+def cells_of(lists: Mapping[str, list[str]]) -> list[list[str]]:
+    """The overrides of every cell, from the alternatives of each key: all combinations. As Hydra makes them, but
+    what is of a model or data set changes last, since cells of one network and one data set share what they load."""
+    keys = list(lists)
+    order = sorted(range(len(keys)), key=lambda place: not re.match(r"\+*(model|dataset)\b", keys[place]))
+    back = sorted(range(len(keys)), key=order.__getitem__)
+    return [[cell[place] for place in back] for cell in itertools.product(*(lists[keys[place]] for place in order))]
+
+
+def _portion(cells: int, launcher: DictConfig) -> int:
+    """How many cells a launched job gets: all, from a launcher that runs one job after another."""
+    if "n_jobs" in launcher:  # joblib's; below 0 it counts from the number of cores
+        workers = launcher.n_jobs if launcher.n_jobs > 0 else (os.cpu_count() or 1) + 1 + launcher.n_jobs
+    elif launcher._target_ == "hydra._internal.core_plugins.basic_launcher.BasicLauncher":
+        return cells
+    else:
+        workers = launcher.get("array_parallelism") or 256  # submitit's default
+    return math.ceil(cells / (max(workers, 1) * PORTIONS))
+
+
+def _batches(cells: int, most: int | None, size: int) -> list[list[tuple[int, int]]]:
+    """Batches of at most `most` cells, each in runs (first, end) of at most `size`."""
+    most = most if most and most > 0 else max(cells, 1)
+    ends = [(start, min(start + most, cells)) for start in range(0, cells, most)]
+    return [[(first, min(first + size, end)) for first in range(start, end, size)] for start, end in ends]
+
+
+def _look_at(lists: Mapping[str, list[str]], composer: "Composer") -> None:
+    """Raise what Hydra raises for a mistake in the cells' overrides: of every group the first LOOKED_AT choices are
+    composed, once each; of further ones the names are looked up."""
+    choices = {key: texts for key, texts in lists.items() if composer.chooses(_parsed(texts[0]))}
+    for number in range(min(max((len(texts) for texts in choices.values()), default=1), LOOKED_AT)):
+        composer.configured([texts[number % len(texts)] for texts in lists.values()])
+    for group, texts in choices.items():
+        names = [str(_parsed(text).value()) for text in texts[LOOKED_AT:]]
+        options = composer.repository.get_group_options(group) if names else []
+        for name in names:
+            if name not in options:
+                raise MissingConfigException("", f"{group}/{name}", options)
+
+
+# ---- from a cell's overrides to its configuration --------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=4096)
+def _parsed(text: str) -> Override:
+    """An override. Of numbers a sweep may have thousands, and Hydra's parser takes milliseconds for each."""
+    if match := re.fullmatch(r"([\w.]+)=(-?(?:0|[1-9]\d*)(?:\.\d+)?)", text):
+        key, number = match.groups()
+        if number != "0":
+            return replace(_parsed(f"{key}=0"), _value=float(number) if "." in number else int(number), input_line=text)
+    (override,) = OverridesParser.create().parse_overrides([text])
+    return override
+
+
+class Composer:
+    """Composes the cells of a sweep: each choice of groups once, by Hydra; values are set in what that gave.
+
+    made: Hydra's section of the sweep or of a launched job. resolved: the configuration that has it, whose resolved
+    values, such as the time, count for all cells. asks_hydra: whether a yaml reads Hydra's section (${hydra:job.num}).
+    """
+
+    def __init__(self, loader: ConfigLoader, made: Any, resolved: DictConfig) -> None:
+        assert isinstance(loader, ConfigLoaderImpl)
+        self.loader, self.resolved, self.name = loader, resolved, made.job.config_name
+        self.overrides = list(made.overrides.hydra)
+        self.folder, self.asks_hydra = str(Path(made.sweep.dir).absolute()), False
+        _, self.repository = loader._parse_overrides_and_create_caching_repo(self.name, self.overrides)
+        self._is_group = functools.cache(self.repository.group_exists)
+        places = self.repository.get_sources()
+        self.outside = [place.path for place in places if place.scheme() == Outside.scheme()]
+
+    def chooses(self, override: Override) -> bool:
+        """Whether an override takes part in composing, as those of groups do; others set values. (Hydra's rule.)"""
+        if override.is_hydra_override() or override.package is not None:
+            return True
+        return not isinstance(override.value(), dict) and self._is_group(override.key_or_group)
+
+    def configured(self, cell: Iterable[str]) -> Composition:
+        """The composition of a cell's overrides. Raises what Hydra raises.
+
+        Cells of a choice that set the same keys set them in place: `config` holds until the next call.
+        """
+        overrides = {text: _parsed(text) for text in cell}
+        choice = [text for text, override in overrides.items() if self.chooses(override)]
+        values = [override for text, override in overrides.items() if text not in choice]
+        composed = self._composition(choice, [value.get_key_element() for value in values])
+        anew = all(value.type is OverrideType.CHANGE and not isinstance(value.value(), dict) for value in values)
+        config = composed.config if anew else copy.deepcopy(composed.config)
+        self.loader._apply_overrides_to_config(values, config)
+        return replace(composed, config=config, overrides=tuple(overrides))
+
+    def _composition(self, choice: list[str], keys: list[str]) -> Composition:
+        from .engine.setting import KEPT
+
+        def compose() -> Composition:
+            config = self.loader.load_configuration(self.name, [*self.overrides, *choice], RunMode.RUN)
+            OmegaConf.copy_cache(from_config=self.resolved, to_config=config)
+            with read_write(config), open_dict(config):
+                made = config.pop("hydra")
+            self.asks_hydra |= "${hydra:" in OmegaConf.to_yaml(config)
+            return Composition.of(config, made)
+
+        name = {"sweep": self.folder, "choice": choice, "keys": keys}
+        return KEPT.get("composition", name, compose, most=COMPOSITIONS)
+
+
+# ---- running cells ---------------------------------------------------------------------------------------------------
+
+
+def run_cells(config: DictConfig) -> None:
+    """What a launched job does, from whatever process: its cells of the sweep, in turn. Those that another process is
+    at are left to it first, and waited for at the end."""
+    from .engine import runner  # noqa: F401  # before work begins
+    from .report import terminal
+
+    terminal.talk_on_stderr()  # a worker process starts without it
+    made = HydraConfig.get()
+    folder = Path(made.sweep.dir).absolute()
+    plan = json.loads((folder / CELLS).read_text())
+    composer = Composer(GlobalHydra.instance().config_loader(), made, config)
+    total, began, says = len(plan["cells"]), plan["time"], made.job.num == 0
+    waiting = list(range(*plan["chunks"][made.job.num]))
+    _work_begins()
+    for wait in (False, True):
+        left = []
+        for number in waiting:
+            place = terminal.Sweep(number + 1, total, began)
+            status = _run_cell(plan["cells"][number], place, composer, wait)
+            if status is None:
+                left.append(number)
+                continue
+            write_atomically(folder / f"{number}.json", json.dumps(status, indent=1) + "\n")
+            if says and terminal.estimates(began):
+                says = False
+                terminal.sweep_estimate(sum(1 for _ in folder.glob("*.json")), total, began)
+        waiting = left
+
+
+def _run_cell(cell: list[str], place: "Place", composer: Composer, wait: bool) -> dict[str, Any] | None:
+    """One cell of a sweep -> its status, for `SweepEnd`; None if another process is at it and `wait` is false."""
+    from .engine.runner import Plan, run
+    from .engine.setting import KEPT
+    from .report import terminal
+
+    words = " ".join(cell)
+    status: dict[str, Any] = {"cell": words, "command": command(composer.outside, cell), "status": "ok", "files": []}
+    try:
+        composed = composer.configured(cell)
+        if composer.asks_hydra or "${hydra:" in words:
+            _tell_hydra(cell, place.number - 1)
+        job = _made(composed)
+        with _unfinished(job):
+            outcome = run(job, functools.partial(terminal.progress, sweep=place), KEPT, wait)
+        if isinstance(outcome, Plan):
+            terminal.plan(outcome.title, outcome.rows)
+        status["files"] = [] if isinstance(outcome, Plan) else [str(outcome.rows)]
+    except Elsewhere:
+        return None
+    except XaibenchError as error:
+        status |= {"status": "failed", "error": str(error)}
+    except NOT_COMPOSED as error:
+        status |= {"status": "failed", "error": str(explain(error, cell))}
+    except Exception as error:
+        status |= {"status": "failed", "error": unforeseen(error), "traceback": traceback.format_exc()}
+    if status["status"] == "failed":
+        told = KEPT.get("told", {"error": status["error"]}, lambda: words)
+        log.error("failed: %s: %s", words, status["error"] if told == words else "for the same reason as before")
+    return status
+
+
+def _tell_hydra(cell: list[str], number: int) -> None:
+    """Hydra's own section as of this cell, for values such as ${hydra:job.num}."""
+    made: Any = HydraConfig.get()
+    with read_write(made), open_dict(made):
+        made.job.num, made.overrides.task = number, cell
+
+
+class SweepEnd(Callback):
+    """Around a sweep: cells share what they load; at the end, what failed and the leaderboard of what ran.
+
+    ended: the file that says how many cells failed, for the process that started Hydra.
+    """
+
+    def __init__(self, ended: str | None = None) -> None:
+        self.ended = ended
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        from .engine.setting import KEPT
+
+        KEPT.clear()
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        from .engine.setting import KEPT
+        from .report import terminal
+        from .scores import leaderboard
+
+        KEPT.clear()
+        folder = Path(config.hydra.sweep.dir).absolute()
+        cells = [json.loads(p.read_text()) for p in sorted(folder.glob("*.json"), key=lambda p: int(p.stem))]
+        files = [Path(file) for cell in cells for file in cell.get("files", [])]
+        if files:
+            results = Path(config.paths.results).expanduser().absolute()
+            sound, damaged = leaderboard.read_sound(results)
+            leaderboard.write(results, sound)
+            ran = leaderboard.told_apart(leaderboard.read_cells(results, files))
+            terminal.leaderboard_table(leaderboard.headlines(ran))
+            terminal.damaged(damaged)
+        terminal.failures(cells)
+        if self.ended:
+            failed = sum(cell["status"] == "failed" for cell in cells)
+            Path(self.ended).write_text(json.dumps({"cells": len(cells), "failed": failed}))
