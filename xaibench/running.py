@@ -67,6 +67,8 @@ CELLS = "cells"
 PORTIONS = 4
 # Choices that are composed before anything runs, to refuse what is wrong with them.
 LOOKED_AT = 20
+# Cells after which a sweep says how long it will take: the first ones load what all of them need.
+FEW = 2
 # Compositions that a process keeps: some 100 kB each.
 COMPOSITIONS = 256
 
@@ -409,7 +411,7 @@ def run_cells(config: DictConfig) -> None:
                 left.append(number)
                 continue
             write_atomically(folder / f"{number}.json", json.dumps(status, indent=1) + "\n")
-            if says and terminal.estimates(began):
+            if says and place.number > FEW and time.time() - began >= terminal.SECONDS_BEFORE_ESTIMATE:
                 says = False
                 terminal.sweep_estimate(sum(1 for _ in folder.glob("*.json")), total, began)
         waiting = left

@@ -52,6 +52,17 @@ def test_a_log_says_what_will_be_done_and_where_it_is_within_a_block(xaibench, s
     assert "cell" not in out
 
 
+def test_how_long_a_sweep_takes_is_said_once_as_soon_as_it_is_known(xaibench, slow, monkeypatch):
+    monkeypatch.setattr(terminal, "SECONDS_BEFORE_ESTIMATE", 0.5)
+    code, _, said = xaibench(*slow, "method.k=range(4)", "method.seconds=0.3")
+    assert code == 0 and "to the end of the sweep" not in said, said  # less than is worth a line
+    monkeypatch.setattr(terminal, "SECONDS_BETWEEN_LINES", 0.8)
+    code, _, said = xaibench(*slow, "method.k=range(6)", "method.seconds=0.7")
+    assert code == 0
+    told = re.findall(r"^(\d) of 6 cells took \d+ s: about \d+ s to the end of the sweep$", said, re.M)
+    assert told == ["3"], said
+
+
 def test_cells_shorter_than_half_a_minute_share_it(xaibench, slow, monkeypatch):
     monkeypatch.setattr(terminal, "SECONDS_BETWEEN_LINES", 1.5)
     code, _, said = xaibench(*slow, "method.k=range(6)", "method.seconds=0.7")

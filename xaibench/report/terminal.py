@@ -180,11 +180,6 @@ def sweep_begins(cells: int, values: Mapping[str, int]) -> None:
     stderr.print(f"{cells} {'cell' if cells == 1 else 'cells'} to run ({of}){more}", highlight=False, soft_wrap=True)
 
 
-def estimates(began: float) -> bool:
-    """Whether enough of a sweep that began at this time (time.time) has gone by to say how long all of it will take."""
-    return time.time() - began >= SECONDS_BEFORE_ESTIMATE
-
-
 def sweep_estimate(done: int, total: int, began: float) -> None:
     """How long a sweep will take, if its other cells are like those that are done, where no bar says so."""
     left = (time.time() - began) / done * (total - done)
