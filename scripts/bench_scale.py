@@ -2,6 +2,7 @@
 
     python scripts/bench_scale.py                                    # all tables
     python scripts/bench_scale.py startup sweeps --cells 10 100 1000
+    python scripts/bench_scale.py first --cells 10 1000 10000
     python scripts/bench_scale.py sweeps --root ../before            # of another checkout, by the same measure
     python scripts/bench_scale.py workers
 
@@ -9,6 +10,7 @@ Processes of their own, on one thread, and their processor's time (user and syst
 Ratios are to `python -c "import torch, h5py"`, run in turn with what it is held against; medians.
 
 startup   A finished cell asked for again, beside the imports that nobody can do without. Target: 1.3 times and 0.5 s.
+first     Seconds until the first cell of a sweep begins, and no further. Target: 2 s beyond the imports.
 sweeps    A sweep over seeds, on two images: seconds until the first cell begins, those of each cell that has to be
           computed, those of each cell of the same sweep asked for again (from the second on: neither start nor end
           counts), and those of its end, with the leaderboard. Targets: 2 s beyond the imports, and for a finished cell
@@ -38,7 +40,7 @@ SMALL = ("dataset.limit=2", "metric.steps=2")
 # Runs a sweep, and tells on stderr the process's own seconds and memory: as it begins its first cell, as it has ended
 # its last, and at the end. A cell begins where its Job is made, which both the old and the new program do in `config`.
 TIMED = """
-import json, resource, sys
+import json, os, resource, sys
 def now():
     use = resource.getrusage(resource.RUSAGE_SELF)
     return use.ru_utime + use.ru_stime
@@ -52,6 +54,9 @@ except ImportError:
 make = config.make_job
 def made(*arguments):
     marks.append(now())
+    if os.environ.get("FIRST"):
+        print("TIMED " + json.dumps({"marks": marks}), file=sys.stderr, flush=True)
+        os._exit(0)
     return make(*arguments)
 for place in places:
     place.make_job = made
@@ -70,8 +75,8 @@ def processor_seconds(arguments: Sequence[str], root: Path, folder: Path) -> flo
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def _python(arguments: Sequence[str], root: Path, folder: Path) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+def _python(arguments: Sequence[str], root: Path, folder: Path, **further: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", **further}
     command = [sys.executable, *arguments]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
@@ -97,6 +102,24 @@ def startup(options: argparse.Namespace) -> None:
     print(f"| {imports:.2f} | {ours:.2f} | {ours / imports:.2f} | {beyond:.2f} |")
 
 
+def first(options: argparse.Namespace) -> None:
+    """Seconds to the first cell, by the number of cells."""
+    print("| cells | imports, s | to the first cell, s | beyond |\n|---:|---:|---:|---:|", flush=True)
+    for cells in options.cells:
+        with tempfile.TemporaryDirectory() as folder:
+            sweep = ("-c", TIMED, "run", "-m", "method=input", f"seed=range({cells})", *SMALL)
+            pairs = [
+                (
+                    processor_seconds(IMPORTS, options.root, Path(folder)),
+                    _marks(sweep, options.root, Path(folder), FIRST="1")["marks"][0],
+                )
+                for _ in range(options.pairs)
+            ]
+        imports, ours = (statistics.median(column) for column in zip(*pairs))
+        beyond = statistics.median(there - alone for alone, there in pairs)
+        print(f"| {cells} | {imports:.2f} | {ours:.2f} | {beyond:.2f} |", flush=True)
+
+
 def sweeps(options: argparse.Namespace) -> None:
     """Seconds to the first cell and of each cell, by the number of cells."""
     print("| cells | to the first, s | beyond the imports | one computed, ms | finished, ms | end, s | peak, MB |")
@@ -114,8 +137,8 @@ def sweeps(options: argparse.Namespace) -> None:
             )
 
 
-def _marks(arguments: Sequence[str], root: Path, folder: Path) -> dict:
-    lines = _python(arguments, root, folder).splitlines()
+def _marks(arguments: Sequence[str], root: Path, folder: Path, **further: str) -> dict:
+    lines = _python(arguments, root, folder, **further).splitlines()
     return json.loads(next(line for line in lines if line.startswith("TIMED ")).removeprefix("TIMED "))
 
 
@@ -199,6 +222,7 @@ def _together(commands: int, arguments: Sequence[str], root: Path) -> tuple[floa
 
 TABLES: dict[str, Callable[[argparse.Namespace], None]] = {
     "startup": startup,
+    "first": first,
     "sweeps": sweeps,
     "killed": killed,
     "workers": workers,
