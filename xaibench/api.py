@@ -37,8 +37,8 @@ from .models.digest import weights_digest
 from .models.loading import on_device
 from .models.preprocessing import Preprocessing
 from .models.probe import adapted, probe
+from .scores import index, score_files
 from .scores import leaderboard as boards
-from .scores import score_files
 
 
 class Classifier(models.Classifier):
@@ -218,8 +218,11 @@ def run(
             files += [outcome.rows] if isinstance(outcome, score_files.Outcome) else []
     if errors and not files:
         raise errors[0]
-    boards.write(Path(results), boards.read_cells(Path(results)))
-    return boards.table(boards.read_cells(Path(results), files))
+    sound, damaged = index.update(Path(results).expanduser().absolute())
+    if damaged:
+        raise damaged[0]
+    of_run = set(files)
+    return boards.table([cell for cell in sound if cell.path in of_run])
 
 
 def leaderboard(results: str | Path = "results") -> pd.DataFrame:
@@ -231,7 +234,10 @@ def leaderboard(results: str | Path = "results") -> pd.DataFrame:
     Returns:
         A row per model, data set, method, metric and statistic, ranked.
     """
-    return boards.table(boards.read_cells(Path(results)))
+    sound, damaged = index.summaries(Path(results))
+    if damaged:
+        raise damaged[0]
+    return boards.table(sound)
 
 
 # ---- the caller's objects as a Job's --------------------------------------------------------------------------------

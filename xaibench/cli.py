@@ -222,7 +222,7 @@ def _leaderboard(arguments: list[str]) -> int:
     parser.add_argument("--leaderboard", metavar="FILE", help="a leaderboard.csv alone, without its score files")
     options = parser.parse_args(arguments)
     from .report import terminal
-    from .scores import leaderboard, rank
+    from .scores import index, leaderboard, rank
 
     results, filters = Path(options.results), _filters(options)
     if options.leaderboard:
@@ -233,19 +233,24 @@ def _leaderboard(arguments: list[str]) -> int:
             frame = frame.assign(**leaderboard.UNMARKED)
             terminal.leaderboard_table(leaderboard.labels_told_apart(frame))
         return 0
-    cells, damaged = leaderboard.read_sound(results)
+    cells, damaged = index.summaries(results, terminal.tracked("score files read"))
     try:
         leaderboard.write(results, cells)
     except XaibenchError as error:  # a folder of someone else's, a full disk: the table is what was asked for
         print(f"xaibench: {str(error).splitlines()[0]}; the table is all there is", file=sys.stderr)
     if options.csv:
         print(leaderboard.to_csv(leaderboard.select(leaderboard.table(cells), filters)), end="")
-    else:
-        statistics = filters.pop("statistic", None)
-        apart = leaderboard.told_apart(leaderboard.select_cells(cells, filters))
-        frame = leaderboard.select(leaderboard.table(apart), {"statistic": statistics} if statistics else {})
-        shown = [cell for cell in apart if cell.card["metric"] in set(frame["metric"])]
-        terminal.leaderboard_table(frame, rank.comparisons(shown))
+        return terminal.damaged(damaged)
+    statistics = filters.pop("statistic", None)
+    apart = leaderboard.told_apart(leaderboard.select_cells(cells, filters))
+    if len(apart) > terminal.MOST_SHOWN:
+        terminal.overview(apart, results / "leaderboard.csv")
+        return terminal.damaged(damaged)
+    frame = leaderboard.select(leaderboard.table(apart), {"statistic": statistics} if statistics else {})
+    shown = [cell for cell in apart if cell.card["metric"] in set(frame["metric"])]
+    compared = rank.comparisons(shown, terminal.tracked("sets of methods compared"))
+    terminal.leaderboard_table(frame, compared)
+    terminal.crowded(rank.crowded(shown))
     return terminal.damaged(damaged)
 
 
@@ -260,7 +265,7 @@ def _rank(arguments: list[str]) -> int:
     parser.add_argument("--leaderboard", metavar="FILE", help="a leaderboard.csv alone: its ranks, without tests")
     options = parser.parse_args(arguments)
     from .report import terminal
-    from .scores import leaderboard, rank
+    from .scores import index, leaderboard, rank
 
     filters = _filters(options)
     if options.leaderboard:
@@ -272,8 +277,9 @@ def _rank(arguments: list[str]) -> int:
         terminal.ranks_of_file(boards_of_file(leaderboard.labels_told_apart(frame)))
         return 0
     wanted = filters.pop("statistic", None)
-    cells, damaged = leaderboard.read_sound(Path(options.results))
-    found = rank.comparisons(leaderboard.told_apart(leaderboard.select_cells(cells, filters)))
+    cells, damaged = index.summaries(Path(options.results), terminal.tracked("score files read"))
+    asked = leaderboard.told_apart(leaderboard.select_cells(cells, filters))
+    found = rank.comparisons(asked, terminal.tracked("sets of methods read"))
     views = rank.overall(found)
     if wanted:
         leaderboard.check_present("statistic", wanted, (c.statistic for c in found))
@@ -282,12 +288,17 @@ def _rank(arguments: list[str]) -> int:
         found = [c for c in found if c.headline]
     if options.csv:
         rows = getattr(rank, f"{options.csv.removesuffix('s')}_rows")
-        print(leaderboard.to_csv(rows(views if options.csv in ("overall", "agreement") else found)), end="")
+        of_views = options.csv in ("overall", "agreement")
+        print(leaderboard.to_csv(rows(views if of_views else terminal.tracked("comparisons")(found))), end="")
+    elif len(asked) > terminal.MOST_SHOWN:
+        terminal.overview(asked, None)
+        terminal.overall(views)
     elif found:
         terminal.ranks(found)
         terminal.overall(views)
     else:
         terminal.stderr.print("nothing to compare: it takes two methods on the same samples under one metric")
+    terminal.crowded(rank.crowded(asked))
     return terminal.damaged(damaged)
 
 
@@ -303,7 +314,7 @@ def _report(arguments: list[str]) -> int:
     if options.images < 0:
         raise UserError(f"--images {options.images}: expected a number of images, or 0 for no gallery")
     from .report import folder, terminal
-    from .scores import leaderboard
+    from .scores import index
 
     results, filters, code = Path(options.results), _filters(options), 0
     if options.leaderboard:
@@ -311,7 +322,7 @@ def _report(arguments: list[str]) -> int:
         page = folder.write_of_file(file, Path(options.out or file.with_suffix("")), filters)
     else:
         out = Path(options.out or results / "report")
-        cells, damaged = leaderboard.read_sound(results)
+        cells, damaged = index.summaries(results, terminal.tracked("score files read"))
         code = terminal.damaged(damaged)
         page = folder.write(results, cells, Path(options.cache), out, filters=filters, images=options.images)
     print(page)
@@ -327,14 +338,14 @@ def _compare(arguments: list[str]) -> int:
     _add_folders(parser, cache=False)
     options = parser.parse_args(arguments)
     from .report import terminal
-    from .scores import compare, leaderboard
+    from .scores import compare, index, leaderboard
 
     theirs = compare.read(options.experiment)
     damaged: list[leaderboard.Damaged] = []
     if options.leaderboard:
         board = leaderboard.labels_told_apart(leaderboard.read_csv(Path(options.leaderboard)))
     else:
-        cells, damaged = leaderboard.read_sound(Path(options.results))
+        cells, damaged = index.summaries(Path(options.results), terminal.tracked("score files read"))
         board = leaderboard.table(leaderboard.told_apart(cells))
     frame = compare.beside(theirs, board)
     if options.csv:

@@ -174,7 +174,7 @@ def run_job(job: Job) -> None:
     """One job alone: its rows are shown, and the leaderboard is brought up to date."""
     from .engine.runner import Plan, run
     from .report import terminal
-    from .scores import leaderboard
+    from .scores import index, leaderboard
 
     terminal.talk_on_stderr()
     _work_begins()
@@ -183,8 +183,7 @@ def run_job(job: Job) -> None:
     if isinstance(outcome, Plan):
         terminal.plan(outcome.title, outcome.rows)
     else:
-        cells, damaged = leaderboard.read_sound(job.results)
-        leaderboard.write(job.results, cells)
+        _, damaged = index.update(job.results, terminal.tracked("score files read"))
         terminal.leaderboard_table(leaderboard.table(leaderboard.read_cells(job.results, [outcome.rows])))
         terminal.damaged(damaged)
 
@@ -473,7 +472,7 @@ class SweepEnd(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         from .engine.setting import KEPT
         from .report import terminal
-        from .scores import leaderboard
+        from .scores import index, leaderboard
 
         KEPT.clear()
         folder = Path(config.hydra.sweep.dir).absolute()
@@ -481,10 +480,13 @@ class SweepEnd(Callback):
         files = [Path(file) for cell in cells for file in cell.get("files", [])]
         if files:
             results = Path(config.paths.results).expanduser().absolute()
-            sound, damaged = leaderboard.read_sound(results)
-            leaderboard.write(results, sound)
-            ran = leaderboard.told_apart(leaderboard.read_cells(results, files))
-            terminal.leaderboard_table(leaderboard.headlines(ran))
+            sound, damaged = index.update(results, terminal.tracked("score files read"))
+            of_sweep = set(files)
+            ran = leaderboard.told_apart([cell for cell in sound if cell.path in of_sweep])
+            if len(ran) > terminal.MOST_SHOWN:
+                terminal.overview(ran, results / "leaderboard.csv")
+            else:
+                terminal.leaderboard_table(leaderboard.headlines(ran))
             terminal.damaged(damaged)
         terminal.failures(cells)
         if self.ended:

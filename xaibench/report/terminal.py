@@ -6,9 +6,10 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from rich.table import Table
 
 from ..errors import about
 from ..scores import compare, leaderboard, rank
+from ..scores.cells import Summary
 from ..scores.check import INCOMPARABLE, SAME, Compared
 from ..scores.compare import Published
 from ..scores.leaderboard import Damaged
@@ -35,6 +37,10 @@ stderr = Console(stderr=True, width=None if sys.stderr.isatty() else 200)
 SECONDS_BETWEEN_LINES = 30
 # Of a sweep, until its first cells say something about the others.
 SECONDS_BEFORE_ESTIMATE = 5
+# Of more cells than this there is an overview in the place of tables: nobody reads them, and printing takes a minute.
+MOST_SHOWN = 1000
+_COUNTED = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+Item = TypeVar("Item")
 
 
 def talk_on_stderr(level: int = logging.INFO) -> None:
@@ -118,11 +124,7 @@ def progress(title: str, work: Mapping[str, int], sweep: Sweep | None = None) ->
 
 @contextlib.contextmanager
 def _bars(title: str, pace: Pace) -> Iterator[None]:
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TextColumn("{task.fields[left]}"),
-    )  # fmt: skip
-    with Progress(*columns, console=stderr, transient=True) as bars:
+    with Progress(*_COUNTED, TextColumn("{task.fields[left]}"), console=stderr, transient=True) as bars:
         where = f"cell {pace.sweep.number} of {pace.sweep.total}" if pace.sweep else ""
         sweep = bars.add_task(where, total=1, left="", visible=pace.sweep is not None)
         if pace.sweep:
@@ -186,6 +188,25 @@ def sweep_estimate(done: int, total: int, began: float) -> None:
     if not stderr.is_terminal and left > SECONDS_BETWEEN_LINES:
         said = f"{done} of {total} cells took {about(time.time() - began)}: about {about(left)} to the end of the sweep"
         stderr.print(said, highlight=False, soft_wrap=True)
+
+
+def tracked(what: str) -> Callable[[Sequence[Item]], Iterable[Item]]:
+    """Shows how many of some items are done, while they are gone through: a bar, or a line every
+    SECONDS_BETWEEN_LINES where stderr is no terminal. what: the items, done."""
+
+    def shown(items: Sequence[Item]) -> Iterator[Item]:
+        if stderr.is_terminal:
+            with Progress(*_COUNTED, console=stderr, transient=True) as bars:
+                yield from bars.track(items, description=what)
+            return
+        said = time.monotonic()
+        for number, item in enumerate(items):
+            yield item
+            if time.monotonic() - said >= SECONDS_BETWEEN_LINES:
+                stderr.print(f"{what}: {number + 1} of {len(items)}", highlight=False)
+                said = time.monotonic()
+
+    return shown
 
 
 def epochs(title: str) -> Callable[[int, int, float, float], None]:
@@ -252,6 +273,35 @@ def leaderboard_table(frame: pd.DataFrame, comparisons: Sequence[Comparison] = (
             for _, row in part.sort_values("rank", kind="stable").iterrows():
                 table.add_row(*_leaderboard_row(row))
         stdout.print(table)
+
+
+def overview(cells: Sequence[Summary], file: Path | None) -> None:
+    """What there is of many cells, by model and data set, and how to see some of them. file: where all rows are."""
+    boards: dict[tuple[str, str], list[Summary]] = defaultdict(list)
+    for cell in cells:
+        boards[cell.card["model"], cell.card["dataset"]].append(cell)
+    where = f"all rows are in {file}; " if file else ""
+    legend = [f"{len(cells)} cells, of more than {MOST_SHOWN} no tables: {where}ask for some with", _ASK]
+    words = ("model", "data set")
+    table = _table(f"{len(boards)} boards", (*words, "cells", "methods", "metrics", "samples"), words, legend)
+    for (model, dataset), of_board in sorted(boards.items()):
+        methods = {(cell.card["method"], cell.card["method_variant"]) for cell in of_board}
+        metrics = {(cell.card["metric"], cell.card["metric_variant"]) for cell in of_board}
+        counts = sorted({cell.card["n"] for cell in of_board})
+        samples = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        numbers = (str(len(of_board)), str(len(methods)), str(len(metrics)), samples)
+        table.add_row(escape(model), escape(dataset), *numbers)
+    stdout.print(table)
+
+
+_ASK = "--model NAME, --dataset NAME, --method NAME or --metric NAME (each may be repeated)"
+
+
+def crowded(sets: Sequence[str]) -> None:
+    """Which sets of methods were too large to be compared."""
+    if sets:
+        said = f"not compared, more than {rank.MOST} methods: {', '.join(sets)}; --method NAME asks for some"
+        stderr.print(said, highlight=False, markup=False, soft_wrap=True)
 
 
 def _leaderboard_row(row: pd.Series) -> tuple[str, ...]:

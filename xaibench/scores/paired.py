@@ -90,13 +90,16 @@ def friedman(ranked: np.ndarray) -> float:
     return float(special.chdtrc(methods - 1, n * (methods - 1) * between / spread))
 
 
-@functools.cache
 def critical_difference(methods: int, n: int) -> float:
     """Nemenyi's: mean ranks over n samples that lie further apart than this differ (Demsar 2006)."""
+    return float(_studentized_range(methods) / np.sqrt(2) * np.sqrt(methods * (methods + 1) / (6 * n)))
+
+
+@functools.cache
+def _studentized_range(methods: int) -> float:
     from scipy import stats  # takes a second to import
 
-    q = stats.studentized_range.ppf(CONFIDENCE, methods, np.inf) / np.sqrt(2)
-    return float(q * np.sqrt(methods * (methods + 1) / (6 * n)))
+    return float(stats.studentized_range.ppf(CONFIDENCE, methods, np.inf))
 
 
 def kendalls_w(ranked: np.ndarray) -> float:
@@ -182,7 +185,9 @@ def _swapped_gaps(
     def means(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Of the first and of the second method of each pair: half the sum, and half the exchanged difference."""
         one, other = values[:, pairs[:, 0]], values[:, pairs[:, 1]]
-        middle, half = (one + other).mean(axis=0) / 2, signs @ (one - other) / (2 * len(values))
+        # Of each method alone: there are far fewer of them than pairs.
+        signed = signs @ (values / (2 * len(values)))
+        middle, half = (one + other).mean(axis=0) / 2, signed[:, pairs[:, 0]] - signed[:, pairs[:, 1]]
         return middle + half, middle - half
 
     first, second = means(columns)

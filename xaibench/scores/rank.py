@@ -1,10 +1,9 @@
 """Which methods can be told apart, and do the metrics agree: from score files to tests, ranks and flags."""
 
-import functools
 import itertools
 import string
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,8 +12,10 @@ import numpy as np
 import pandas as pd
 
 from . import paired, statistics
-from .leaderboard import Cell, badness, comparable, finite, is_rerun
+from .cells import Cell, Summary, comparable
+from .leaderboard import badness, is_rerun
 from .paired import ALPHA
+from .summary import finite, read_again
 
 # Controls that know nothing of the network: a metric under which one of them wins measures something else.
 CONTROLS = ("random", "constant", "sobel", "input")
@@ -53,11 +54,10 @@ class Contestant:
 class Comparison:
     """The methods under one statistic of one metric, on the n samples (or repeats) that all of them have.
 
-    values, badness [m]: the statistic, and what is ranked (smaller is better). p [m,m]: of each pair, corrected by
-    Holm over all pairs of this comparison. drawn [RESAMPLES,m]: ranks when the samples are resampled. sample_ranks
-    [m]: mean ranks within the samples; friedman_p and critical_difference (Nemenyi) belong to them. left_out: methods
-    undefined on too many samples. All ranks start from 1. Equal values (`statistics.tied`) share the better rank, as in
-    the leaderboard; within samples, where ranks are averaged and tested, the mean of their ranks.
+    columns, per [n,m]: the statistic's columns. values, badness [m]: the statistic, and what is ranked (smaller is
+    better). left_out: methods undefined on too many samples. All ranks start from 1. Equal values (`statistics.tied`)
+    share the better rank, as in the leaderboard; within samples, where ranks are averaged and tested, the mean of their
+    ranks. What takes long, the tests and the resamples, is computed when it is asked for.
     """
 
     model: str
@@ -67,18 +67,62 @@ class Comparison:
     sample_key: str
     statistic: str
     direction: str
+    target: float | None
     headline: bool
     kind: str
-    n: int
     contestants: tuple[Contestant, ...]
     left_out: tuple[Contestant, ...]
-    values: np.ndarray
-    badness: np.ndarray
-    p: np.ndarray
-    drawn: np.ndarray
-    sample_ranks: np.ndarray
-    friedman_p: float
-    critical_difference: float
+    columns: np.ndarray
+    per: np.ndarray | None
+
+    @property
+    def n(self) -> int:
+        """How many samples, or repeats."""
+        return len(self.columns)
+
+    @cached_property
+    def values(self) -> np.ndarray:
+        return statistics.statistic(self.columns, self.per, self.kind)
+
+    @cached_property
+    def badness(self) -> np.ndarray:
+        return np.asarray(self._bad(self.values))
+
+    @cached_property
+    def p(self) -> np.ndarray:
+        """Of each pair of methods, corrected by Holm over all pairs of this comparison, [m,m]."""
+        if self.kind == "repeats":
+            return paired.holm_pairs(paired.t_test(self.columns, self._bad))
+        return paired.holm_pairs(paired.swap_test(self.columns, self.per, self.kind, self._bad))
+
+    @cached_property
+    def drawn(self) -> np.ndarray:
+        """Ranks when the samples are resampled, [RESAMPLES,m]; in single precision, which holds every rank."""
+        drawn = statistics.resampled(self.columns, self.per, self.kind)
+        return statistics.places(self._bad(drawn)).astype(np.float32)
+
+    @cached_property
+    def _within(self) -> np.ndarray:
+        """Ranks within each sample, [n,m]. There the denominator of a ratio is the model's, the same for all."""
+        return paired.ranks(self._bad(self.columns))
+
+    @cached_property
+    def sample_ranks(self) -> np.ndarray:
+        """Mean ranks within the samples, [m]."""
+        return self._within.mean(axis=0)
+
+    @cached_property
+    def friedman_p(self) -> float:
+        """Of the ranks within the samples (`paired.friedman`)."""
+        return paired.friedman(self._within)
+
+    @cached_property
+    def critical_difference(self) -> float:
+        """Nemenyi's, of `sample_ranks`."""
+        return paired.critical_difference(len(self.contestants), self.n)
+
+    def _bad(self, values: np.ndarray) -> np.ndarray:
+        return np.asarray(badness(values, self.direction, self.target))
 
     @property
     def name(self) -> str:
@@ -165,20 +209,47 @@ class Comparison:
         return len(rivals) > 1 and not self.differ[np.ix_(rivals, rivals)].any()
 
 
-def comparisons(cells: Sequence[Cell]) -> list[Comparison]:
+# More methods than this under one metric are not compared: tests grow with the fourth power of their number.
+MOST = 100
+Groups = Sequence[Sequence[Cell | Summary]]
+
+
+def comparisons(cells: Sequence[Cell | Summary], tracked: Callable[[Groups], Iterable[Any]] = iter) -> list[Comparison]:
     """Every statistic of every set of comparable cells in which at least two methods are defined; in a fixed order.
 
-    Reruns under other seeds are no further methods: they stay out where the run that they repeat is there.
+    Reruns under other seeds are no further methods: they stay out where the run that they repeat is there. Of more than
+    MOST methods there is none (`crowded`). tracked: called with the sets; the files of summaries are read again.
     """
     found = []
-    for group in comparable(cells):
-        cards = [cell.card for cell in group]
-        cell_of = {Contestant.of(cell.card): cell for cell in group}
-        kept = {c: cell_of[c] for c in sorted(cell_of, key=str) if not is_rerun(c.name, c.variant, cards)}
-        for number, statistic in enumerate(group[0].card["statistics"]):
-            if comparison := _comparison(kept, statistic, headline=number == 0):
-                found.append(comparison)
+    for group in tracked([group for group in comparable(cells) if not _is_crowded(group)]):
+        found += _of_group([cell if isinstance(cell, Cell) else read_again(cell) for cell in group])
     return sorted(found, key=lambda c: (c.model, c.dataset, c.metric, c.metric_variant, -c.n))
+
+
+def crowded(cells: Sequence[Cell | Summary]) -> list[str]:
+    """What is not compared, since there are more than MOST methods: metric and how many, for people."""
+    groups = filter(_is_crowded, comparable(cells))
+    return [f"{group[0].card['metric']} ({len(group)} methods on {group[0].card['dataset']})" for group in groups]
+
+
+def _is_crowded(group: Sequence[Cell | Summary]) -> bool:
+    return len(_first_runs(group)) > MOST
+
+
+def _first_runs(group: Sequence[Cell | Summary]) -> dict[Contestant, Any]:
+    """The cells of a set by who they are about, less the reruns."""
+    cell_of = {Contestant.of(cell.card): cell for cell in group}
+    methods = {(contestant.name, contestant.variant) for contestant in cell_of}
+    return {c: cell_of[c] for c in sorted(cell_of, key=str) if not is_rerun(c.name, c.variant, methods)}
+
+
+def _of_group(group: Sequence[Cell]) -> list[Comparison]:
+    kept = _first_runs(group)
+    found = (
+        _comparison(kept, statistic, headline=number == 0)
+        for number, statistic in enumerate(group[0].card["statistics"])
+    )
+    return [comparison for comparison in found if comparison is not None]
 
 
 def _comparison(cells: Mapping[Contestant, Cell], statistic: Mapping[str, Any], headline: bool) -> Comparison | None:
@@ -191,37 +262,25 @@ def _comparison(cells: Mapping[Contestant, Cell], statistic: Mapping[str, Any], 
     def matrix(column: str) -> np.ndarray:
         return np.stack([cells[contestant].columns.loc[common, column].to_numpy() for contestant in enough], axis=1)
 
-    columns, per = matrix(statistic["column"]), matrix(statistic["per"]) if statistic["per"] else None
-    kind = statistic["kind"]
-    bad = functools.partial(badness, direction=statistic["direction"], target=statistic["target"])
-    values = statistics.statistic(columns, per, kind)
-    p = paired.t_test(columns, bad) if kind == "repeats" else paired.swap_test(columns, per, kind, bad)
-    # Within a sample the denominator of a ratio is the model's, the same for all methods.
-    within = paired.ranks(bad(columns))
     card = cells[enough[0]].card
     return Comparison(
         **{name: card[name] for name in ("model", "dataset", "metric", "metric_variant")},
         sample_key=card["keys"]["sample_key"],
         statistic=statistic["name"],
         direction=statistic["direction"],
+        target=statistic["target"],
         headline=headline,
-        kind=kind,
-        n=len(common),
+        kind=statistic["kind"],
         contestants=tuple(enough),
         left_out=tuple(contestant for contestant in cells if contestant not in enough),
-        values=values,
-        badness=bad(values),
-        p=paired.holm_pairs(p),
-        drawn=statistics.places(bad(statistics.resampled(columns, per, kind))),
-        sample_ranks=within.mean(axis=0),
-        friedman_p=paired.friedman(within),
-        critical_difference=paired.critical_difference(len(enough), len(common)),
+        columns=matrix(statistic["column"]),
+        per=matrix(statistic["per"]) if statistic["per"] else None,
     )
 
 
 def _ranked(cells: Mapping[Contestant, Cell], statistic: Mapping[str, Any]) -> tuple[list[Contestant], list[int]]:
     """Who is defined on enough samples, and the samples on which all of these are."""
-    defined = {contestant: finite(cell, statistic) for contestant, cell in cells.items()}
+    defined = {c: cell.columns.index[finite(cell, statistic)].tolist() for c, cell in cells.items()}
     enough = [c for c, samples in defined.items() if samples and len(samples) >= DEFINED * cells[c].card["n"]]
     return enough, sorted(set.intersection(*(set(defined[contestant]) for contestant in enough))) if enough else []
 

@@ -14,6 +14,7 @@ CONFIDENCE = 0.95
 # Below this many samples a bootstrap interval is too narrow to be trusted (docs/statistics.md has the coverage).
 FEW = 30
 PART = 2**22  # drawn values at a time, to bound the memory
+SHORT = 1000  # up to this many samples draws are kept as floating-point numbers too
 KEPT = 2**27  # bytes of draws that are kept for the next column of the same length
 # Values closer than this share of the larger one are equal: what float64 sums in another order leave of them. Around 0
 # there is no such share: there it is this share of what the values beside it typically are.
@@ -21,6 +22,8 @@ TIED, ZERO = 1e-9, 1e-12
 BOOTSTRAPPED = ("mean", "median", "r_squared", "determination", "roc_auc", "average_precision")
 # Of these the statistic without each sample in turn has no closed form: their interval is of percentiles.
 THRESHOLDED = ("roc_auc", "average_precision")
+# Those that are no mean and no ratio of means.
+OTHERWISE = ("median", "r_squared", "determination", *THRESHOLDED)
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,8 @@ def estimate(
     levels = np.array([0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
     if bootstrap == "bca":
         levels = _bca_levels(levels, value, drawn, left_out)
-    low, high = np.quantile(drawn, levels)
-    return Estimate(value, float(low), float(high), n, bootstrap)
+    low, high = _quantiles(drawn, levels)
+    return Estimate(value, low, high, n, bootstrap)
 
 
 def few(n: int, kind: str) -> bool:
@@ -115,6 +118,9 @@ def resampled(columns: np.ndarray, per: np.ndarray | None, kind: str) -> np.ndar
     The draws depend on n alone: all columns of one length see the same ones, so that what is resampled is comparable.
     """
     found = []
+    if kind not in OTHERWISE and len(columns) <= SHORT:
+        times = _kept_times(len(columns))
+        return times @ columns / len(columns) if per is None else _ratio(times @ columns, times @ per)
     for counts in _draws(len(columns)):
         if kind == "median":
             found.append(np.stack([_medians(counts, column) for column in columns.T], axis=1))
@@ -147,6 +153,12 @@ def _kept_draws(n: int) -> np.ndarray:
     return np.concatenate(list(_new_draws(n)))
 
 
+@functools.lru_cache(maxsize=2)
+def _kept_times(n: int) -> np.ndarray:
+    """The draws as factors of sums."""
+    return _kept_draws(n).astype(np.float64)
+
+
 def _new_draws(n: int) -> Iterator[np.ndarray]:
     random, part = np.random.default_rng(0), max(1, PART // n)
     for start in range(0, RESAMPLES, part):
@@ -159,9 +171,15 @@ def _new_draws(n: int) -> Iterator[np.ndarray]:
 def _medians(counts: np.ndarray, column: np.ndarray) -> np.ndarray:
     """The median of each draw: where the counts of the sorted values pass the half."""
     order, n = np.argsort(column, kind="stable"), len(column)
-    reached = counts[:, order].cumsum(axis=1, dtype=np.int32)
-    middle = [np.argmax(reached >= place, axis=1) for place in ((n + 1) // 2, n // 2 + 1)]
-    return column[order][np.stack(middle)].mean(axis=0)
+    kind = np.int16 if n < 2**15 else np.int32
+    reached: np.ndarray = np.zeros(len(counts), dtype=kind)
+    middle: np.ndarray = np.zeros((2, len(counts)), dtype=kind)
+    half = np.array([[(n + 1) // 2], [n // 2 + 1]], dtype=kind)
+    # Value after value, all draws at once: several times as fast as sums along each draw.
+    for times in np.ascontiguousarray(counts.T)[order]:
+        reached += times
+        middle += reached < half
+    return column[order][middle].mean(axis=0)
 
 
 def _left_out(column: np.ndarray, per: np.ndarray | None, kind: str) -> np.ndarray:
@@ -186,15 +204,25 @@ def _left_out(column: np.ndarray, per: np.ndarray | None, kind: str) -> np.ndarr
 def _bca_levels(levels: np.ndarray, value: float, drawn: np.ndarray, left_out: np.ndarray) -> np.ndarray:
     """The quantiles of the draws at which the bias-corrected and accelerated interval ends (Efron 1987, eq. 2.3)."""
     # Draws that equal the value but for rounding count half, as in scipy.
-    below = (drawn < value) & ~np.isclose(drawn, value, rtol=1e-12, atol=0)
-    equal = np.isclose(drawn, value, rtol=1e-12, atol=0)
-    share = (below.sum() + equal.sum() / 2) / len(drawn)
+    equal = np.abs(drawn - value) <= 1e-12 * abs(value)
+    share = (((drawn < value) & ~equal).sum() + equal.sum() / 2) / len(drawn)
     bias = special.ndtri(np.clip(share, 1 / len(drawn), 1 - 1 / len(drawn)))
     influence = left_out.mean() - left_out
     spread = (influence**2).sum() ** 1.5
     acceleration = (influence**3).sum() / (6 * spread) if spread > 0 else 0.0
     shifted = bias + special.ndtri(levels)
     return special.ndtr(bias + shifted / (1 - acceleration * shifted))
+
+
+def _quantiles(drawn: np.ndarray, levels: np.ndarray) -> list[float]:
+    """np.quantile of finite values, to the bit; its generality takes three times as long, thousands of times."""
+    drawn, found = np.sort(drawn), []
+    for place in levels * (len(drawn) - 1):
+        at = int(place)
+        low, high, share = float(drawn[at]), float(drawn[min(at + 1, len(drawn) - 1)]), float(place - at)
+        step = high - low
+        found.append(high - step * (1 - share) if share >= 0.5 else low + step * share)
+    return found
 
 
 def _moments(column: np.ndarray, per: np.ndarray | None) -> list[np.ndarray]:
