@@ -18,6 +18,7 @@ _CONTEXT.set_forkserver_preload(
 POINTS = {
     "temporary file written": ("xaibench.store.cache", "write_synced", "after"),
     "renamed": ("xaibench.store.cache", "_sync_folder", "after"),
+    "merged, before the small ones go": ("xaibench.store.cache", "Artefact._forget", "before"),
     "before the manifest": ("xaibench.store.cache", "Artefact.finish", "before"),
     "in the middle of a metric": ("xaibench.metrics.removal.degradation", "Degradation.evaluate", "before"),
     "in the middle of a training": ("xaibench.models.recipe", "_train_epoch", "before"),
@@ -26,20 +27,25 @@ POINTS = {
 }
 
 
-def run(folder: Path, arguments: list[str], point: str | None = None, number: int = 1) -> BaseProcess:
-    """Start `xaibench ARGUMENTS` in a folder, to be killed when it reaches the point for the number-th time."""
-    process = _CONTEXT.Process(target=_child, args=(str(folder), arguments, point, number))
+def run(folder: Path, arguments: list[str], point: str | None = None, number: int = 1, many: int = 32) -> BaseProcess:
+    """Start `xaibench ARGUMENTS` in a folder, to be killed when it reaches the point for the number-th time.
+
+    many: so many small shards are merged.
+    """
+    process = _CONTEXT.Process(target=_child, args=(str(folder), arguments, point, number, many))
     process.start()
     return process
 
 
-def _child(folder: str, arguments: list[str], point: str | None, number: int) -> None:
+def _child(folder: str, arguments: list[str], point: str | None, number: int, many: int) -> None:
     import importlib
 
     import torch
 
     from xaibench.cli import main
+    from xaibench.store import cache
 
+    cache.MANY = many
     os.chdir(folder)
     log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)

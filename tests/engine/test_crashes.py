@@ -23,8 +23,8 @@ def shards(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {str(p.relative_to(folder)): (p.stat().st_ino, p.read_bytes()) for p in found}
 
 
-def finish(folder: Path, arguments: list[str] = ARGUMENTS) -> None:
-    process = crashing.run(folder, arguments)
+def finish(folder: Path, arguments: list[str] = ARGUMENTS, many: int = 32) -> None:
+    process = crashing.run(folder, arguments, many=many)
     process.join(120)
     assert process.exitcode == 0, (folder / "log.txt").read_text()
 
@@ -70,6 +70,26 @@ def test_two_processes_on_one_job_compute_each_shard_once(tmp_path, undisturbed)
         samples = [sample for shard in json.loads(manifest.read_text())["shards"] for sample in shard["samples"]]
         assert len(samples) == len(set(samples)) == 140
     assert len(shards(tmp_path)) == 12
+
+
+@pytest.mark.parametrize(("point", "number"), [("renamed", 14), ("merged, before the small ones go", 3)])
+def test_a_run_killed_while_it_merges_its_shards_ends_as_if_it_had_not_been(tmp_path, undisturbed, point, number):
+    """Three small shards are many here: each artefact but the maps, whose shards are larger, becomes one. A longer run
+    goes on from there."""
+    process = crashing.run(tmp_path, ARGUMENTS, point, number, many=3)
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL, (tmp_path / "log.txt").read_text()
+    assert cache.verify(tmp_path / "cache")[1] == []
+    finish(tmp_path, many=3)
+    assert scores(tmp_path) == undisturbed
+    merged = shards(tmp_path)
+    assert len(merged) == 6 and cache.verify(tmp_path / "cache") == (7, [])
+    assert {entry.samples for entry in cache.listing(tmp_path / "cache") if entry.shards} == {140}
+    more = [argument.replace("140", "200") for argument in ARGUMENTS]
+    finish(tmp_path, more)
+    assert shards(tmp_path) | merged == shards(tmp_path)
+    log = (tmp_path / "log.txt").read_text()
+    assert "computed again" not in log and "made again" not in log
 
 
 def test_a_dropped_shard_a_smaller_limit_and_a_death_before_the_manifest(tmp_path, undisturbed):

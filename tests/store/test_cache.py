@@ -337,3 +337,225 @@ def test_verify_names_what_is_wrong_and_prune_removes_the_oldest(tmp_path):
     assert [entry.path.split("/")[1] for entry in removed] == ["data0"]
     removed = cache.prune(tmp_path, older_than=time.time() - 1e9 - 1500, max_size=None)
     assert [entry.path.split("/")[1] for entry in removed] == ["data1"]
+
+
+# ---- many small shards -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scattered(artefact, monkeypatch):
+    """Twelve shards of one or two rows, of which four make many, and two more columns in the last."""
+    monkeypatch.setattr(cache, "MANY", 4)
+    for first in range(0, 22, 2):
+        artefact.write([first, first + 1], columns([first, first + 1]))
+    artefact.write([22], {**columns([22]), "extra": np.ones(1)})
+    return artefact
+
+
+def rows_of(artefact, samples):
+    return {name: values.tobytes() for name, values in artefact.read(samples).arrays.items()}
+
+
+def shard_names(artefact):
+    return sorted(path.name for path in artefact.folder.glob("shard-*.h5"))
+
+
+def test_many_small_shards_become_one_of_the_same_numbers(scattered):
+    before, asked = rows_of(scattered, range(23)), again(scattered)
+    assert asked.missing(range(24)) == [23]
+    manifest = scattered.finish(1.0)
+    # The odd one out has other columns, and stays as it is.
+    assert shard_names(scattered) == ["shard-00011.h5", "shard-00012.h5"]
+    assert {s["name"]: s["samples"] for s in manifest["shards"]} == {
+        "shard-00011.h5": [22], "shard-00012.h5": list(range(22)),
+    }  # fmt: skip
+    root = scattered.folder.parents[4]
+    assert cache.verify(root) == (2, [])
+    assert [(entry.shards, entry.samples) for entry in cache.listing(root)] == [(2, 23)]
+    for reader in (again(scattered), scattered, asked):  # the last knew the small ones
+        assert rows_of(reader, range(23)) == before
+    with h5py.File(scattered.folder / "shard-00012.h5") as file:  # what every shard is
+        assert file.attrs["key"] == scattered.key and file["maps"].chunks == (1, 3, 8, 8) and file["maps"].fletcher32
+    before_again = (scattered.folder / "shard-00012.h5").stat().st_ino
+    again(scattered).finish(1.0)
+    assert (scattered.folder / "shard-00012.h5").stat().st_ino == before_again
+
+
+def test_a_reader_whose_shards_are_merged_looks_again_and_says_nothing(scattered, caplog):
+    before, reader = rows_of(scattered, range(23)), again(scattered)
+    assert reader.missing(range(23)) == []
+    again(scattered).finish(0.0)
+    assert rows_of(reader, range(23)) == before and caplog.text == ""
+    assert reader.missing([22, 23]) == [23]
+    # A run that was at it goes on with the next free name, and sees what others wrote after the merge.
+    other = again(scattered)
+    other.write([30], columns([30]))
+    assert reader.missing([30, 31]) == [31]
+    reader.write([31], columns([31]))
+    assert other.missing([30, 31]) == []
+
+
+def test_shards_are_merged_up_to_so_many_rows_and_bytes(artefact, monkeypatch):
+    monkeypatch.setattr(cache, "MANY", 4)
+    monkeypatch.setattr(cache, "PACKED_ROWS", 8)
+    for sample in range(20):
+        artefact.write([sample], columns([sample]))
+    assert [len(s["samples"]) for s in artefact.finish(0.0)["shards"]] == [8, 8, 4]
+    monkeypatch.setattr(cache, "PACKED_BYTES", 3 * 800)  # three rows of 3 x 8 x 8 floats, status and id
+    for sample in range(20, 26):
+        artefact.write([sample], columns([sample]))
+    merged = again(artefact).finish(0.0)["shards"]
+    # The four of before and the six, by threes; the last one keeps its shard, whose name is older.
+    assert [len(s["samples"]) for s in merged] == [8, 8, 1, 3, 3, 3]
+
+
+def test_an_input_that_changed_costs_what_it_cost_before_shards_were_merged(scattered):
+    before = rows_of(scattered, range(23))
+    scattered.finish(0.0)
+    fresh = again(scattered)
+    fresh.discard([5])
+    assert fresh.missing(range(23)) == again(scattered).missing(range(23)) == [4, 5]
+    fresh.write([4, 5], columns([4, 5]))
+    fresh.finish(0.0)
+    assert rows_of(again(scattered), range(23)) == before and cache.verify(scattered.folder.parents[4])[1] == []
+
+
+def test_a_damaged_merged_shard_is_said_and_its_rows_are_missing(scattered, caplog):
+    scattered.finish(0.0)
+    path = scattered.folder / "shard-00012.h5"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert again(scattered).read(range(23)).samples == (22,)
+    assert "its 22 samples are computed again" in caplog.text
+
+
+MERGE = """
+import os, signal, sys
+from pathlib import Path
+from xaibench.store import cache
+cache.MANY = 4
+point, when, number = sys.argv[2], sys.argv[3], int(sys.argv[4])
+owner, _, name = point.rpartition(".")
+owner = getattr(cache, owner) if owner else cache
+original, calls = getattr(owner, name), []
+def killed(*args, **kwargs):
+    calls.append(1)
+    last = len(calls) == number
+    if last and when == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    result = original(*args, **kwargs)
+    if last:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+setattr(owner, name, killed)
+cache.Artefact(Path(sys.argv[1]), "maps", ("net", "data", "method"), {"what": 1}).finish(0.0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("point", "when", "number"),
+    [
+        ("write_synced", "after", 1),  # the merged shard is written, and has no name yet
+        ("_sync_folder", "after", 1),  # it has its name, and is in no manifest
+        ("Artefact._list_shards", "before", 2),
+        ("Artefact._list_shards", "after", 2),  # listed; the small ones are still there
+        ("Artefact._forget", "before", 1),
+        ("Artefact.tidy", "before", 1),  # all is done but the claim
+    ],
+)
+def test_killed_in_the_middle_of_a_merge_no_row_is_lost_and_the_next_run_ends_it(
+    scattered, spawn, caplog, point, when, number
+):
+    before, root = rows_of(scattered, range(23)), scattered.folder.parents[4]
+    assert spawn(MERGE, str(root), point, when, str(number)).wait() == -signal.SIGKILL, (root / "log.txt").read_text()
+    assert cache.verify(root)[1] == []
+    reader = again(scattered)
+    assert reader.missing(range(24)) == [23]
+    assert rows_of(reader, range(23)) == rows_of(scattered, range(23)) == before
+    reader.finish(0.0)
+    assert len(shard_names(reader)) == 2 and cache.verify(root) == (2, [])
+    assert rows_of(again(scattered), range(23)) == before and caplog.text == ""
+    assert [path for path in reader.folder.iterdir() if path.name.startswith(".")] == []
+
+
+READ = """
+import sys, time
+from pathlib import Path
+from xaibench.store import cache
+import logging; logging.basicConfig()
+reader = cache.Artefact(Path(sys.argv[1]), "maps", ("net", "data", "method"), {"what": 1})
+reader.missing([0])
+before = None
+Path("reading").touch()
+while not Path("stop").exists() or before is None:
+    rows = reader.read(range(40))
+    assert rows.samples == tuple(range(40)), rows.samples
+    found = rows.arrays["maps"].tobytes()
+    assert before in (None, found)
+    before = found
+"""
+COMPACT = """
+import sys
+from pathlib import Path
+from xaibench.store import cache
+import logging; logging.basicConfig()
+cache.MANY = 4
+cache.Artefact(Path(sys.argv[1]), "maps", ("net", "data", "method"), {"what": 1}).finish(0.0)
+"""
+
+
+def test_readers_go_on_while_two_processes_merge_at_once(artefact, spawn):
+    """Read over and over, every row of every reading the same, while shards appear and two others merge them."""
+    root = artefact.folder.parents[4]
+    for sample in range(40):
+        artefact.write([sample], columns([sample]))
+    reader = spawn(READ, str(root))
+    while not (root / "reading").exists():
+        assert reader.poll() is None, (root / "log.txt").read_text()
+        time.sleep(0.02)
+    for start in range(40, 60, 10):
+        both = [spawn(COMPACT, str(root)) for _ in range(2)]
+        for sample in range(start, start + 10):
+            artefact.write([sample], columns([sample]))
+        assert [process.wait() for process in both] == [0, 0], (root / "log.txt").read_text()
+    (root / "stop").touch()
+    assert reader.wait() == 0, (root / "log.txt").read_text()
+    assert spawn(COMPACT, str(root)).wait() == 0
+    assert (root / "log.txt").read_text() == ""
+    fresh = again(artefact)
+    assert fresh.missing(range(60)) == [] and cache.verify(root)[1] == [] and len(shard_names(artefact)) < 8
+    expected = np.stack([columns([sample])["maps"][0] for sample in range(60)])
+    np.testing.assert_array_equal(fresh.read(range(60)).arrays["maps"], expected)
+
+
+def test_two_processes_that_merge_without_locks_lose_no_row(artefact, monkeypatch):
+    """Both have published; each removes what later shards hold, and neither the other's."""
+    monkeypatch.setattr(cache, "MANY", 4)
+    for sample in range(8):
+        artefact.write([sample], columns([sample]))
+    one, two = again(artefact), again(artefact)
+    for merger in (one, two):
+        merger.missing([0])
+        for parts in merger._packs(merger._small()):
+            merger._publish_parts(parts)
+    assert len(shard_names(artefact)) == 10
+    one._merge()
+    two._merge()
+    assert len(shard_names(artefact)) == 1 and cache.verify(artefact.folder.parents[4]) == (1, [])
+    assert again(artefact).read(range(8)).samples == tuple(range(8))
+
+
+def test_looking_for_new_shards_reads_no_folder(artefact, monkeypatch):
+    """However many there are: the folder is listed at the first look, and again when the manifest has changed."""
+    for sample in range(3):
+        artefact.write([sample], columns([sample]))
+    listed = []
+    original = Artefact._learn_all
+    monkeypatch.setattr(Artefact, "_learn_all", lambda self: listed.append(1) or original(self))
+    fresh = again(artefact)
+    for sample in range(3, 9):
+        assert fresh.missing([sample]) == [sample]
+        artefact.write([sample], columns([sample]))
+        assert fresh.missing([sample]) == []
+    assert len(listed) == 1
