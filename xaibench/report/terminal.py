@@ -280,10 +280,8 @@ def overview(cells: Sequence[Summary], file: Path | None) -> None:
     boards: dict[tuple[str, str], list[Summary]] = defaultdict(list)
     for cell in cells:
         boards[cell.card["model"], cell.card["dataset"]].append(cell)
-    where = f"all rows are in {file}; " if file else ""
-    legend = [f"{len(cells)} cells, of more than {MOST_SHOWN} no tables: {where}ask for some with", _ASK]
     words = ("model", "data set")
-    table = _table(f"{len(boards)} boards", (*words, "cells", "methods", "metrics", "samples"), words, legend)
+    table = _table("", (*words, "cells", "methods", "metrics", "samples"), words)
     for (model, dataset), of_board in sorted(boards.items()):
         methods = {(cell.card["method"], cell.card["method_variant"]) for cell in of_board}
         metrics = {(cell.card["metric"], cell.card["metric_variant"]) for cell in of_board}
@@ -292,6 +290,9 @@ def overview(cells: Sequence[Summary], file: Path | None) -> None:
         numbers = (str(len(of_board)), str(len(methods)), str(len(metrics)), samples)
         table.add_row(escape(model), escape(dataset), *numbers)
     stdout.print(table)
+    where = f"all rows are in {file}; " if file else ""
+    said = f"{len(cells)} cells, of more than {MOST_SHOWN} no tables: {where}ask for some with {_ASK}"
+    stdout.print(said, highlight=False, markup=False, soft_wrap=True)
 
 
 _ASK = "--model NAME, --dataset NAME, --method NAME or --metric NAME (each may be repeated)"

@@ -32,6 +32,7 @@ from .cells import SUFFIXES, Damaged, Summary, found_below, one_answer_each, rea
 from .summary import read_again, summary, with_common
 
 INDEX = ".index"
+SPARE = 100  # lines of the past that are let be, however few files there are
 # Shows how far the reading of files is: what it is given, one after the other.
 Tracked = Callable[[Sequence[str]], Iterable[str]]
 
@@ -143,7 +144,7 @@ def _add(scores: Path, learned: Mapping[str, _Line], all_lines: Mapping[str, _Li
         lines = 0
         with contextlib.suppress(FileNotFoundError):
             lines = path.read_bytes().count(b"\n")
-        if lines + len(learned) > 2 * len(all_lines) + 100:
+        if lines + len(learned) > 2 * len(all_lines) + SPARE:
             write_atomically(path, b"".join(_line(stem, line) for stem, line in all_lines.items()))
             return
         with open(path, "ab", buffering=0) as file:

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -84,13 +85,13 @@ def write(record: Record, columns: Mapping[str, np.ndarray]) -> Outcome:
         axes = {f"{name}_x": np.asarray(record.axes[name], dtype=np.float64) for name in curves}
         attributes = {"key": score_key, "schema": SCHEMA}
         packed = pack({"sample": samples, **curves, **axes}, attributes)
-        write_atomically(stem.with_suffix(".h5"), packed)
+        _write_changed(stem.with_suffix(".h5"), packed)
     lines = [",".join(COLUMNS)]
     labels = [str(SCHEMA), *(_quoted(text) for text in (record.model, record.dataset, record.method, record.metric))]
     lines += [",".join([*labels, *row]) for row in _rows(record, samples, columns)]
     rows = stem.with_suffix(".csv")
     text = ("\n".join(lines) + "\n").encode()
-    write_atomically(rows, text)
+    _write_changed(rows, text)
 
     card = {
         "schema": SCHEMA,
@@ -115,12 +116,11 @@ def write(record: Record, columns: Mapping[str, np.ndarray]) -> Outcome:
     path = stem.with_suffix(".json")
     before = _read(path)
     if record.computed or before is None or _keys(before) != card["keys"]:
-        _remove_superseded(folder, safe_name(record.method), card)
+        _remove_superseded(path, card)
     else:
         # A run that only read the cache has no costs to tell: the card of the run that paid them stays.
         card = {**before, "files": card["files"], "sources": card["sources"]}
-    if card != before:
-        write_atomically(path, json.dumps(card, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    _write_changed(path, (json.dumps(card, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
     return Outcome(rows, path)
 
 
@@ -162,15 +162,53 @@ def _excluded(columns: Mapping[str, np.ndarray]) -> dict[str, int]:
     return {reason: count for reason, count in counts.items() if count}
 
 
-def _remove_superseded(folder: Path, method: str, card: Mapping[str, Any]) -> None:
-    """Remove the files of the same cell under an older version of the code: they answer the same question."""
-    for path in folder.glob(f"{method}-*.json"):
-        other = _read(path)
-        if other is None or _keys(other).get("score_key") == card["keys"]["score_key"]:
-            continue
-        if _question(other) == _question(card):
-            for suffix in (".json", ".csv", ".h5"):
-                path.with_suffix(suffix).unlink(missing_ok=True)
+def _write_changed(path: Path, data: bytes) -> None:
+    """Write a file unless it is that already: a cell that is asked for again leaves its files as they are."""
+    with contextlib.suppress(OSError):
+        if path.read_bytes() == data:
+            return
+    write_atomically(path, data)
+
+
+# Beside score files: a line for each, the digest of the question that it answers and its name.
+ANSWERS = ".answers"
+
+
+def _remove_superseded(path: Path, card: Mapping[str, Any]) -> None:
+    """Remove the files of the same cell under an older version of the code: they answer the same question.
+
+    Cards are read once in their life, not by every further cell of their folder.
+    """
+    question, answers = digest(_question(card)), path.with_name(ANSWERS)
+    known = _answers(path.parent)
+    for name in [name for name, asked in known.items() if asked == question and name != path.stem]:
+        for suffix in (".json", ".csv", ".h5"):
+            path.with_name(name + suffix).unlink(missing_ok=True)
+    if known.get(path.stem) != question:
+        _note_answers(answers, {path.stem: question})
+
+
+def _answers(folder: Path) -> dict[str, str]:
+    """The digest of the question that each card of a folder answers, by its name without the suffix."""
+    known = {}
+    with contextlib.suppress(FileNotFoundError):
+        lines = (line.split(" ", 1) for line in (folder / ANSWERS).read_text(errors="replace").splitlines())
+        known = {parts[1]: parts[0] for parts in lines if len(parts) == 2}
+    names = [name.removesuffix(".json") for name in os.listdir(folder) if name.endswith(".json") and name[0] != "."]
+    cards = {name: _read(folder / f"{name}.json") for name in names if name not in known}
+    found = {name: digest(_question(card)) for name, card in cards.items() if card is not None}
+    if found:
+        _note_answers(folder / ANSWERS, found)
+    return known | found
+
+
+def _note_answers(path: Path, answers: Mapping[str, str]) -> None:
+    # Added in one go, on lines of its own: several processes write score files of one folder.
+    try:
+        with open(path, "ab", buffering=0) as file:
+            file.write("".join(f"\n{question} {name}\n" for name, question in answers.items()).encode())
+    except OSError as error:
+        raise write_error(path, error) from error
 
 
 def _question(card: Mapping[str, Any]) -> list[Any]:
