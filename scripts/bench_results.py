@@ -10,6 +10,7 @@ import argparse
 import os
 import resource
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -55,35 +56,47 @@ def write(results: Path, number: int) -> None:
         details={
             "method_cost": (1, 1), "metric_cost": (STEPS, 0), "others": [], "tuned_on": (), "device": "cpu",
             "seconds": {"maps": 1.0, "scores": 2.0}, "peak_memory_bytes": 10**9, "threads": 1, "x_label": "share",
-            "left_out": {}, "config": {"runner": {}}, "command": "xaibench run", "collapse": "sum", "sign": "signed",
+            "left_out": {}, "config": {"metric": {}}, "command": "xaibench run", "collapse": "sum", "sign": "signed",
         },
     )  # fmt: skip
     columns = {"area": area, "first": first, "curve": curve, "status": np.zeros(SAMPLES, int)}
     score_files.write(record, columns)
 
 
-def measured(what: Callable[[], Any], limit: int) -> tuple[str, str]:
-    """Processor time in seconds and peak memory in MB of a function in a process of its own, its output kept apart."""
-    sys.stdout.flush()
+def measured(what: Callable[[], Any], limit: int) -> str:
+    """Processor time in seconds of a function in a process of its own, its output kept apart."""
     child = os.fork()
     if not child:
         resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
-        for stream in (1, 2):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         try:
             what()
         finally:
             os._exit(0)
     _, status, used = os.wait4(child, 0)
-    seconds = used.ru_utime + used.ru_stime
-    return (f"> {limit}" if os.WIFSIGNALED(status) else f"{seconds:.2f}"), f"{used.ru_maxrss / 1024:.0f}"
+    return f"> {limit}" if os.WIFSIGNALED(status) else f"{used.ru_utime + used.ru_stime:.2f}"
 
 
-def command(results: Path, line: str) -> Callable[[], Any]:
-    """`xaibench LINE` on a results folder, in a fresh interpreter."""
+# A small process that starts a command: the peak of a child counts what its parent had in memory when it was made.
+START = """
+import resource, subprocess, sys
+limit, *words = sys.argv[1:]
+resource.setrlimit(resource.RLIMIT_CPU, (int(limit), int(limit)))
+done = subprocess.run([sys.executable, "-m", "xaibench", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(done.returncode, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
+"""
+REFUSED = 2
+
+
+def command(results: Path, line: str, limit: int) -> tuple[str, str]:
+    """Processor time in seconds and peak memory in MB of `xaibench LINE` on a results folder."""
     words = [*line.split(), "--results", str(results)]
     words += ["--cache", str(results / "cache"), "--out", str(results / "page")] if line == "report" else []
-    return lambda: os.execv(sys.executable, [sys.executable, "-m", "xaibench", *words])
+    done = subprocess.run([sys.executable, "-c", START, str(limit), *words], capture_output=True, text=True, check=True)
+    code, seconds, memory = map(float, done.stdout.split())
+    said = f"> {limit}" if code < 0 else f"{seconds:.2f}{' (asks for some)' if code == REFUSED else ''}"
+    return said, f"{memory:.0f}"
 
 
 def score_file_rows(counts: Sequence[int], folder: Path, limit: int) -> None:
@@ -96,11 +109,11 @@ def score_file_rows(counts: Sequence[int], folder: Path, limit: int) -> None:
         for number in range(made, count):
             write(results, number)
         (results / "scores" / ".index").unlink(missing_ok=True)
-        cells = [*measured(command(results, "leaderboard"), limit)]
+        cells = [*command(results, "leaderboard", limit)]
         write(results, count)
         made = count + 1
-        cells += measured(command(results, "leaderboard"), limit)
-        cells += [measured(command(results, line), limit)[0] for line in COMMANDS]
+        cells += command(results, "leaderboard", limit)
+        cells += [command(results, line, limit)[0] for line in COMMANDS]
         print(f"| {count} | {' | '.join(cells)} |", flush=True)
 
 
@@ -124,8 +137,8 @@ def shard_rows(counts: Sequence[int], folder: Path, limit: int) -> None:
         def read(count: int = count) -> None:
             assert len(artefact().read(range(count)).samples) == count
 
-        cells = [measured(fill, limit)[0], measured(read, limit)[0], measured(lambda: artefact().finish(1.0), limit)[0]]
-        cells += [str(len(list(artefact().folder.glob("shard-*.h5")))), measured(read, limit)[0]]
+        cells = [measured(fill, limit), measured(read, limit), measured(lambda: artefact().finish(1.0), limit)]
+        cells += [str(len(list(artefact().folder.glob("shard-*.h5")))), measured(read, limit)]
         print(f"| {count} | {' | '.join(cells)} |", flush=True)
         shutil.rmtree(root)
 

@@ -27,7 +27,7 @@ STATISTICS = (
 )
 
 
-def write(results, method, metric="metric", seed=0, undefined=(), variant="", map_key="", details=None):
+def write(results, method, metric="metric", seed=0, undefined=(), variant="", map_key=""):
     """A cell of 12 samples; those that are undefined have no area."""
     random = np.random.default_rng([seed, len(method), len(metric)])
     columns = {"area": random.normal(size=12), "first": random.uniform(0.5, 1, 12), "status": np.zeros(12, int)}
@@ -40,7 +40,9 @@ def write(results, method, metric="metric", seed=0, undefined=(), variant="", ma
             {"curve": [0.0, 0.3, 0.6, 1.0]}, keys, computed=True,
             details={
                 "method_cost": (1, 2), "seconds": {"maps": 1.5, "scores": 2.0}, "peak_memory_bytes": 10**9,
-                "device": "cpu", "threads": 1, "command": f"xaibench run method={method}", **(details or {}),
+                "device": "cpu", "threads": 1, "command": f"xaibench run method={method}",
+                "config": {"metric": {}, "method": {}}, "x_label": "share", "others": [], "metric_cost": (1, 1),
+                "collapse": None,
             },
         ),
         columns,
