@@ -40,6 +40,7 @@ FAMILIES = {
         "retraining": "Retraining",
         "randomisation": "Randomisation",
         "rules": "Rules of modified backpropagation",
+        "pathways": "Paths of neurons",
         "ground_truth": "Ground truth",
         "two_features": "Two features, and the factors of integrated gradients",
         "properties": "Maps alone",

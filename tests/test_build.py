@@ -92,3 +92,20 @@ def test_unknown_targets_are_explained(path, words):
 def test_the_working_directory_is_importable(here):
     (here / "mine_for_test.py").write_text("class Thing:\n    def __init__(self, k: int = 1): self.k = k\n")
     assert build({"_target_": "mine_for_test.Thing", "k": 7}, "thing").k == 7
+
+
+class Grown:
+    """Has got `schedule` after keys were made of it."""
+
+    added = {"schedule": "old"}
+
+    def __init__(self, steps: int = 3, schedule: str = "old") -> None:
+        self.steps, self.schedule = steps, schedule
+
+
+def test_a_parameter_that_was_added_is_described_where_it_changes_something():
+    spec = {"_target_": f"{__name__}.Grown"}
+    described = describe(spec, "grown")
+    assert described["steps"] == 3 and "schedule" not in described
+    assert describe({**spec, "schedule": "old"}, "grown") == described
+    assert describe({**spec, "schedule": "new"}, "grown") == described | {"schedule": "new"}

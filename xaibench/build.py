@@ -25,6 +25,7 @@ TARGET = "_target_"
 SOURCE = "_source_"
 OURS = __package__
 T = TypeVar("T")
+_NEVER = object()  # equals no value
 
 
 def build(spec: Mapping[str, Any], where: str) -> Any:
@@ -61,9 +62,15 @@ def with_defaults(made: Any, base: type[T]) -> T:
 
 def describe(spec: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The canonical description of a specification: target and every parameter, defaults included, as plain data; of a
-    class from outside also the digest of its code, '' if it has none (`source.source_digest`)."""
-    _, parameters = bind(spec, where)
+    class from outside also the digest of its code, '' if it has none (`source.source_digest`).
+
+    A class that has got a parameter since keys were made of it names it in `added`, with the value that leaves its
+    numbers as they were: at that value it is left out, and the keys are as they were, too.
+    """
+    target, parameters = bind(spec, where)
+    added = getattr(target, "added", {})
     described = {k: describe(v, f"{where}.{k}") if is_spec(v) else _plain(v) for k, v in parameters.items()}
+    described = {k: v for k, v in described.items() if v != added.get(k, _NEVER)}
     return {TARGET: frozen_name(spec[TARGET]), **described, **source_of(spec, where)}
 
 

@@ -16,6 +16,7 @@ from tests.methods.nets import SIZE, Block, Discarded, Functional, VGGLike, brig
 from xaibench.errors import Refusal
 from xaibench.methods.context import Context
 from xaibench.methods.pathways._pathway_neurons import contributions, integrated_contributions, observe
+from xaibench.methods.pathways.path_pgd import PathPGD
 from xaibench.methods.pathways.pathway import Pathway, opened, strongest
 from xaibench.methods.pathways.selectors import ActivePath, GreedyPath, NeuronIntGrad, NeuronMCT, RandomPath, RoutedPath
 from xaibench.models.relus import untangle
@@ -198,7 +199,15 @@ def test_in_place_relus_are_in_place_again():
 @pytest.mark.parametrize("samples", [1, 5, 10])
 @pytest.mark.parametrize(
     "method",
-    [NeuronMCT(), NeuronIntGrad(steps=3), GreedyPath(0.5, steps=3), RoutedPath(steps=3), RandomPath(), ActivePath()],
+    [
+        NeuronMCT(),
+        NeuronIntGrad(steps=3),
+        GreedyPath(0.5, steps=3),
+        RoutedPath(steps=3),
+        RandomPath(),
+        ActivePath(),
+        PathPGD(steps=3),
+    ],
     ids=lambda method: type(method).__name__,
 )
 def test_the_network_is_called_as_often_as_the_cost_says(method, samples):

@@ -5,22 +5,29 @@ T11 is in `test_pathway.py`; T13, the divergences of input IBA, in `test_input_i
 
 import copy
 import itertools
+import logging
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from tests.methods.nets import Block, VGGLike, classifier, seeded
 from xaibench.build import build
-from xaibench.datasets.base import Samples
+from xaibench.datasets.base import Batch, Samples
 from xaibench.methods.bottleneck._bottleneck import Bottleneck, Optimisation, find_mask
 from xaibench.methods.context import Context
 from xaibench.methods.gradients.gradient import Gradient
 from xaibench.methods.gradients.integrated_gradients import points
 from xaibench.methods.pathways._pathway_neurons import altered, contributions, integrated_contributions, observe
+from xaibench.methods.pathways.path_pgd import PathPGD, norms
+from xaibench.methods.pathways.pathway import path_gradient
 from xaibench.methods.pathways.selectors import ActivePath, GreedyPath, NeuronIntGrad, NeuronMCT, RandomPath, RoutedPath
 from xaibench.methods.rules.guided_backprop import GuidedBackprop
+from xaibench.metrics.pathways.path_dead import PathDead
+from xaibench.metrics.pathways.path_linearity import PathLinearity
+from xaibench.metrics.pathways.path_output import PathOutput
 from xaibench.metrics.ranking import mid_ranks
 from xaibench.models.loading import load_classifier
 from xaibench.rng import sample_generators
@@ -57,6 +64,17 @@ BATCH, TARGETS = 2 * seeded(6, SMALL), torch.arange(6) % 5
 FINE = points("riemann_middle", 1000)
 
 
+def of_path(metric, network, inputs, targets, method):
+    """The columns of a metric of paths for the path that a method chooses."""
+
+    def path(x, classes, rows):
+        return method.path(network, x, classes, generators[rows])
+
+    batch = Batch(tuple(range(len(inputs))), inputs, targets, targets, None, (0,) * len(inputs))
+    generators = sample_generators(0, "maps", batch.samples)
+    return metric.evaluate(network, batch, None, Context(generators, path=path))
+
+
 def joined(neurons):
     return torch.cat([layer.flatten(1) for layer in neurons], 1)
 
@@ -79,6 +97,7 @@ def test_t1_dead_neurons_contribute_exactly_nothing():
         for method in (NeuronMCT, NeuronIntGrad):
             for sparsity in (0.0, 0.3, 0.9):
                 assert not (joined(method(sparsity).path(network, inputs, TARGETS, [])) & dead).any()
+                assert (of_path(PathDead(), network, inputs, TARGETS, method(sparsity))["dead"] == 0).all()
 
 
 def shapley(value, players):
@@ -138,6 +157,8 @@ def test_t3_constants_keep_the_output_and_zeros_do_not(method):
             network, lambda: method.attribute(network, inputs, TARGETS, Context(sample_generators(0, "maps", range(6))))
         )
         assert torch.equal(logits, clean) == same
+    found = of_path(PathOutput(), network, inputs, TARGETS, method)
+    assert (found["change_constant"] == 0).all() and (found["change"] > 0).all()
 
 
 def path_network(network, path, constants):
@@ -179,11 +200,13 @@ def test_t4_the_path_network_is_linear_within_its_radius():
     path = method.path(network, BATCH, TARGETS, [])
     maps = method.attribute(network, BATCH, TARGETS, Context())
     draw = torch.Generator().manual_seed(0)
+    found = of_path(PathLinearity(neurons=None), network, BATCH, TARGETS, method)
+    assert (found["error"] < 1e-9).all()
     for row in range(len(BATCH)):
         x, own = BATCH[row : row + 1], rows(path, row)
         run = path_network(network, own, rows(constants, row))
         radius = linear_radius(run, x, own)
-        assert radius > 0
+        assert radius > 0 and float(found["radius"][row]) == pytest.approx(radius, rel=1e-9)
         logits, before = run(x)
         pattern = (before > 0)[joined(own)]
         for _ in range(20):
@@ -199,12 +222,9 @@ def test_t5_the_path_network_is_linear_further_out():
     """No theorem: so it is in twenty random networks of three layers of 64, with their paths at 70 %."""
     ratios = []
     for seed in range(20):
-        network, x = mlp(100 + seed, width=64), BATCH[:1]
-        constants = observe(network, x)[1]
-        path = NeuronMCT(0.7).path(network, x, TARGETS[:1], [])
-        whole = [torch.ones_like(layer) for layer in path]
-        radius = linear_radius(path_network(network, path, constants), x, path)
-        ratios.append(radius / linear_radius(path_network(network, whole, constants), x, whole))
+        network = mlp(100 + seed, width=64)
+        found = of_path(PathLinearity(neurons=None), network, BATCH[:1], TARGETS[:1], NeuronMCT(0.7))
+        ratios.append(float(found["ratio"]))
     assert min(ratios) > 1 and sum(ratios) / 20 > 5
 
 
@@ -270,6 +290,7 @@ def test_t9_greedy_pruning_revives_the_dead():
     assert joined(contributions(network, ONE, FIRST, gates)).tolist() == [[0, 5, 5, 0]]
     for sparsity in (0.0, 0.25, 0.5, 0.75):
         assert not joined(NeuronMCT(sparsity).path(network, ONE, FIRST, []))[0, 2]
+    assert float(of_path(PathDead(), network, ONE, FIRST, GreedyPath(0.25, steps=1))["dead"]) == pytest.approx(1 / 3)
 
 
 def test_t10_without_the_clause_the_dead_are_pruned_first():
@@ -296,6 +317,50 @@ def test_greedy_prunes_the_weakest_of_what_is_left_round_by_round():
                 kept[row, k] = False
         path = joined(GreedyPath(0.5, steps=rounds, rate=0.2).path(network, BATCH, TARGETS, []))
         assert torch.equal(path, kept)
+
+
+def released(network, inputs, targets, sparsity, steps):
+    """The released code's pruning, neuron by neuron."""
+    kept = torch.ones(len(inputs), 48, dtype=torch.bool)
+    for done in range(1, steps + 1):
+        gates = [kept[:, start : start + 16] for start in (0, 16, 32)]
+        scores = joined(contributions(network, inputs, targets, gates)).abs().numpy()
+        for row, values in enumerate(scores):
+            filled = [value if value > 0 else values.max() for value in values]
+            threshold = np.quantile(filled, sparsity * done / steps, method="inverted_cdf")
+            for k in range(48):
+                kept[row, k] = bool(values[k] == 0 or values[k] > threshold)
+    return kept
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.99])
+def test_the_released_schedule_prunes_by_quantiles_and_lets_neurons_return(sparsity, caplog):
+    network, method = mlp(8), GreedyPath(sparsity, steps=9, schedule="released")
+    with caplog.at_level(logging.INFO, "xaibench"):
+        path = joined(method.path(network, BATCH, TARGETS, []))
+    assert torch.equal(path, released(network, BATCH, TARGETS, sparsity, 9))
+    reached = 1 - path.double().mean(1)
+    assert f"reached a sparsity of {reached.mean():.4f} on average, {reached.min():.4f} at least" in caplog.text
+
+
+@pytest.mark.parametrize("selector", ["neuron_mct", "pathway_active"])
+def test_path_pgd_goes_straight_down_where_the_path_network_is_linear(selector):
+    """Within a small ball the network is linear, and the way is its gradient, as long as the radius."""
+    network = mlp(3)
+    maps = PathPGD(selector, 0.6, epsilon=1e-6).attribute(network, BATCH, TARGETS, Context())
+    path = (NeuronMCT(0.6) if selector == "neuron_mct" else ActivePath()).path(network, BATCH, TARGETS, [])
+    gradient = path_gradient(network, BATCH, TARGETS, path)
+    expected = 1e-6 * norms(BATCH) * gradient.abs() / norms(gradient)
+    assert torch.allclose(maps, expected, rtol=1e-9, atol=0)
+
+
+def test_path_pgd_stays_in_its_ball_and_lowers_the_path_networks_answer():
+    network, method = mlp(3), PathPGD(sparsity=0.6, epsilon=0.5, steps=60)
+    path, constants = NeuronMCT(0.6).path(network, BATCH, TARGETS, []), observe(network, BATCH)[1]
+    way = method._moved(network, BATCH, TARGETS, path, constants)
+    assert (norms(way) <= 0.5 * norms(BATCH) * (1 + 1e-12)).all() and (norms(way) > 0).all()
+    with altered(network.module, lambda k, output: torch.where(path[k], output, constants[k])):
+        assert (network.scores(BATCH + way, TARGETS) < network.scores(BATCH, TARGETS)).all()
 
 
 @pytest.mark.parametrize("make", [lambda: mlp(9), lambda: classifier(VGGLike())], ids=["mlp", "vgg_like"])

@@ -56,6 +56,7 @@ def test_what_is_declared_decides_what_a_metric_is_given(convnet):
     assert {name for name, metric in per_sample.items() if metric.explanations(convnet()) > 0} == explaining
     for attribute, names in (
         ("propagates", {"csc", "singular_ratio"}),
+        ("reads_paths", {"path_dead", "path_output", "path_overlap", "path_linearity"}),
         ("reads_other_logits", {"bam_mcs", "label_randomization"}),
         ("fit", {"bottleneck_capacity", "factor_audit"}),
     ):

@@ -66,6 +66,11 @@ def _check_metric(setting: Setting, method: Method, metric: Measure) -> None:
             f"{name} sends signals back through the network by a method's rules for its layers, and {by} has none; "
             "gradient, guided_backprop and the lrp_* methods have"
         )
+    if metric.reads_paths and not hasattr(method, "path"):
+        raise Refusal(
+            f"{name} looks at the path of neurons that a method chooses, and {by} chooses none; "
+            "neuron_mct, neuron_intgrad and the pathway_* methods do"
+        )
     if metric.kind == "pooled" and len(setting.samples) < len(setting.dataset):
         raise Refusal(f"{name} is defined over the whole split: set dataset.limit=null and no filter")
 

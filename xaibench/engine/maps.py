@@ -10,6 +10,9 @@ from .. import rng
 from ..errors import XaibenchError
 from ..methods.base import Method, Propagating
 from ..methods.context import Context
+from ..methods.pathways._pathway_neurons import Neurons
+from ..methods.pathways.pathway import Pathway
+from ..methods.pathways.selectors import selector
 from ..metrics.ranking import collapse
 from ..scores.score_files import NONFINITE_MAP, OK
 from . import keys
@@ -86,6 +89,25 @@ class Maps:
         context = Context(fitted=self.setting.fitted(self.fit))
         rules = cast(Propagating, self.method)
         return rules.propagate(self.setting.classifier, inputs, signals, start, keep, context)
+
+    def path(
+        self,
+        inputs: torch.Tensor,
+        targets: torch.Tensor,
+        samples: Sequence[int],
+        *,
+        purpose: str = "method",
+        beside: str | None = None,
+    ) -> Neurons:
+        """The neurons that the method chooses for inputs, drawn as for its maps, see `Pathway.path`.
+
+        beside: instead the choice of the selector of this name at the method's sparsity, with draws of its own.
+        """
+        chooser = cast(Pathway, self.method)
+        if beside is not None:
+            chooser, purpose = selector(beside, getattr(self.method, "sparsity", None)), f"{purpose} beside"
+        generators = rng.sample_generators(self.setting.job.seed, purpose, samples)
+        return chooser.path(self.setting.classifier, inputs, targets, generators)
 
     def collapsed(self, samples: Sequence[int], how: str, sign: str) -> tuple[torch.Tensor, np.ndarray]:
         """The maps of these samples as [B,H,W], and whether each is finite: its status [B]."""

@@ -13,6 +13,7 @@ from ..datasets.base import Batch
 from ..errors import Refusal
 from ..methods.base import Method
 from ..methods.context import Context
+from ..methods.pathways._pathway_neurons import Neurons
 from ..metrics.base import Metric
 from ..metrics.ranking import collapse
 from ..models.classifier import Classifier
@@ -82,9 +83,9 @@ class PerSample:
 
     @property
     def scores_method(self) -> bool:
-        """Whether the numbers belong to the method: the metric reads its maps, or propagates by its rules. Those of a
-        metric that does neither belong to the model."""
-        return self.metric.reads_maps or self.metric.propagates
+        """Whether the numbers belong to the method: the metric reads its maps, propagates by its rules or asks for its
+        paths. Those of a metric that does none of it belong to the model."""
+        return self.metric.reads_maps or self.metric.propagates or self.metric.reads_paths > 0
 
     def _other(self, setting: Setting) -> Maps:
         """The maps of another Job. Of other weights they are kept collapsed: only this kind of metric reads them."""
@@ -144,6 +145,7 @@ class PerSample:
             other_logits=self._other_logits(chosen),
             explain=functools.partial(self._explain, batch),
             propagate=self.maps.propagate,
+            path=functools.partial(self._path, chosen),
             data=setting.split.samples,
             sign_of_logit=self.maps.method.sign_of_logit,
         )
@@ -177,6 +179,19 @@ class PerSample:
         purpose = f"method {purpose}".strip()
         maps = self.maps.attribute(inputs, targets, batch.samples, purpose=purpose, masks=masks, labels=batch.labels)
         return collapse(maps, self.how, self.metric.sign)
+
+    def _path(
+        self,
+        samples: Sequence[int],
+        inputs: torch.Tensor,
+        targets: torch.Tensor,
+        rows: slice,
+        purpose: str = "",
+        beside: str | None = None,
+    ) -> Neurons:
+        """What a metric's `evaluate` receives as `path`, with the samples of the batch that it scores."""
+        purpose = f"method {purpose}".strip()
+        return self.maps.path(inputs, targets, samples[rows], purpose=purpose, beside=beside)
 
     @property
     def _has_responses(self) -> bool:
@@ -233,8 +248,8 @@ class PerSample:
         )
 
     def _passes(self, network: Classifier) -> tuple[int, int]:
-        """Nominal (forward, backward) passes of `evaluate` per sample, the maps that `explain` makes included."""
-        further = self.metric.explanations(network)
+        """Nominal (forward, backward) passes of `evaluate` per sample, the maps and paths that it asks for included."""
+        further = self.metric.explanations(network) + self.metric.reads_paths
         pairs = zip(self.metric.cost(network), self.maps.method.cost(network))
         forwards, backwards = (own + further * of_map for own, of_map in pairs)
         return forwards, backwards

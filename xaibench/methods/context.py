@@ -36,6 +36,10 @@ class Context:
             `explanations`.
         propagate: `propagate(inputs, signals, start, keep)`: what the method's rules make of signals at a layer, see
             `methods.rules`; only where the metric declares `propagates`.
+        path: `path(inputs, targets, rows, purpose='', beside=None)` -> bool [b,...] per call of a ReLU: the neurons
+            that the method chooses for at most `batch_size` inputs [b,C,H,W] and targets, of the samples `rows` (a
+            slice) of the batch; only where the metric declares `reads_paths`. Purposes as for `explain`. beside: the
+            name of another selector (`methods.pathways.selectors.SELECTORS`), at the method's sparsity.
         data: The samples of the split, from which others can be loaded.
         sign_of_logit: What the method declares of its maps, see `Method`; None where it declares nothing.
     """
@@ -50,5 +54,6 @@ class Context:
     other_logits: Mapping[str, torch.Tensor] = field(default_factory=dict)
     explain: Callable[..., torch.Tensor] = ABSENT
     propagate: Callable[..., list[dict[str, torch.Tensor]]] = ABSENT
+    path: Callable[..., list[torch.Tensor]] = ABSENT
     data: Samples = ABSENT
     sign_of_logit: bool | None = None

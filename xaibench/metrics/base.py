@@ -65,8 +65,10 @@ class Measure:
         statistics: What the leaderboard shows, see `statistics_on`. The first one is the headline.
         needs_mask: Whether the data set must have ground-truth masks, of regions.
         reads_maps: False for a metric that looks at no map: `maps` is None, and its scores belong to the model and no
-            method, unless it `propagates`.
+            method, unless it `propagates` or asks for paths.
         propagates: Whether `evaluate` calls `context.propagate`; a method without rules for layers is refused.
+        reads_paths: How many paths of neurons `evaluate` asks the method for with `context.path`, each in about the
+            passes of a map; a method without `path` is refused.
         reads_other_logits: Whether `evaluate` reads `context.other_logits`.
         fit: None, or a function `fit(classifier, samples, generator)` as `methods.base.Fitted` has it: what it returns
             is kept once per model and data set, and handed to `evaluate` as `context.fitted`.
@@ -82,6 +84,7 @@ class Measure:
     needs_mask: bool = False
     reads_maps: bool = True
     propagates: bool = False
+    reads_paths: int = 0
     reads_other_logits: bool = False
     fit: Callable[[Classifier, Samples, torch.Generator], dict[str, torch.Tensor]] | None = None
     fit_parameters: tuple[str, ...] | None = None

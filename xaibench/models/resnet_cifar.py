@@ -1,6 +1,6 @@
 """The ResNets of He et al. 2016 for CIFAR: 6n+2 layers, shortcuts without parameters (option A)."""
 
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,18 +10,23 @@ from torch import nn
 class ResNetCifar(nn.Module):
     """Inputs [B,3,32,32] -> logits [B,num_classes]; every ReLU is a module of its own, not in place.
 
-    depth: 6n+2 layers. num_classes: outputs. `layer3` gives the last feature map [B,64,8,8], after its ReLU.
+    depth: 6n+2 layers. num_classes: outputs. width: channels of the first stage; the second has twice, the third four
+    times as many. `layer3` gives the last feature map [B,4 width,8,8], after its ReLU.
     """
 
-    def __init__(self, depth: Literal[8, 20, 56] = 20, num_classes: int = 10) -> None:
+    added: ClassVar[dict[str, Any]] = {"width": 16}
+
+    def __init__(self, depth: Literal[8, 20, 56] = 20, num_classes: int = 10, width: int = 16) -> None:
         super().__init__()
+        if width < 1:
+            raise ValueError(f"width={width}: expected at least 1 channel")
         blocks = (depth - 2) // 6
-        self.conv1, self.bn1, self.relu = _conv3x3(3, 16, 1), nn.BatchNorm2d(16), nn.ReLU()
-        self.layer1 = _stage(16, 16, 1, blocks)
-        self.layer2 = _stage(16, 32, 2, blocks)
-        self.layer3 = _stage(32, 64, 2, blocks)
+        self.conv1, self.bn1, self.relu = _conv3x3(3, width, 1), nn.BatchNorm2d(width), nn.ReLU()
+        self.layer1 = _stage(width, width, 1, blocks)
+        self.layer2 = _stage(width, 2 * width, 2, blocks)
+        self.layer3 = _stage(2 * width, 4 * width, 2, blocks)
         self.pool, self.flatten = nn.AdaptiveAvgPool2d(1), nn.Flatten()
-        self.linear = nn.Linear(64, num_classes)
+        self.linear = nn.Linear(4 * width, num_classes)
         for part in self.modules():
             if isinstance(part, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(part.weight)

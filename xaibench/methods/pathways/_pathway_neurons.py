@@ -1,5 +1,6 @@
 """The neurons of a network, which are its ReLU outputs: seen, gated and differentiated while it runs."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -45,6 +46,27 @@ def altered(network: nn.Module, alter: Callable[[int, torch.Tensor], torch.Tenso
             handle.remove()
         for relu, before in zip(relus, in_place):
             relu.inplace = before
+
+
+@contextmanager
+def watched(network: nn.Module, see: Callable[[nn.Module, torch.Tensor], None]) -> Iterator[None]:
+    """Within, see(module, z) is called before each call of a ReLU module, in the order of `Neurons`; z is its input."""
+    relus = [module for module in network.modules() if isinstance(module, RELUS)]
+    handles = [relu.register_forward_pre_hook(lambda module, arguments: see(module, arguments[0])) for relu in relus]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def ceilings(classifier: Classifier) -> list[float]:
+    """The value at which the neurons of each call of a ReLU saturate: 6 for ReLU6, infinity for ReLU."""
+    found: list[float] = []
+    with watched(classifier.module, lambda relu, _: found.append(6.0 if isinstance(relu, nn.ReLU6) else math.inf)):
+        classifier.module(classifier.blank)
+    return found
 
 
 def require_neurons(classifier: Classifier) -> None:

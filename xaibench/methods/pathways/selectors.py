@@ -1,7 +1,8 @@
 """Pathway gradients by how the path is chosen: contribution, pruning, distillation, chance, activity."""
 
-from collections.abc import Sequence
-from typing import Literal, cast, get_args
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch.nn import functional
@@ -13,6 +14,7 @@ from ._pathway_neurons import Neurons, altered, contributions, integrated_contri
 from .pathway import OffPath, Pathway, like, log, strongest
 
 Initial = Literal["ones", "random"]
+Schedule = Literal["thinning", "released"]
 
 
 class NeuronMCT(Pathway):
@@ -86,15 +88,22 @@ class GreedyPath(Pathway):
 
     Khakzar et al. 2021, algorithm 1. Round by round, the neurons with the smallest |a df/da| in the network pruned so
     far (pruned neurons are 0) are pruned as well, but none with exactly 0: a dead neuron stays until pruning others
-    has revived it. A round takes `rate` of the neurons that score. Where the rounds end before the sparsity is
-    reached, because most of the others score 0, the path stays longer than asked, and that is logged. (The thesis
-    does not say how many go at a time. Pruning too many leaves a network that answers nothing, so that nothing scores;
-    the released code takes a hundredth of all neurons at a time, 99 times, and lets pruned ones return.)
+    has revived it. The thesis does not say how many go at a time, which the `schedule` does; the sparsity that was
+    reached is logged.
 
-    sparsity: share of neurons to prune. steps: most rounds. rate: share of the scoring neurons that a round prunes.
-    prune_zero: prune neurons that score 0 like any other; these then go first.
+    sparsity: share of neurons to prune. steps: rounds; of `thinning` at most.
+    schedule: `thinning`: a round takes `rate` of the neurons that score and lets none return; what is pruned is as
+        sparse as asked, unless the rounds end before, or so many score 0 that nothing is left to prune. `released`, of
+        the released code: in round k of `steps`, every neuron is pruned that scores more than 0 and at most the
+        quantile k / steps x `sparsity` over all neurons, for which those that score 0 count as the highest; all others
+        are on the path, those that were pruned before among them, for a pruned neuron scores 0. What remains has a
+        sparsity of its own. (The code always makes 99 rounds by a hundredth, whatever sparsity is reported.)
+    rate: of `thinning`, the share of the scoring neurons that a round prunes.
+    prune_zero: of `thinning`, prune neurons that score 0 like any other; these then go first.
     off_path, opening: see `Pathway`; pruning itself always sets neurons to 0.
     """
+
+    added: ClassVar[Mapping[str, Any]] = {"schedule": "thinning"}
 
     def __init__(
         self,
@@ -104,8 +113,10 @@ class GreedyPath(Pathway):
         prune_zero: bool = False,
         off_path: OffPath = "constant",
         opening: int = 1,
+        schedule: Schedule = "thinning",
     ) -> None:
         super().__init__(off_path, opening)
+        self.schedule = one_of("schedule", schedule, get_args(Schedule))
         if steps < 1:
             raise ValueError(f"steps={steps}: expected at least 1")
         if not 0 < rate <= 1:
@@ -124,22 +135,31 @@ class GreedyPath(Pathway):
     ) -> Neurons:
         _, neurons = observe(classifier, inputs)
         path = [torch.ones_like(layer, dtype=torch.bool) for layer in neurons]
-        count = sum(layer[0].numel() for layer in path)
-        goal = round(self.sparsity * count)
-        for _ in range(self.steps):
+        for done in range(1, self.steps + 1):
             scores = torch.cat([s.abs().flatten(1) for s in contributions(classifier, inputs, targets, path)], 1)
             kept = torch.cat([layer.flatten(1) for layer in path], 1)
-            candidates = kept if self.prune_zero else kept & (scores > 0)
-            left = kept.sum(1, keepdim=True) - (count - goal)
-            quota = (self.rate * candidates.sum(1, keepdim=True)).ceil().long().minimum(left)
-            weakest = scores.masked_fill(~candidates, torch.inf).argsort(dim=1, stable=True)
-            goes = torch.arange(count, device=scores.device) < quota
-            path = like(kept & ~torch.zeros_like(kept).scatter(1, weakest, goes), path)
-        sizes = cast(torch.Tensor, sum(layer.flatten(1).sum(1) for layer in path))
-        if long := int((sizes > count - goal).sum()):
-            said = "%d of %d paths are longer than %d of %d neurons: the rounds ended before (longest: %d)"
-            log.info(said, long, len(inputs), count - goal, count, int(sizes.max()))
+            left = self._thinned(scores, kept) if self.schedule == "thinning" else self._released(scores, done)
+            path = like(left, path)
+        reached = 1 - torch.cat([layer.flatten(1) for layer in path], 1).double().mean(1)
+        said = "greedy pruning (%s) reached a sparsity of %.4f on average, %.4f at least, of %.4f"
+        log.info(said, self.schedule, float(reached.mean()), float(reached.min()), self.sparsity)
         return path
+
+    def _thinned(self, scores: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        """What is left [B,N] of what is kept [B,N] after a round by scores [B,N]."""
+        count = scores.shape[1]
+        candidates = kept if self.prune_zero else kept & (scores > 0)
+        left = kept.sum(1, keepdim=True) - (count - round(self.sparsity * count))
+        quota = (self.rate * candidates.sum(1, keepdim=True)).ceil().long().minimum(left)
+        weakest = scores.masked_fill(~candidates, torch.inf).argsort(dim=1, stable=True)
+        goes = torch.arange(count, device=scores.device) < quota
+        return kept & ~torch.zeros_like(kept).scatter(1, weakest, goes)
+
+    def _released(self, scores: torch.Tensor, done: int) -> torch.Tensor:
+        """What is left [B,N] after round `done`, the first being 1, by scores [B,N]."""
+        place = max(math.ceil(self.sparsity * done / self.steps * scores.shape[1]), 1)
+        ranked = scores.where(scores > 0, scores.amax(1, keepdim=True))
+        return (scores == 0) | (scores > ranked.kthvalue(place, dim=1, keepdim=True).values)
 
 
 class RoutedPath(Pathway):
@@ -302,6 +322,23 @@ class ActivePath(Pathway):
         generators: Sequence[torch.Generator],
     ) -> Neurons:
         return [layer > 0 for layer in observe(classifier, inputs)[1]]
+
+
+SELECTORS: dict[str, type[Pathway]] = {
+    "neuron_mct": NeuronMCT,
+    "neuron_intgrad": NeuronIntGrad,
+    "pathway_dgr": RoutedPath,
+    "pathway_greedy": GreedyPath,
+    "pathway_random": RandomPath,
+    "pathway_active": ActivePath,
+}
+
+
+def selector(name: str, sparsity: float | None = None) -> Pathway:
+    """The selector of a name, one of SELECTORS, with its defaults, at a sparsity (None: its own; of all active neurons
+    there is none to choose)."""
+    kind = SELECTORS[name]
+    return kind() if sparsity is None or kind is ActivePath else kind(sparsity=sparsity)  # type: ignore[call-arg]
 
 
 def _share(sparsity: float) -> float:

@@ -1,0 +1,1 @@
+"""Metrics of the path of neurons that a method chooses; they read no maps."""
