@@ -25,6 +25,7 @@ Which saliency method tells the truth about a network, and how do we know?
   report       the results as a page           xaibench report
   compare      published numbers beside ours    xaibench compare iba_table1
   check        compare with a baseline          xaibench check --baseline results/baseline.csv
+  decode       what a path answers to           xaibench decode method=neuron_mct dataset.limit=4
   train        train a model by its recipe      xaibench train model=lenet dataset=mnist
   cache        ls, verify or prune the cache    xaibench cache ls
   doctor       versions, device, data           xaibench doctor
@@ -136,6 +137,33 @@ def _train(arguments: list[str]) -> int:
 
     path, accuracy = train_and_test(job, find_device(job.runner.device))
     print(f"{path}\ntest accuracy {accuracy:.4f}; used by model.weights=recipe")
+    return 0
+
+
+def _decode(arguments: list[str]) -> int:
+    """Draw the inputs that the paths of a method answer to."""
+    parser = _parser("decode", "the inputs that the path of a method answers to; then key=value as for run")
+    parser.add_argument("--out", default="decoded", metavar="DIR", help="for decoded.png and .csv (default: decoded)")
+    parser.add_argument("--steps", type=int, default=128, help="of the search for each input (default: 128)")
+    parser.add_argument("--jitter", type=int, default=4, help="largest shift before each step in pixels (default: 4)")
+    parser.add_argument("--config-dir", action="append", default=[], help="a folder with configurations of your own")
+    options, overrides = parser.parse_known_args(arguments)
+    from .config import compose_job
+    from .engine.decoding import decode
+    from .methods.pathways.decode import Decoding
+    from .report import decoded, terminal
+
+    try:
+        how = Decoding(steps=options.steps, jitter=options.jitter)
+    except ValueError as error:
+        raise UserError(f"decode: {error}") from error
+    folders = [f"--config-dir={folder}" for folder in options.config_dir]
+    method = [] if any(override.startswith("method=") for override in overrides) else ["method=neuron_mct"]
+    job = compose_job([*method, "dataset.limit=4", *overrides, *folders])  # a limit of one's own comes after ours
+    terminal.talk_on_stderr()
+    pictures, found = decode(job, how)
+    title = f"{job.model} x {job.dataset}: {job.method} {job.method_variant}".strip()
+    print(decoded.write(Path(options.out), title, pictures, found))
     return 0
 
 
@@ -489,6 +517,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "compare": _compare,
     "check": _check,
     "train": _train,
+    "decode": _decode,
     "cache": _cache,
     "doctor": _doctor,
 }
