@@ -41,6 +41,7 @@ FAMILIES = {
         "randomisation": "Randomisation",
         "rules": "Rules of modified backpropagation",
         "pathways": "Paths of neurons",
+        "scenes": "Scenes made by the network",
         "ground_truth": "Ground truth",
         "two_features": "Two features, and the factors of integrated gradients",
         "properties": "Maps alone",

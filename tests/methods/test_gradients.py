@@ -103,6 +103,9 @@ def test_words(batch):
     assert torch.equal(found["noise"], noise(inputs, network.preprocessing, generators()))
     assert 0 <= pixels["noise"].min() < 0.01 and 0.99 < pixels["noise"].max() <= 1
     assert pixels["noise"].std() == pytest.approx(12**-0.5, rel=0.05)
+    assert pixels["reference"].min() >= 0 and pixels["reference"].max() <= 1
+    assert pixels["reference"].mean() == pytest.approx(0.5, abs=0.01)
+    assert pixels["reference"].std() == pytest.approx(0.1, rel=0.05)
 
 
 def test_dataset_is_images_of_the_fit_split(batch):

@@ -53,6 +53,7 @@ def test_what_is_declared_decides_what_a_metric_is_given(convnet):
     }
     explaining = {"bam_idr", "bam_iir", "grid_pointing_game", "completeness_soundness", "max_sensitivity"}
     explaining |= {"class_difference", "class_sensitivity", "random_logit"}
+    explaining |= {"null_feature", "feature_switch", "feature_leak", "feature_saturation"}
     assert {name for name, metric in per_sample.items() if metric.explanations(convnet()) > 0} == explaining
     for attribute, names in (
         ("propagates", {"csc", "singular_ratio"}),

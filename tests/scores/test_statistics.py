@@ -31,6 +31,12 @@ def determination(errors, labels, axis):
     return 1 - errors.mean(axis) / labels.var(axis)
 
 
+def spearman(y, x, axis):
+    y, x = (scipy_stats.rankdata(values, axis=axis) for values in (y, x))
+    y, x = (values - values.mean(axis, keepdims=True) for values in (y, x))
+    return (x * y).sum(axis) / np.sqrt((x * x).sum(axis) * (y * y).sum(axis))
+
+
 @pytest.mark.parametrize("bootstrap", ["bca", "percentile"])
 @pytest.mark.parametrize(
     ("data", "kind", "statistic"),
@@ -40,8 +46,9 @@ def determination(errors, labels, axis):
         ((COLUMN, PER), "mean", ratio),
         ((COLUMN + 2 * PER, PER), "r_squared", r_squared),
         ((COLUMN, 3 * PER), "determination", determination),
+        ((np.round(COLUMN + 2 * PER, 1), PER), "spearman", spearman),
     ],
-    ids=["mean", "median", "ratio", "r_squared", "determination"],
+    ids=["mean", "median", "ratio", "r_squared", "determination", "spearman"],
 )
 def test_the_interval_is_scipys_bootstrap(data, kind, statistic, bootstrap, monkeypatch):
     """To the precision of 20000 draws on both sides; a median's draws take few values."""
@@ -59,6 +66,7 @@ def test_the_interval_is_scipys_bootstrap(data, kind, statistic, bootstrap, monk
 
 
 JACKKNIFED = [(None, "mean"), (PER, "mean"), (None, "median"), (PER, "r_squared"), (PER, "determination")]
+JACKKNIFED += [(PER, "spearman")]
 
 
 @pytest.mark.parametrize(("per", "kind"), JACKKNIFED)
@@ -91,6 +99,20 @@ def test_areas_under_curves_are_scikit_learns(kind, monkeypatch):
 def test_a_class_that_nobody_or_everybody_has_leaves_its_area_undefined():
     for wanted in (np.zeros(80), np.ones(80)):
         assert np.isnan(statistics.estimate(COLUMN, wanted, "roc_auc").value)
+
+
+def test_spearman_is_scipys_in_every_draw_and_undefined_for_what_does_not_vary():
+    column, per = np.round(COLUMN, 1), np.round(PER, 1)  # ties
+    assert float(statistics.statistic(column, per, "spearman")) == pytest.approx(
+        scipy_stats.spearmanr(column, per).statistic
+    )
+    drawn = statistics.resampled(column[:, None], per[:, None], "spearman")[:, 0]
+    counts = np.concatenate(list(statistics._draws(80)))
+    for number in range(5):
+        rows = np.repeat(np.arange(80), counts[number])
+        assert drawn[number] == pytest.approx(scipy_stats.spearmanr(column[rows], per[rows]).statistic)
+    for constant in ((np.ones(80), per), (column, np.ones(80)), (column[:1], per[:1])):
+        assert np.isnan(statistics.estimate(*constant, "spearman").value)
 
 
 def test_r_squared_of_what_does_not_vary():

@@ -51,7 +51,8 @@ def decode(job: Job, how: Decoding) -> tuple[dict[int, torch.Tensor], list[Decod
     check_method(setting, method)
     for stage in setting.reads:
         stage.fill(setting.samples)
-    pictures, found = {}, []
+    pictures: dict[int, torch.Tensor] = {}
+    found: list[Decoded] = []
     for part in setting.classifier.chunks(len(setting.samples)):
         samples = list(setting.samples)[part]
         batch = setting.load(samples)

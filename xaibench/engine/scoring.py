@@ -56,7 +56,7 @@ class PerSample:
             scored["others"] = {name: other.key for name, other in self.others.items()}
         # The key of its maps is that of a method, whether or not there are maps.
         scored |= {"maps": self.maps.key} if self.scores_method else setting.explained
-        if metric.reads_maps:
+        if self.explains:
             scored["collapse"] = self.how
         by = job.method if self.scores_method else NO_METHOD
         self.scores = setting.stage(
@@ -83,9 +83,14 @@ class PerSample:
 
     @property
     def scores_method(self) -> bool:
-        """Whether the numbers belong to the method: the metric reads its maps, propagates by its rules or asks for its
-        paths. Those of a metric that does none of it belong to the model."""
-        return self.metric.reads_maps or self.metric.propagates or self.metric.reads_paths > 0
+        """Whether the numbers belong to the method: the metric reads its maps, has it explain inputs of its own,
+        propagates by its rules or asks for its paths. Those of a metric that does none of it belong to the model."""
+        return self.explains or self.metric.propagates or self.metric.reads_paths > 0
+
+    @property
+    def explains(self) -> bool:
+        """Whether maps are scored: those of the samples, or of inputs that the metric makes."""
+        return self.metric.reads_maps or self.metric.explanations(self.setting.network.trained) > 0
 
     def _other(self, setting: Setting) -> Maps:
         """The maps of another Job. Of other weights they are kept collapsed: only this kind of metric reads them."""

@@ -10,14 +10,15 @@ from ..models.classifier import Classifier
 from ..perturb import fills
 from .context import Context
 
-BASELINES: tuple[str, ...] = (*fills.FILLS, "zero_normalised", "noise", "dataset")
+BASELINES: tuple[str, ...] = (*fills.FILLS, "zero_normalised", "noise", "reference", "dataset")
 
 
 class Baselines:
     """One or several baselines of each input.
 
     words: the fill words (`zero`, also called `zero_normalised`; `blur` with its `sigma`, `value` with its `value`);
-        `noise`, uniform pixel values, drawn anew wherever the word occurs; `dataset`, which stands for `references`
+        `noise`, uniform pixel values, and `reference`, normal ones around grey (what scenes made from the network lie
+        on: `metrics.scenes`), both drawn anew wherever the word occurs; `dataset`, which stands for `references`
         images of the fit split, the same for every input.
     Raises ValueError for another word, for none, and for figures out of range.
     """
@@ -64,6 +65,8 @@ class Baselines:
                 found += [reference.expand_as(inputs) for reference in context.fitted["references"].to(inputs)]
             elif word == "noise":
                 found.append(fills.noise(inputs, classifier.preprocessing, context.generators))
+            elif word == "reference":
+                found.append(fills.reference(inputs, classifier.preprocessing, context.generators))
             else:
                 word = "zero" if word == "zero_normalised" else word
                 found.append(fills.filled(inputs, word, classifier.preprocessing, self.sigma, self.value))

@@ -17,7 +17,7 @@ Columns = dict[str, torch.Tensor]
 
 
 # Kinds of statistics about two columns.
-OF_TWO = ("r_squared", "determination", "roc_auc", "average_precision")
+OF_TWO = ("r_squared", "spearman", "determination", "roc_auc", "average_precision")
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Measure:
         statistics: What the leaderboard shows, see `statistics_on`. The first one is the headline.
         needs_mask: Whether the data set must have ground-truth masks, of regions.
         reads_maps: False for a metric that looks at no map: `maps` is None, and its scores belong to the model and no
-            method, unless it `propagates` or asks for paths.
+            method, unless it `propagates`, asks for paths or has inputs of its own explained (`explanations`).
         propagates: Whether `evaluate` calls `context.propagate`; a method without rules for layers is refused.
         reads_paths: How many paths of neurons `evaluate` asks the method for with `context.path`, each in about the
             passes of a map; a method without `path` is refused.

@@ -12,6 +12,8 @@ from ..models.preprocessing import Preprocessing
 
 Fill = Literal["zero", "black", "white", "value", "channel_mean", "blur"]
 FILLS: tuple[str, ...] = get_args(Fill)
+# Mean and standard deviation of a `background`, in pixel values (Khakzar et al. 2022, released code).
+BACKGROUND = (0.5, 0.1)
 
 
 def filled(
@@ -43,6 +45,19 @@ def noise(inputs: torch.Tensor, preprocessing: Preprocessing, generators: Sequen
     """The word `noise`: independent uniform pixel values for normalised inputs [B,C,H,W], from a generator for each."""
     pixels = [torch.rand(inputs.shape[1:], generator=g) for g in generators]
     return preprocessing.normalise(torch.stack(pixels).to(inputs))
+
+
+def background(size: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+    """Normal noise around grey, cut to pixel values: [C,H,W] in 0 to 1. The scenes of `metrics.scenes` lie on it."""
+    mean, deviation = BACKGROUND
+    return (mean + deviation * torch.randn(tuple(size), generator=generator)).clamp(0, 1)
+
+
+def reference(
+    inputs: torch.Tensor, preprocessing: Preprocessing, generators: Sequence[torch.Generator]
+) -> torch.Tensor:
+    """The word `reference`: a `background` for each of normalised inputs [B,C,H,W], from a generator for each."""
+    return preprocessing.normalise(torch.stack([background(inputs.shape[1:], g) for g in generators]).to(inputs))
 
 
 def blurred(inputs: torch.Tensor, sigma: float) -> torch.Tensor:

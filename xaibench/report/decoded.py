@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
@@ -43,7 +44,7 @@ def sheet(title: str, pictures: Mapping[int, torch.Tensor], found: Sequence[Deco
     return figure
 
 
-def _rgb(pixels: torch.Tensor) -> torch.Tensor:
+def _rgb(pixels: torch.Tensor) -> np.ndarray:
     """Pixels [C,H,W] as imshow takes them; the first channel alone where there are not three."""
     pixels = pixels.clamp(0, 1)
-    return (pixels if len(pixels) == 3 else pixels[:1].expand(3, -1, -1)).permute(1, 2, 0)
+    return (pixels if len(pixels) == 3 else pixels[:1].expand(3, -1, -1)).permute(1, 2, 0).numpy()

@@ -253,8 +253,8 @@ def _of_group(group: Sequence[Cell]) -> list[Comparison]:
 
 
 def _comparison(cells: Mapping[Contestant, Cell], statistic: Mapping[str, Any], headline: bool) -> Comparison | None:
-    if statistic["kind"] == "r_squared":
-        return None  # a score of the model, which no sample has a value of
+    if statistic["kind"] in ("r_squared", "spearman"):
+        return None  # a number of all samples together, which none of them has a value of
     enough, common = _ranked(cells, statistic)
     if len(enough) < 2 or not common:
         return None

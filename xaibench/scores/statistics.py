@@ -19,11 +19,11 @@ KEPT = 2**27  # bytes of draws that are kept for the next column of the same len
 # Values closer than this share of the larger one are equal: what float64 sums in another order leave of them. Around 0
 # there is no such share: there it is this share of what the values beside it typically are.
 TIED, ZERO = 1e-9, 1e-12
-BOOTSTRAPPED = ("mean", "median", "r_squared", "determination", "roc_auc", "average_precision")
+BOOTSTRAPPED = ("mean", "median", "r_squared", "spearman", "determination", "roc_auc", "average_precision")
 # Of these the statistic without each sample in turn has no closed form: their interval is of percentiles.
 THRESHOLDED = ("roc_auc", "average_precision")
 # Those that are no mean and no ratio of means.
-OTHERWISE = ("median", "r_squared", "determination", *THRESHOLDED)
+OTHERWISE = ("median", "r_squared", "spearman", "determination", *THRESHOLDED)
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ def estimate(
 ) -> Estimate:
     """The statistic of finite columns [n] (`per` the denominator's, for a ratio of means) and its interval.
 
-    kind: `mean`, `median`, `r_squared` and `determination` take the bootstrap, both columns resampled together,
-    bias-corrected and accelerated (Efron 1987) or by percentiles; `roc_auc` and `average_precision` by percentiles;
-    `proportion` takes Wilson's interval; `repeats` Student's t. Seeded: the same
-    columns give the same interval. A statistic that is not defined is NaN, and so are the ends where one of its draws,
-    or the statistic without one of the samples, is not.
+    kind: `mean`, `median`, `r_squared`, `spearman` and `determination` take the bootstrap, both columns resampled
+    together, bias-corrected and accelerated (Efron 1987) or by percentiles; `roc_auc` and `average_precision` by
+    percentiles; `proportion` takes Wilson's interval; `repeats` Student's t. Seeded: the same columns give the same
+    interval. A statistic that is not defined is NaN, and so are the ends where one of its draws, or the statistic
+    without one of the samples, is not.
     """
     n = len(column)
     if n == 0:
@@ -96,6 +96,7 @@ def statistic(column: np.ndarray, per: np.ndarray | None, kind: str) -> np.ndarr
 
     r_squared           how much of the column's variance the least-squares line over `per` explains, 0 for a column
                         that does not vary
+    spearman            the correlation of its ranks with those of `per`, NaN where one of the two does not vary
     determination       1 - mean of the column (squared errors) / variance of `per` (what was to be found)
     roc_auc             area under the ROC curve of the column's values [n], where `per` is 1 for what they should find
                         and 0 for the rest; ties count half
@@ -103,6 +104,11 @@ def statistic(column: np.ndarray, per: np.ndarray | None, kind: str) -> np.ndarr
     """
     if kind == "median":
         return np.median(column, axis=0)
+    if kind == "spearman":
+        assert per is not None  # it has one
+        from scipy import stats  # takes a second to import
+
+        return _correlation(stats.rankdata(column, axis=0), stats.rankdata(per, axis=0), np.ones(len(column)))
     if kind == "r_squared":
         return _r_squared([term.sum(axis=0) for term in _moments(column, per)])
     if kind == "determination":
@@ -124,6 +130,10 @@ def resampled(columns: np.ndarray, per: np.ndarray | None, kind: str) -> np.ndar
     for counts in _draws(len(columns)):
         if kind == "median":
             found.append(np.stack([_medians(counts, column) for column in columns.T], axis=1))
+        elif kind == "spearman":
+            assert per is not None
+            pairs = zip(columns.T, per.T)
+            found.append(np.stack([_drawn_spearman(counts, *pair) for pair in pairs], axis=1))
         elif kind == "r_squared":
             found.append(_r_squared([counts.astype(np.float64) @ term for term in _moments(columns, per)]))
         elif kind == "determination":
@@ -185,6 +195,10 @@ def _medians(counts: np.ndarray, column: np.ndarray) -> np.ndarray:
 def _left_out(column: np.ndarray, per: np.ndarray | None, kind: str) -> np.ndarray:
     """The statistic without each sample in turn, in closed form: [n] (the jackknife)."""
     n = len(column)
+    if kind == "spearman":
+        assert per is not None
+        kept = ~np.eye(n, dtype=bool)
+        return np.array([statistic(column[rest], per[rest], kind) for rest in kept])
     if kind == "r_squared":
         return _r_squared([term.sum() - term for term in _moments(column, per)])
     if kind == "determination":
@@ -264,6 +278,29 @@ def _thresholded(counts: np.ndarray, scores: np.ndarray, wanted: np.ndarray | No
     with np.errstate(divide="ignore", invalid="ignore"):
         precision = np.where(hits + misses > 0, hits / (hits + misses), 0.0)
     return _ratio(((hits - before) * precision).sum(axis=1), all_hits)
+
+
+def _drawn_spearman(counts: np.ndarray, column: np.ndarray, per: np.ndarray) -> np.ndarray:
+    """Spearman's correlation in draws [r,n] that say how often each of n samples is there: [r]."""
+    times = counts.astype(np.float64)
+    return _correlation(_drawn_ranks(times, column).T, _drawn_ranks(times, per).T, times.T)
+
+
+def _drawn_ranks(times: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The mean rank that each of n values has in draws [r,n] of so many copies of each: [r,n]."""
+    _, groups = np.unique(values, return_inverse=True)
+    of_groups = times @ np.eye(groups.max() + 1)[groups]
+    ranks = of_groups.cumsum(axis=1) - (of_groups - 1) / 2
+    return ranks[:, groups]
+
+
+def _correlation(x: np.ndarray, y: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Pearson's correlation over the first axis of x and y [n,...] with weights [n,...]; NaN where one is constant."""
+    times = times.reshape(times.shape + (1,) * (x.ndim - times.ndim))
+    total = times.sum(axis=0)
+    x, y = (values - (times * values).sum(axis=0) / total for values in (x, y))
+    spread = (times * x * x).sum(axis=0) * (times * y * y).sum(axis=0)
+    return _ratio((times * x * y).sum(axis=0), np.sqrt(np.where(spread > 1e-12, spread, np.nan)))
 
 
 def tied(one: Any, other: Any, typical: Any = 0.0, within: float = TIED) -> np.ndarray:

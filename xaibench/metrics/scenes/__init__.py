@@ -1,0 +1,1 @@
+"""Metrics on scenes that are made from the network itself, whose features have a known role."""
