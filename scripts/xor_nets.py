@@ -11,7 +11,6 @@ import argparse
 import functools
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -31,7 +30,7 @@ from xaibench.metrics.two_features.masked_pearson import MaskedPearson
 from xaibench.models.classifier import Classifier, predicted
 from xaibench.models.loading import build_module
 from xaibench.models.preprocessing import Preprocessing
-from xaibench.models.recipe import Recipe
+from xaibench.models.recipe import Progress, Recipe
 from xaibench.rng import generator, sample_generators
 from xaibench.store.cache import Artefact
 
@@ -83,7 +82,7 @@ def trained(kind: str, count: int, recipe: Recipe, cache: Path) -> list[nn.Modul
     modules = [build_module(spec, seed) for seed in range(count)]
     data = Xor("train")
     images = Images(Samples(data, Preprocessing(), range(len(data))))
-    key = {"script": "xor_nets", "nets": count, "recipe": asdict(recipe), "data": data.fingerprint, "output": kind}
+    key = {"script": "xor_nets", "nets": count, "recipe": recipe.described(), "data": data.fingerprint, "output": kind}
     artefact = Artefact(cache, "weights", ("xor_net", "side_by_side"), key)
     found = artefact.load_whole("weights")
     if found is None:
@@ -103,7 +102,7 @@ def train_side_by_side(
     recipe: Recipe,
     images: Images,
     sigmoid: bool,
-    report: Callable[[int, int, float, float], None] = lambda *done: None,
+    report: Progress = lambda *done: None,
 ) -> None:
     """Train PlaneNets in place, by SGD at a constant rate, on the same batches: two batched products a step.
 
@@ -131,7 +130,8 @@ def train_side_by_side(
             optimizer.step()
             total += loss.item() * len(positions)
             right += ((outputs > 0.5) == labels).sum().item()
-        report(epoch + 1, recipe.epochs, *(value / len(images) / len(modules) for value in (total, right)))
+        found = {"loss": total, "accuracy": right}
+        report(epoch + 1, recipe.epochs, {name: value / len(images) / len(modules) for name, value in found.items()})
     for index, pair in enumerate(layers):
         for linear, weight, bias in zip(pair, weights[::2], weights[1::2]):
             linear.weight.data.copy_(weight[index].detach().T)

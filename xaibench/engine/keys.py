@@ -78,7 +78,7 @@ def responses(scoring: Metric, spec: Mapping[str, Any]) -> Spec:
 def recipe(training: Recipe, spec: Mapping[str, Any]) -> Spec:
     """A recipe's parameters; of a class from outside also its name and code."""
     outside = source_of(spec, "model.recipe")
-    return {**asdict(training), **({TARGET: spec[TARGET], **outside} if outside else {})}
+    return {**training.described(), **({TARGET: spec[TARGET], **outside} if outside else {})}
 
 
 def _contents(spec: Mapping[str, Any], where: str, has_fingerprint: bool) -> Spec:

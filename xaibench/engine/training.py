@@ -105,10 +105,10 @@ def epochs(title: str) -> Progress:
     """Progress of a training, as a message after each epoch."""
     started = time.monotonic()
 
-    def report(epoch: int, total: int, loss: float, accuracy: float) -> None:
+    def report(epoch: int, total: int, found: Mapping[str, float]) -> None:
         left = (time.monotonic() - started) / max(epoch, 1) * (total - epoch)
-        said = "%s: epoch %d of %d, loss %.4f, accuracy %.4f, about %.0f s left"
-        log.info(said, title, epoch, total, loss, accuracy, left)
+        values = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in found.items())
+        log.info("%s: epoch %d of %d, %s, about %.0f s left", title, epoch, total, values, left)
 
     return report
 

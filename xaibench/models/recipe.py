@@ -4,12 +4,11 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -19,9 +18,12 @@ from ..rng import generator, seed_of
 from ..store.files import remove_leftovers
 from . import checkpoint as files
 from .classifier import Classifier, predicted
+from .losses import Loss, Objective, objective
 
 Augment = Literal["none", "crop_flip"]
-Progress = Callable[[int, int, float, float], None]
+Progress = Callable[[int, int, Mapping[str, float]], None]
+# Parameters that came later: recipes that leave them as they are keep the keys of their trainings.
+ADDED = ("loss", "supervised", "max_norm")
 
 
 class ImageSource(Protocol):
@@ -57,7 +59,7 @@ class LabelledBatch(Protocol):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained, with cross-entropy, or with squared error if it has a scalar output.
+    """How a network is trained.
 
     epochs, batch_size, lr, weight_decay: as usual; every epoch sees every sample once, in a new order.
     optimizer, momentum: momentum is Adam's beta1.
@@ -69,6 +71,10 @@ class Recipe:
     select: `last` keeps the weights of the last epoch, `best` those of the epoch with the highest accuracy on the
         validation split, the first one of equals.
     seed: of the order, the augmentation and the network's own randomness; the initial weights are the caller's.
+    loss: `cross_entropy`; `squared_error` of a scalar output; `auto`, the one of the two that the number of outputs
+        says; `flow`, for an invertible network, the bits per dimension of its inputs, to which U(0, 1/255) is added,
+        plus `supervised` times the cross-entropy of its logits (Sixt 2022, section 6.3, whose beta it is).
+    max_norm: a longer gradient is shortened to this norm.
     """
 
     epochs: int
@@ -82,6 +88,9 @@ class Recipe:
     batch_norm: Literal["as_is", "folded"] = "as_is"
     select: Literal["last", "best"] = "last"
     seed: int = 0
+    loss: Loss = "auto"
+    supervised: float = 1.0
+    max_norm: float | None = None
 
     @property
     def folds(self) -> bool:
@@ -91,6 +100,15 @@ class Recipe:
         for name in ("epochs", "batch_size", "lr"):
             if getattr(self, name) <= 0:
                 raise UserError(f"model.recipe.{name}={getattr(self, name)}: expected a positive number")
+        if self.supervised < 0:
+            raise UserError(f"model.recipe.supervised={self.supervised}: expected a number of 0 or more")
+        if self.max_norm is not None and self.max_norm <= 0:
+            raise UserError(f"model.recipe.max_norm={self.max_norm}: expected a positive number, or null")
+
+    def described(self) -> dict[str, Any]:
+        """The parameters, as keys have them."""
+        defaults = {field.name: field.default for field in fields(self)}
+        return {name: value for name, value in asdict(self).items() if name not in ADDED or value != defaults[name]}
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of this step, counted from 0, of so many."""
@@ -123,11 +141,12 @@ def train(
 ) -> dict[str, list[float]]:
     """Train the network in place -> {"loss": one per epoch, "accuracy": one per epoch}, over the epoch's own batches.
 
+    With `loss: flow` there are the "bits_per_dimension" too.
     seed: instead of the recipe's. validation: for `select: best`, which adds "validation" to what is returned.
     checkpoint: a file for the state (weights, optimiser, history), replaced after every epoch. If it holds the state
     of this very training, that is taken up, and the weights end up bit for bit what they are without the interruption
     (on one machine, with one thread count); any other content is ignored and replaced.
-    progress: called after every epoch with (epochs done, epochs, loss, accuracy).
+    progress: called after every epoch with (epochs done, epochs, {"loss": ..., "accuracy": ..., ...} of this epoch).
     The network ends up in evaluation mode without gradients.
     Raises UserError if the loss stops being finite, and ValueError if there is nothing to select the best epoch by.
     """
@@ -138,7 +157,7 @@ def train(
     _prepare_one(module, recipe)
     optimizer = recipe.make_optimizer(module)
     identity = {
-        "recipe": json.dumps(asdict(recipe) | {"seed": seed}, sort_keys=True),
+        "recipe": json.dumps(recipe.described() | {"seed": seed}, sort_keys=True),
         "data": images.identity,
     }
     history, best = _take_up(checkpoint, identity, module, optimizer)
@@ -150,13 +169,13 @@ def train(
     ):
         for epoch in range(len(history["loss"]), recipe.epochs):
             torch.manual_seed(seed_of(seed, "recipe", epoch, "network"))
-            loss, accuracy = _train_epoch(module, recipe, images, optimizer, epoch, generator(seed, "recipe", epoch))
-            if not math.isfinite(loss):
+            found = _train_epoch(module, recipe, images, optimizer, epoch, generator(seed, "recipe", epoch))
+            if not math.isfinite(found["loss"]):
                 raise UserError(
                     f"the training diverged in epoch {epoch + 1}: try a smaller model.recipe.lr={recipe.lr}"
                 )
-            history["loss"].append(loss)
-            history["accuracy"].append(accuracy)
+            for name, value in found.items():
+                history.setdefault(name, []).append(value)
             if recipe.select == "best" and validation is not None:
                 share = accuracy_on(module.eval(), validation)
                 if share > max(history.setdefault("validation", []), default=-1):
@@ -165,7 +184,7 @@ def train(
             if checkpoint is not None:
                 files.write(checkpoint, _state(module, optimizer, history, best), identity)
             if progress is not None:
-                progress(epoch + 1, recipe.epochs, loss, accuracy)
+                progress(epoch + 1, recipe.epochs, found)
     finish(module.to(memory_format=torch.contiguous_format), recipe, best)
     return history
 
@@ -193,7 +212,7 @@ def seconds_of_step(module: nn.Module, recipe: Recipe, images: ImageSource, step
         for _ in range(steps + 1):
             started = time.perf_counter()
             inputs, labels = images.batch(positions, like)
-            _step(module, optimizer, inputs, labels)
+            _step(module, recipe, optimizer, inputs, labels, None)
             times.append(time.perf_counter() - started)
     return sum(times[1:]) / steps
 
@@ -228,13 +247,6 @@ def fold_batch_norm(module: nn.Module) -> None:
                 setattr(parent, name, fuse_conv_bn_eval(*child).requires_grad_(False))
 
 
-def loss_of(logits: torch.Tensor, labels: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
-    """What training lowers, given logits [B,K] and labels [B] (see `Recipe`): its mean, or with `none` its values."""
-    if logits.shape[1] == 1:
-        return F.mse_loss(logits[:, 0], labels.to(logits), reduction=reduction)
-    return F.cross_entropy(logits, labels, reduction=reduction)
-
-
 def accuracy(classifier: Classifier, batches: Iterable[LabelledBatch]) -> float:
     """The share of samples whose predicted class is their label's."""
     right = torch.cat([predicted(classifier.logits(batch.inputs)) == batch.labels for batch in batches])
@@ -258,30 +270,38 @@ def _train_epoch(
     optimizer: torch.optim.Optimizer,
     epoch: int,
     random: torch.Generator,
-) -> tuple[float, float]:
+) -> dict[str, float]:
+    """One pass over the images -> the means over it of the loss, the accuracy and what else the loss reports."""
     module.train()
     like = next(module.parameters())
     batches = torch.randperm(len(images), generator=random).split(recipe.batch_size)
-    total, right = torch.zeros((), dtype=torch.float64, device=like.device), torch.zeros((), device=like.device)
+    totals: dict[str, torch.Tensor] = {}
     for number, positions in enumerate(batches):
         interrupt.check()
         optimizer.param_groups[0]["lr"] = recipe.rate(epoch * len(batches) + number, recipe.epochs * len(batches))
         inputs, labels = images.batch(positions, like, recipe.augment, random)
-        logits, loss = _step(module, optimizer, inputs, labels)
-        total += loss.detach().double() * len(positions)
-        right += (predicted(logits.detach()) == labels).sum()
-    return total.item() / len(images), right.item() / len(images)
+        found = _step(module, recipe, optimizer, inputs, labels, random)
+        right = (predicted(found.logits.detach()) == labels).double().mean()
+        for name, value in {"loss": found.loss.detach(), "accuracy": right, **found.reported}.items():
+            totals[name] = totals.get(name, 0) + value.double() * len(positions)
+    return {name: total.item() / len(images) for name, total in totals.items()}
 
 
 def _step(
-    module: nn.Module, optimizer: torch.optim.Optimizer, inputs: torch.Tensor, labels: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    logits = module(inputs)
-    loss = loss_of(logits, labels)
+    module: nn.Module,
+    recipe: Recipe,
+    optimizer: torch.optim.Optimizer,
+    inputs: torch.Tensor,
+    labels: torch.Tensor,
+    random: torch.Generator | None,
+) -> Objective:
+    found = objective(recipe.loss, module, inputs, labels, random, recipe.supervised)
     optimizer.zero_grad()
-    loss.backward()
+    found.loss.backward()
+    if recipe.max_norm is not None:
+        nn.utils.clip_grad_norm_(module.parameters(), recipe.max_norm)
     optimizer.step()
-    return logits, loss
+    return found
 
 
 def _cosine(start: float, end: float, share: float) -> float:

@@ -10,7 +10,8 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from ..errors import Refusal, UserError
 from ..rng import generator
-from .recipe import ImageSource, Recipe, accuracy_on, finish, loss_of, prepare
+from .losses import loss_of
+from .recipe import ImageSource, Recipe, accuracy_on, finish, prepare
 
 
 def train_stacked(
@@ -28,9 +29,10 @@ def train_stacked(
 
     validation: each network's own, for `select: best`.
     The networks end up in evaluation mode without gradients. Raises Refusal for networks with dropout, whose draws
-    would differ, ValueError for images that differ in number, and UserError if a loss stops being finite.
+    would differ, for `loss: flow` and for a `max_norm`, ValueError for images that differ in number, and UserError if a
+    loss stops being finite.
     """
-    _check(modules, images)
+    _check(modules, recipe, images)
     for module in modules:
         prepare(module, recipe)
     parameters, buffers = stack_module_state(list(modules))
@@ -67,7 +69,12 @@ def train_stacked(
                 inputs, labels = (torch.stack(column) for column in zip(*batches))
                 logits = vmap(forward)(dict(zip(parameters, holder)), buffers, inputs)
                 # The sum of the networks' own mean losses: none of them feels the others.
-                loss = loss_of(logits.flatten(0, 1), labels.flatten(), "none").view(labels.shape).mean(1).sum()
+                loss = (
+                    loss_of(logits.flatten(0, 1), labels.flatten(), recipe.loss, "none")
+                    .view(labels.shape)
+                    .mean(1)
+                    .sum()
+                )
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -81,7 +88,10 @@ def train_stacked(
         finish(module, recipe, state)
 
 
-def _check(modules: Sequence[nn.Module], images: Sequence[ImageSource]) -> None:
+def _check(modules: Sequence[nn.Module], recipe: Recipe, images: Sequence[ImageSource]) -> None:
+    if recipe.loss == "flow" or recipe.max_norm is not None:
+        what = "loss=flow" if recipe.loss == "flow" else f"max_norm={recipe.max_norm}"
+        raise Refusal(f"networks cannot be trained side by side with model.recipe.{what}: set metric.stack=1")
     if any(isinstance(part, nn.modules.dropout._DropoutNd) for part in modules[0].modules()):
         raise Refusal("networks with dropout cannot be trained side by side: set metric.stack=1")
     if len({len(part) for part in images}) != 1:
