@@ -15,11 +15,13 @@ from xaibench.methods.bridges.captum import Captum
 from xaibench.methods.cam.gradcam import GuidedGradCAM
 from xaibench.methods.cam.without_gradients import AblationCAM, ScoreCAM
 from xaibench.methods.context import Context
+from xaibench.methods.counterfactual.counterfactual import Counterfactual
 from xaibench.methods.pathways.pathway import Pathway
 from xaibench.methods.removal.extremal_perturbation import ExtremalPerturbation
 from xaibench.methods.removal.meaningful_perturbation import MeaningfulPerturbation
 from xaibench.methods.rules._modified_backprop import ModifiedBackprop
 from xaibench.methods.rules.dtd import FullDTD
+from xaibench.models.glow import Glow
 from xaibench.rng import sample_generators
 
 NAMES = [path.stem for path in YAMLS]
@@ -31,9 +33,10 @@ DIRECT = [name for name in NAMES if not issubclass(locate(settings(name)["_targe
 # Pathways are chosen before their gradient is taken, a product has two factors, and feature maps are there before each
 # is tried out: passes that cannot share a call; Captum makes batches of its own; each step of an optimisation needs the
 # one before it. Their own tests count them.
-# Modified backpropagation and full DTD run the steps of a network, not its module.
+# Modified backpropagation and full DTD run the steps of a network, not its module, counterfactuals its
+# two directions.
 STAGES = Pathway | GuidedGradCAM | ScoreCAM | AblationCAM | Captum | ExtremalPerturbation | MeaningfulPerturbation
-STAGES |= ModifiedBackprop | FullDTD
+STAGES |= ModifiedBackprop | FullDTD | Counterfactual
 STAGED = [name for name in DIRECT if issubclass(locate(settings(name)["_target_"], "method"), STAGES)]
 
 
@@ -70,9 +73,14 @@ def test_a_logit_pushed_below_zero_turns_the_whole_map(name, make):
         torch.testing.assert_close(below, factor * above, rtol=1e-6, atol=1e-9 * float(below.abs().max()))
 
 
+def flow():
+    """A network that runs backwards, of SIZE."""
+    return Glow(steps=(1, 2), widths=(6, 8), tap=1, side=SIZE[1], channels=SIZE[0], num_classes=5)
+
+
 def net_for(name):
     """A network that the method can serve."""
-    special = {"cam": Pooled, "dtd_full": FullyConnected, "dtd_train_free": FullyConnected}
+    special = {"cam": Pooled, "dtd_full": FullyConnected, "dtd_train_free": FullyConnected, "counterfactual": flow}
     return special.get(name, VGGLike)()
 
 

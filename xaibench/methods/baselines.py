@@ -7,10 +7,13 @@ import torch
 from ..datasets.base import Samples
 from ..errors import Refusal, one_of
 from ..models.classifier import Classifier
+from ..models.invertible import Line, invertible
 from ..perturb import fills
 from .context import Context
 
-BASELINES: tuple[str, ...] = (*fills.FILLS, "zero_normalised", "noise", "reference", "dataset")
+# f becomes this many times itself: the class turns, or is as much surer as it would turn.
+COUNTERFACTUALS = {"counterfactual": -1, "counterfactual_same": 3}
+BASELINES: tuple[str, ...] = (*fills.FILLS, "zero_normalised", "noise", "reference", *COUNTERFACTUALS, "dataset")
 
 
 class Baselines:
@@ -19,7 +22,9 @@ class Baselines:
     words: the fill words (`zero`, also called `zero_normalised`; `blur` with its `sigma`, `value` with its `value`);
         `noise`, uniform pixel values, and `reference`, normal ones around grey (what scenes made from the network lie
         on: `metrics.scenes`), both drawn anew wherever the word occurs; `dataset`, which stands for `references`
-        images of the fit split, the same for every input.
+        images of the fit split, the same for every input; of an invertible network `counterfactual`, the image whose
+        logits of the two likeliest classes have changed places, and `counterfactual_same`, that of a step as long the
+        other way (Heurich 2021, section 4.2; see `counterfactual.Counterfactual`).
     Raises ValueError for another word, for none, and for figures out of range.
     """
 
@@ -45,6 +50,17 @@ class Baselines:
         """Whether there is something to fit."""
         return "dataset" in self.words
 
+    def check(self, classifier: Classifier) -> None:
+        """Raise Refusal for words that this network cannot serve."""
+        for word in COUNTERFACTUALS:
+            if word in self.words:
+                invertible(classifier, f"baseline={word}")
+
+    @property
+    def passes(self) -> int:
+        """Forward passes that the baselines of an input take themselves."""
+        return 2 * sum(word in COUNTERFACTUALS for word in self.words)
+
     def fit(self, classifier: Classifier, samples: Samples, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """`references` [n,C,H,W]: images chosen at random among the samples; what a method's `fit` returns."""
         if len(samples.ids) < self.references:
@@ -67,6 +83,9 @@ class Baselines:
                 found.append(fills.noise(inputs, classifier.preprocessing, context.generators))
             elif word == "reference":
                 found.append(fills.reference(inputs, classifier.preprocessing, context.generators))
+            elif word in COUNTERFACTUALS:
+                line = Line.of(classifier, inputs, classifier.logits(inputs).argmax(1), f"baseline={word}")
+                found.append(line.at(COUNTERFACTUALS[word] * line.value))
             else:
                 word = "zero" if word == "zero_normalised" else word
                 found.append(fills.filled(inputs, word, classifier.preprocessing, self.sigma, self.value))

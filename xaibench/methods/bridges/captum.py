@@ -80,6 +80,8 @@ class Captum(Method):
 
     def check(self, classifier: Classifier) -> None:
         self._build(classifier)
+        if self.baselines:
+            self.baselines.check(classifier)
         if self._is(AT_MODULES):
             reached, missed = count_rectifiers(classifier)
             sixes = sum(isinstance(module, nn.ReLU6) for module in classifier.module.modules())

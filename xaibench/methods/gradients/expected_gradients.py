@@ -50,8 +50,11 @@ class ExpectedGradients(Method):
         self.baselines = Baselines(baseline, sigma, value, references)
         self.fit = self.baselines.fit if self.baselines.from_data else None
 
+    def check(self, classifier: Classifier) -> None:
+        self.baselines.check(classifier)
+
     def cost(self, classifier: Classifier) -> tuple[int, int]:
-        return (self.samples, self.samples)
+        return (self.samples + self.baselines.passes, self.samples)
 
     def attribute(
         self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context

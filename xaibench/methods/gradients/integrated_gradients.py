@@ -52,9 +52,12 @@ class IntegratedGradients(Method):
         self.baselines = Baselines(baseline, sigma, value, references)
         self.fit = self.baselines.fit if self.baselines.from_data else None
 
+    def check(self, classifier: Classifier) -> None:
+        self.baselines.check(classifier)
+
     def cost(self, classifier: Classifier) -> tuple[int, int]:
         passes = 0 if self.factor == "difference" else self.steps * len(self.baselines)
-        return (passes, passes)
+        return (passes + self.baselines.passes, passes)
 
     def attribute(
         self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context

@@ -71,10 +71,11 @@ class DeepLIFT(ModifiedBackprop):
 
     def check(self, classifier: Classifier) -> None:
         refuse_probability(classifier, "DeepLIFT")
+        self.baselines.check(classifier)
         super().check(classifier)
 
     def cost(self, classifier: Classifier) -> tuple[int, int]:
-        return (1 + len(self.baselines), len(self.baselines))
+        return (1 + len(self.baselines) + self.baselines.passes, len(self.baselines))
 
     def initial(self, classifier: Classifier, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return gradient_of_output(classifier, logits, targets)

@@ -1,0 +1,1 @@
+"""What a network that runs backwards says of itself: its counterfactuals and its concepts."""
