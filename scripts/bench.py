@@ -21,6 +21,8 @@ cascade   The runner's maps under k randomised networks over k times the bare ma
 trainings ROAR's trainings per hour, one by one and stacked.
 probes    What the look at a network before it is believed takes of a first run of 50 samples (target: 0.05), and
           whether a second run asks it anything.
+backwards two4two_inn: counterfactuals both ways, the rows that need them and a step of its training, over as many bare
+          forward passes and gradients as they need by their `cost` (a decoding counts as a forward pass).
 rendering Two4Two's images drawn together over the same ones drawn one by one, and the minutes that 10 000 take (target:
           3, of 64 pixels).
 
@@ -64,7 +66,9 @@ from xaibench.metrics.base import Metric
 from xaibench.metrics.ranking import collapse
 from xaibench.metrics.removal._perturbation import Removal
 from xaibench.models.classifier import Classifier
+from xaibench.models.invertible import Line
 from xaibench.models.loading import load_classifier
+from xaibench.models.losses import objective
 from xaibench.models.probe import probe
 from xaibench.models.recipe import train
 from xaibench.models.stacked import train_stacked
@@ -195,7 +199,9 @@ def per_sample_metrics() -> list[str]:
     itself, or need other data."""
     names = sorted(path.stem for path in (CONF / "metric").glob("*.yaml"))
     built = {name: metric_of(name) for name in names}
-    return [name for name, one in built.items() if isinstance(one, Metric) and one.reads_maps and takes_shapes(one)]
+    fitting = {name for name, one in built.items() if one.fit is not None}  # to networks that run backwards
+    scoring = {name: one for name, one in built.items() if isinstance(one, Metric) and one.reads_maps}
+    return [name for name, one in scoring.items() if name not in fitting and takes_shapes(one)]
 
 
 def takes_shapes(metric: Metric) -> bool:
@@ -475,6 +481,55 @@ def rendering(options: argparse.Namespace) -> list[Table]:
     return [table]
 
 
+def backwards(options: argparse.Namespace) -> list[Table]:
+    columns = ("work", "images", "passes each", "ms each", "ratio", "quartiles")
+    table = Table(*columns, title="Running backwards over bare passes, two4two_inn")
+    classifier, images = classifier_of("two4two_inn", options), 8 * options.samples
+    data = Samples(Two4Two(), classifier.preprocessing, range(images), classifier.device)
+    batch = data.load(data.ids)
+    recipe = build(OmegaConf.to_container(OmegaConf.load(CONF / "model" / "two4two_inn.yaml"))["recipe"], "recipe")
+
+    def both_ways() -> None:
+        line = Line.of(classifier, batch.inputs, batch.targets, "bench")
+        line.at(line.value + 1), line.at(line.value - 1)
+
+    def training_step() -> None:
+        module = classifier.module
+        for parameter in module.parameters():
+            parameter.requires_grad_(True)
+        with torch.enable_grad():
+            random = torch.Generator().manual_seed(0)
+            objective(recipe.loss, module, batch.inputs, batch.labels, random, recipe.supervised).loss.backward()
+        module.zero_grad()
+        module.requires_grad_(False)
+
+    def row(name: str) -> tuple[Callable[[], None], tuple[int, int]]:
+        metric = metric_of(name, {"images": 64, "epochs": 1} if name == "counterfactual_audit" else None)
+        context = Context(
+            sample_generators(0, "bench", data.ids),
+            fitted=metric.fit(classifier, data, torch.Generator().manual_seed(0)),
+            data=data,
+        )
+        maps = batch.inputs.abs().sum(1)
+        return lambda: metric.evaluate(classifier, batch, maps, context), metric.cost(classifier)
+
+    works = {
+        "counterfactual, both ways": (both_ways, (3, 0)),
+        "training step": (training_step, (0, 1)),
+        **{f"row of {name}": row(name) for name in ("counterfactual_agreement", "counterfactual_audit")},
+    }
+    for name, (work, (forwards, gradients)) in works.items():
+        print(f"{name} ...", file=sys.stderr)
+        # A gradient takes a forward pass of its own, which `cost` counts among the forward ones.
+        needed = bare_passes(classifier, images * max(forwards - gradients, 0), images * gradients)
+        work(), needed()
+        found = pairs(work, needed, options)
+        each = 1e3 * statistics.median(spent for spent, _ in found) / images
+        passes = f"{forwards} + {gradients}"
+        table.add_row(name, str(images), passes, f"{each:.1f}", *ratio_of(found, None)[:2])
+    return [table]
+
+
 # ---- what the tables share -------------------------------------------------------------------------------------------
 
 
@@ -539,6 +594,7 @@ TABLES: dict[str, Callable[[argparse.Namespace], list[Table]]] = {
     "cascade": cascade,
     "trainings": trainings,
     "probes": probes,
+    "backwards": backwards,
     "rendering": rendering,
 }
 

@@ -51,7 +51,7 @@ def test_what_is_declared_decides_what_a_metric_is_given(convnet):
         **dict.fromkeys(("dim_diff", "masked_pearson"), "pooled"),
         **dict.fromkeys(("roar", "kar"), "retraining"),
     }
-    counterfactual = ("counterfactual_agreement",)
+    counterfactual = ("counterfactual_agreement", "counterfactual_audit")
     explaining = {"bam_idr", "bam_iir", "grid_pointing_game", "completeness_soundness", "max_sensitivity"}
     explaining |= {"class_difference", "class_sensitivity", "random_logit"}
     explaining |= {"null_feature", "feature_switch", "feature_leak", "feature_saturation"}

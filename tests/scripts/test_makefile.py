@@ -13,6 +13,7 @@ from xaibench.datasets.shapes import Shapes
 ROOT = Path(__file__).parents[2]
 # What these targets run is the tests, an installation, the linters, or the site (tests/test_site.py).
 ELSEWHERE = ("pip", "venv", "pytest", "ruff", "lint-imports", "mypy", "touch", "rm", "docs/build.py")
+TABLES = ("limits", "sharing", "memory", "cascade", "trainings", "probes", "backwards", "rendering")
 
 
 def recipes() -> dict[str, list[list[str]]]:
@@ -54,10 +55,10 @@ def options() -> argparse.Namespace:
     )
 
 
-@pytest.mark.parametrize("name", ["limits", "sharing", "memory", "cascade", "trainings", "probes", "rendering"])
+@pytest.mark.parametrize("name", TABLES)
 def test_every_table_of_the_bench(name, script, options, monkeypatch, here):
     bench = script("bench")
-    assert set(bench.TABLES) == {"limits", "sharing", "memory", "cascade", "trainings", "probes", "rendering"}
+    assert set(bench.TABLES) == set(TABLES)
     monkeypatch.setattr(bench, "MEMORY_SAMPLES", (2, 4))
     smallest = {
         "limits": dict(metrics=["sparseness", "ehr"]),
