@@ -278,6 +278,7 @@ def _leaderboard(arguments: list[str]) -> int:
     shown = [cell for cell in apart if cell.card["metric"] in set(frame["metric"])]
     compared = rank.comparisons(shown, terminal.tracked("sets of methods compared"))
     terminal.leaderboard_table(frame, compared)
+    terminal.qualities(leaderboard.qualities(apart, cells))
     terminal.crowded(rank.crowded(shown))
     return terminal.damaged(damaged)
 

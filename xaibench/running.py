@@ -183,8 +183,10 @@ def run_job(job: Job) -> None:
     if isinstance(outcome, Plan):
         terminal.plan(outcome.title, outcome.rows)
     else:
-        _, damaged = index.update(job.results, terminal.tracked("score files read"))
-        terminal.leaderboard_table(leaderboard.table(leaderboard.read_cells(job.results, [outcome.rows])))
+        sound, damaged = index.update(job.results, terminal.tracked("score files read"))
+        of_job = [cell for cell in sound if cell.path == outcome.rows]
+        terminal.leaderboard_table(leaderboard.table(of_job))
+        terminal.qualities(leaderboard.qualities(of_job, sound))
         terminal.damaged(damaged)
 
 
@@ -487,6 +489,7 @@ class SweepEnd(Callback):
                 terminal.overview(ran, results / "leaderboard.csv")
             else:
                 terminal.leaderboard_table(leaderboard.headlines(ran))
+            terminal.qualities(leaderboard.qualities(ran, sound))
             terminal.damaged(damaged)
         terminal.failures(cells)
         if self.ended:

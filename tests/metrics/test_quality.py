@@ -102,3 +102,16 @@ def test_a_run_says_it_of_the_bundled_network(xaibench, here):
     (logits,) = [h5py.File(path) for path in here.glob("cache/responses/**/logits/*/shard-*.h5")]
     order = np.argsort(logits["sample"][()])
     assert scores == pytest.approx(logits["logits"][()][order], rel=1e-6)
+
+
+def test_every_leaderboard_says_how_good_the_network_is_or_how_to_find_out(xaibench):
+    """Of the most samples there are; of a data set with another task, that one's."""
+    job = ("method=input", "metric=sparseness", "dataset.limit=2")
+    asked = "how good it is has not been measured (xaibench run metric=quality model=smallcnn dataset=shapes)"
+    assert asked in xaibench("run", *job)[1]
+    for limit in (3, 4):
+        assert xaibench("run", "metric=quality", f"dataset.limit={limit}")[0] == 0
+    said = "smallcnn on shapes: accuracy 1.000 (0.510 to 1.000), 4 samples"
+    assert said in xaibench("leaderboard", "--metric", "sparseness")[1]
+    _, out, _ = xaibench("run", "-m", *job, "dataset.task=object,scene")
+    assert said in out and "model=smallcnn dataset=shapes dataset.task=scene)" in out

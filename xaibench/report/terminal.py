@@ -275,6 +275,12 @@ def leaderboard_table(frame: pd.DataFrame, comparisons: Sequence[Comparison] = (
         stdout.print(table)
 
 
+def qualities(lines: Sequence[str]) -> None:
+    """Below a leaderboard: how good the networks are (`leaderboard.qualities`)."""
+    for line in lines:
+        stdout.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def overview(cells: Sequence[Summary], file: Path | None) -> None:
     """What there is of many cells, by model and data set, and how to see some of them. file: where all rows are."""
     boards: dict[tuple[str, str], list[Summary]] = defaultdict(list)

@@ -35,6 +35,8 @@ from .summary import finite as finite
 
 # Of leaderboard.csv and cost.csv; those of schema 1 have no model_key and data_key, and are read too.
 BOARD = 2
+# The metric of the network itself, beside which a leaderboard is to be read.
+QUALITY = "quality"
 COLUMNS = (
     "schema", "model", "dataset", "method", "method_variant", "metric", "metric_variant", "statistic", "direction",
     "target", "value", "ci_low", "ci_high", "n", "excluded", "rank", "forwards", "backwards", "model_key", "data_key",
@@ -257,6 +259,31 @@ def read_text(text: str) -> pd.DataFrame:
     if cut.any():
         raise ValueError(f"line {int(cut.argmax()) + 2} is cut short or no row of a leaderboard")
     return frame[[*COLUMNS, *(name for name in frame if name not in COLUMNS)]]
+
+
+def qualities(shown: Sequence[Summary], known: Sequence[Summary]) -> list[str]:
+    """How good each network is on its data set, in words: for every pair among the cells shown, the headline of its
+    `quality` cell among those known, of the most samples; where there is none, the command that makes one."""
+    pairs = {(cell.card["keys"]["model_key"], cell.card["keys"]["data_key"]): cell.card for cell in reversed(shown)}
+    found: dict[tuple[str, str], Summary] = {}
+    for cell in sorted((cell for cell in known if cell.card["metric"] == QUALITY), key=lambda cell: cell.card["n"]):
+        found[cell.card["keys"]["model_key"], cell.card["keys"]["data_key"]] = cell
+    return [_quality(card, found.get(keys)) for keys, card in sorted(pairs.items(), key=lambda pair: _names(pair[1]))]
+
+
+def _names(card: Mapping[str, Any]) -> tuple[str, str]:
+    return card["model"], card["dataset"]
+
+
+def _quality(card: Mapping[str, Any], cell: Summary | None) -> str:
+    model, dataset = _names(card)
+    if cell is None:
+        chosen = " dataset.".join(dataset.partition(" [")[0].split(","))
+        command = f"xaibench run metric={QUALITY} model={model.partition(' [')[0]} dataset={chosen}"
+        return f"{model} on {dataset}: how good it is has not been measured ({command})"
+    name = cell.card["statistics"][0]["name"]
+    value, low, high, n = cell.estimates[name]
+    return f"{model} on {dataset}: {name} {value:.3f} ({low:.3f} to {high:.3f}), {n:.0f} samples"
 
 
 def select(frame: pd.DataFrame, filters: Mapping[str, Sequence[str]]) -> pd.DataFrame:
