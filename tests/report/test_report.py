@@ -186,6 +186,15 @@ def test_one_method_alone(xaibench, here):
     assert '<section id="ranks"' not in html and '<section id="cost"' not in html
 
 
+def test_the_network_itself_comes_first(xaibench, here):
+    score_file("alone", [1.0, 2.0, 3.0])
+    assert xaibench("report")[0] == 0
+    assert "<dt>The network</dt><dd>how good it is on these data has not been measured" in read()[0]
+    score_file("none", [1.0, 0.0, 0.5, 0.5], "quality")
+    assert xaibench("report")[0] == 0
+    assert re.search(r"<dt>The network</dt><dd>\w+ 0.500 \(0.\d+ to 0.\d+\), 4 samples.</dd>", read()[0])
+
+
 def test_without_the_cache_it_says_how_to_get_the_images(xaibench, copied):
     assert xaibench("report", "--cache", "elsewhere")[0] == 0
     html, _, rows = read()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from ..scores.leaderboard import CONSTANT, FEW, MANY_EXCLUDED, TUNED
+from ..scores.leaderboard import CONSTANT, FEW, MANY_EXCLUDED, QUALITY, TUNED
 from ..scores.rank import Comparison, Contestant, Overall
 from .tables import Board, Glance
 
@@ -43,6 +43,7 @@ def findings(board: Board, glance: Glance) -> list[tuple[str, str]]:
     """What the comparisons say, and what weakens them, each as (about what, a sentence)."""
     headlines = [comparison for comparison in board.comparisons if comparison.headline]
     said = {
+        "The network": _quality(board.frame),
         "First among methods": _first(headlines),
         "Agreement": _agreement(board.overall),
         "Controls": _controls(headlines, glance),
@@ -54,6 +55,16 @@ def findings(board: Board, glance: Glance) -> list[tuple[str, str]]:
         "Maps of one value (°)": _constant_maps(board.frame),
     }
     return [(about, sentence) for about, sentence in said.items() if sentence]
+
+
+def _quality(frame: pd.DataFrame) -> str:
+    """How good the network itself is, by the most samples that it was measured on."""
+    rows = frame[(frame["metric"] == QUALITY) & frame["headline"]]
+    if rows.empty:
+        return "how good it is on these data has not been measured; `xaibench run metric=quality` does."
+    row = rows.loc[rows["n"].idxmax()]
+    interval = f"({row['ci_low']:.3f} to {row['ci_high']:.3f})"
+    return f"{row['statistic']} {row['value']:.3f} {interval}, {int(row['n'])} samples."
 
 
 def _first(headlines: Sequence[Comparison]) -> str:
