@@ -219,6 +219,42 @@ def test_regression_losses():
     assert left > 3 * right
 
 
+class Answering(nn.Module):
+    """What `Scalar` answers, handed on as `end` says."""
+
+    def __init__(self, end) -> None:
+        super().__init__()
+        self.scalar, self.end = Scalar(-1.0), end
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.end(self.scalar(x))
+
+
+@pytest.mark.parametrize("kind", [IBA, IBAInverse])
+def test_binary_cross_entropy_is_the_cross_entropy_of_a_class_against_nothing(kind):
+    """Of the logits 0 and f, where the softmax of f is its sigmoid; of f beside any other logit, by output=sigmoid; and
+    of the sigmoid as the network's one output, with the label 1."""
+    found = {f"scalar.features.{name}": fill(1, 8, 8) for name, fill in (("mean", torch.zeros), ("std", torch.ones))}
+    found["scalar.features.active"] = torch.ones(1, 8, 8)
+
+    def maps(loss, output, end, target, **given):
+        network = Classifier("f", Answering(end), (1, 8, 8), output=output)
+        method = kind(layer="scalar.features", loss=loss, beta=0.1, steps=8, learning_rate=0.5, smoothing=0.0)
+        method.check(network)
+        context = Context(sample_generators(0, "iba", [0]), fitted=found, **given)
+        return method.attribute(network, torch.ones(1, 1, 8, 8), torch.tensor([target]), context)
+
+    expected = maps("cross_entropy", "logit", lambda f: torch.cat([0 * f, f], 1), 1)
+    among = maps("binary_cross_entropy", "sigmoid", lambda f: torch.cat([f, 3 - 5 * f], 1), 0)
+    alone = maps("binary_cross_entropy", "raw", torch.sigmoid, 0, labels=torch.tensor([1]))
+    torch.testing.assert_close(among, expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(alone, expected, rtol=1e-4, atol=1e-6)
+    other = maps("binary_cross_entropy", "raw", torch.sigmoid, 0, labels=torch.tensor([0]))
+    assert not torch.allclose(other, expected, rtol=0.1)
+    with pytest.raises(Refusal, match="no class excludes another"):
+        maps("cross_entropy", "sigmoid", lambda f: torch.cat([f, -f], 1), 0)
+
+
 @pytest.mark.parametrize("labels", [torch.tensor([-4.0, 0.5, 4.0]), torch.tensor([-4, 0, 4])])
 @pytest.mark.parametrize("kind", [IBA, IBAInverse, IBAMultilayer])
 def test_without_a_value_each_sample_aims_at_its_own_label(kind, labels):

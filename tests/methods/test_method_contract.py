@@ -195,11 +195,12 @@ def test_network_is_called_as_rarely_as_the_batch_size_allows(name, samples, bat
 
 
 @pytest.mark.parametrize("name", ["gradient", "smoothgrad", "integrated_gradients", "gradcam", "occlusion"])
-def test_the_explained_output_is_the_classifiers(name, make):
-    """A probability is explained like the logit of a network that ends in a softmax."""
+@pytest.mark.parametrize(("output", "end"), [("probability", torch.nn.Softmax(-1)), ("sigmoid", torch.nn.Sigmoid())])
+def test_the_explained_output_is_the_classifiers(name, output, end, make):
+    """A probability is explained like the logit of a network that ends in a softmax, or in sigmoids."""
     module, method, inputs = VGGLike(), make(name), photographs(3)
-    asked = classifier(module, output="probability")
-    built_in = classifier(torch.nn.Sequential(module.features, module.head, torch.nn.Softmax(-1)))
+    asked = classifier(module, output=output)
+    built_in = classifier(torch.nn.Sequential(module.features, module.head, end))
     built_in.layers = {"last_conv": "0"}
     maps = [maps_of(method, network, inputs, range(3)) for network in (asked, built_in)]
     assert torch.allclose(*maps, rtol=1e-9, atol=1e-12)

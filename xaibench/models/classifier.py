@@ -11,7 +11,7 @@ from .. import rng
 from ..errors import Refusal, UserError, nearest
 from .preprocessing import Preprocessing
 
-OUTPUTS = ("logit", "probability", "raw")
+OUTPUTS = ("logit", "probability", "sigmoid", "raw")
 RETURNS = ("logits", "probabilities", "log_probabilities", "values")
 
 
@@ -37,7 +37,8 @@ class Classifier:
         weights_state: `trained` or a randomisation (see `models.randomise`).
         returns: What the network returns, as its configuration says: one of RETURNS; None to have it found (`probe`).
         adapted: What `probe.adapted` has put around the network; `two_classes` is among it for a single logit.
-        output: What is explained: the `logit`, the `probability`, or `raw` for a single-output network.
+        output: What is explained: the `logit`; the `probability`, its softmax; the `sigmoid` of a network whose
+            classes do not exclude each other, which is then every probability of it; or `raw` for a single-output one.
         batch_size: Most inputs per call of the network. It bounds memory and never changes a number.
     """
 
@@ -78,6 +79,11 @@ class Classifier:
     def has_classes(self) -> bool:
         """Whether its outputs are logits of classes, which have probabilities, and not values."""
         return self.output != "raw" and self.returns != "values"
+
+    @property
+    def explains_probability(self) -> bool:
+        """Whether what is explained is behind a softmax or sigmoid, so that it has no parts that add up to it."""
+        return self.output in ("probability", "sigmoid")
 
     @property
     def outputs(self) -> int:
@@ -159,11 +165,13 @@ class Classifier:
         output = output or self.output
         if output == "accuracy":
             return (logits.argmax(-1) == targets).to(logits)
-        values = self.probabilities(logits) if output == "probability" else logits
+        values = self.probabilities(logits) if output in ("probability", "sigmoid") else logits
         return values.gather(1, targets.view(-1, 1)).squeeze(1)
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
-        """The softmax of logits [...,K]; for a network of one logit f, whose logits are -f and f, the sigmoids of both.
+        """The softmax of logits [...,K], or by `output=sigmoid` the sigmoid of each.
+
+        For a network of one logit f, whose logits are -f and f, the sigmoids of both, either way.
 
         For a network that returns values it is meaningless.
 
@@ -173,7 +181,7 @@ class Classifier:
         Returns:
             Probabilities [...,K].
         """
-        return self.softmax_logits(logits).softmax(-1)
+        return logits.sigmoid() if self.output == "sigmoid" else self.softmax_logits(logits).softmax(-1)
 
     def softmax_logits(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits [...,K] as a softmax or a cross-entropy takes them, see `probabilities`."""

@@ -149,7 +149,7 @@ def _refuse_probabilities(name: str, findings: Findings) -> None:
     if end == "sigmoid" and not one:
         raise Refusal(
             f"{name} ends in a sigmoid for each of {findings.outputs} classes, expected logits of a softmax\n"
-            "take the sigmoid out of the network, or set output=raw to explain its values as they are"
+            "take it out of the network and set output=sigmoid, or explain its values as they are by output=raw"
         )
     found = {"sigmoid": "a probability (a sigmoid)", "probabilities": "probabilities (its rows sum to 1)"}
     setting = "probabilities" if end == "sigmoid" else end

@@ -62,7 +62,7 @@ def _quality(frame: pd.DataFrame) -> str:
     rows = frame[(frame["metric"] == QUALITY) & frame["headline"]]
     if rows.empty:
         return "how good it is on these data has not been measured; `xaibench run metric=quality` does."
-    row = rows.loc[rows["n"].idxmax()]
+    row = rows.sort_values("n").iloc[-1]
     interval = f"({row['ci_low']:.3f} to {row['ci_high']:.3f})"
     return f"{row['statistic']} {row['value']:.3f} {interval}, {int(row['n'])} samples."
 

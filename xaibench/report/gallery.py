@@ -203,6 +203,8 @@ def _pictures(cell: Cell, maps: Artefact, samples: Sequence[int], rows: Mapping[
         logits = logits / 2  # as `Classifier.softmax_logits`
     values = preprocessing.denormalise(batch.inputs).clamp(0, 1).mul(255).round().byte()
     pixels = values.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
+    if cell.card["config"].get("output") == "sigmoid":
+        logits = torch.nn.functional.logsigmoid(logits)
     answers = zip(logits, batch.labels.tolist(), rows["target"].tolist())
     return [
         Picture(sample, image, *_said(answer, label, target, dataset.class_names))

@@ -25,7 +25,8 @@ from ...models.cut import activations, feature_shape
 Network = TypeVar("Network", bound=nn.Module)
 
 LAYER = "bottleneck"
-Loss = Literal["cross_entropy", "squared_error", "maximisation", "deviation"]
+Loss = Literal["cross_entropy", "binary_cross_entropy", "squared_error", "maximisation", "deviation"]
+SURE = 1e-7  # how near to 0 and 1 a probability may come in a logarithm
 
 
 # ---------------------------------------------------------------------------------------------- what is estimated
@@ -89,7 +90,9 @@ def require_loss(classifier: Classifier, loss: Loss) -> None:
     outputs = classifier.outputs
     if loss == "cross_entropy" and outputs == 1:
         raise Refusal(f"{classifier.name} has one output, whose cross entropy is always 0: set method.loss=deviation")
-    if loss != "cross_entropy" and outputs > 1:
+    if loss == "cross_entropy" and classifier.output == "sigmoid":
+        raise Refusal("by output=sigmoid no class excludes another, as cross entropy has it: binary_cross_entropy fits")
+    if loss not in ("cross_entropy", "binary_cross_entropy") and outputs > 1:
         raise Refusal(f"method.loss={loss} is for a scalar output, and {classifier.name} has {outputs}: cross_entropy")
 
 
@@ -156,13 +159,20 @@ def prediction_losses(
 ) -> torch.Tensor:
     """What the bottleneck must keep low, one value per row of logits [N,K].
 
-    `cross_entropy` of the target (Schulz et al. 2020). For networks with a scalar output y (Khakzar 2022, ch. 8):
+    `cross_entropy` of the target (Schulz et al. 2020). `binary_cross_entropy` of the target alone, -log sigmoid(logit),
+    for classes that exclude no other; of a scalar output y that is a probability itself, of y and the label `goal`
+    (Heurich 2021). For networks with a scalar output y (Khakzar 2022, ch. 8):
     `squared_error` (y - goal)^2, goal a number; `maximisation` -y^2; `deviation` (y - goal)^2, goal the
     output without noise.
     """
     if name == "cross_entropy":
         return F.cross_entropy(classifier.softmax_logits(logits), targets, reduction="none")
     output = classifier.select(logits, targets, "raw")
+    if name == "binary_cross_entropy":
+        if logits.shape[1] > 1:
+            return F.softplus(-output)
+        wanted = torch.as_tensor(goal).to(output).expand_as(output)
+        return F.binary_cross_entropy(output.clamp(SURE, 1 - SURE), wanted, reduction="none")
     return -(output**2) if name == "maximisation" else (output - goal) ** 2
 
 

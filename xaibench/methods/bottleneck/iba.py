@@ -52,8 +52,9 @@ class PerSample(Optimisation, Fitted):
     """The parameters of IBA at any number of layers, besides those of the mask and its optimisation.
 
     channels: `sum` (theses) or `max` over channels (Heurich 2021).
-    loss: what keeps the prediction, see `bottleneck.prediction_losses`; all but `cross_entropy` are for networks
-        with a scalar output. value: the output that `squared_error` aims at; null for each sample's own label.
+    loss: what keeps the prediction, see `bottleneck.prediction_losses`; all but the cross entropies are for networks
+        with a scalar output. value: what a scalar output aims at by `squared_error` and `binary_cross_entropy`; null
+        for each sample's own label.
     """
 
     sign_of_logit = False
@@ -152,10 +153,11 @@ class IBA(PerSample):
         labels: torch.Tensor | None,
     ) -> torch.Tensor:
         """What the output is compared with, one value per image; 0 for a loss that compares it with nothing."""
+        scalar = self.loss == "binary_cross_entropy" and classifier.outputs == 1
         if self.loss == "deviation":
             # A copy, since a network may write into what it gets.
             return classifier.select(cut.behind(features.values.clone(), features), targets, "raw")
-        if self.loss == "squared_error" and self.value is None:
+        if self.value is None and (self.loss == "squared_error" or scalar):
             if labels is None:
                 raise Refusal("method.value=null aims at the labels, and these inputs have none: set a number")
             return labels.to(features.values)

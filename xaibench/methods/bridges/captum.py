@@ -198,8 +198,9 @@ class Captum(Method):
         if self.within is not None:
             return self.kind(self.within._build(classifier))
         module = classifier.module
-        if classifier.output == "probability":
-            module = nn.Sequential(module, nn.Softmax(-1)).eval()
+        if classifier.explains_probability:
+            last = nn.Sigmoid() if classifier.output == "sigmoid" else nn.Softmax(-1)
+            module = nn.Sequential(module, last).eval()
         layer = (classifier.layer(self.layer),) if "layer" in inspect.signature(self.kind).parameters else ()
         return self.kind(module, *layer, **{name: _tuples(value) for name, value in self.constructor.items()})
 

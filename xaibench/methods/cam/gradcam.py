@@ -143,7 +143,7 @@ class CAM(GradCAM):
 
     def check(self, classifier: Classifier) -> None:
         super().check(classifier)
-        if classifier.output == "probability":
+        if classifier.explains_probability:
             raise Refusal("cam explains a logit, which is linear in the pooled features: set output=logit")
         if why := self._not_pooled(classifier):
             raise Refusal(

@@ -56,8 +56,8 @@ class FullGrad(Method):
         self.psi = psi
 
     def check(self, classifier: Classifier) -> None:
-        if classifier.output == "probability":
-            raise Refusal("fullgrad takes a logit apart, a softmax probability has no such parts: set output=logit")
+        if classifier.explains_probability:
+            raise Refusal("fullgrad takes a logit apart, a probability has no such parts: set output=logit")
         classifier.refuse_torchscript()
         target = torch.zeros(1, dtype=torch.int64, device=classifier.device)
         self.attribute(classifier, classifier.probe(1), target, Context())

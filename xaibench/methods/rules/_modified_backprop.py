@@ -113,6 +113,6 @@ def target_alone(logits: torch.Tensor, targets: torch.Tensor, start: Start = "lo
 
 
 def refuse_probability(classifier: Classifier, name: str) -> None:
-    """Raise Refusal where a softmax probability is explained: relevance is handed down from a logit."""
-    if classifier.output == "probability":
-        raise Refusal(f"{name} hands a logit down, a softmax probability has no such parts: set output=logit")
+    """Raise Refusal where a probability is explained: relevance is handed down from a logit."""
+    if classifier.explains_probability:
+        raise Refusal(f"{name} hands a logit down, a probability has no such parts: set output=logit")
