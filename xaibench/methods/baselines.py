@@ -84,7 +84,7 @@ class Baselines:
             elif word == "reference":
                 found.append(fills.reference(inputs, classifier.preprocessing, context.generators))
             elif word in COUNTERFACTUALS:
-                line = Line.of(classifier, inputs, classifier.logits(inputs).argmax(1), f"baseline={word}")
+                line = Line.of(classifier, inputs, None, f"baseline={word}")
                 found.append(line.at(COUNTERFACTUALS[word] * line.value))
             else:
                 word = "zero" if word == "zero_normalised" else word

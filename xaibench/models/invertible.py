@@ -49,8 +49,8 @@ def rivals(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, t
 class Line:
     """The lines in the latent along which one class gains on another, everything else as it is (Sixt 2022, 6.3).
 
-    z [B,...], kept: of the images. direction [B,...]: w = w_a - w_b of the head. value [B]: their f = f_a - f_b.
-    A step a w is the shortest one that changes f by a |w|^2; what left the flow stays.
+    z [B,...], kept: of the images. direction [B,...]: w = w_a - w_b of the head. others [B]: b. value [B]: their
+    f = f_a - f_b. A step a w is the shortest one that changes f by a |w|^2; what left the flow stays.
     """
 
     classifier: Classifier
@@ -58,19 +58,22 @@ class Line:
     z: torch.Tensor
     kept: tuple[torch.Tensor, ...]
     direction: torch.Tensor
+    others: torch.Tensor
     value: torch.Tensor
 
     @classmethod
     @torch.no_grad()
-    def of(cls, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, what: str) -> "Line":
-        """Of images [B,C,H,W], from each target to its strongest rival. Raises Refusal as `invertible` does."""
+    def of(cls, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor | None, what: str) -> "Line":
+        """Of images [B,C,H,W], from each target (None: the prediction) to its strongest rival. Raises Refusal as
+        `invertible` does."""
         network = invertible(classifier, what)
         parts = [network.encode(inputs[part])[:2] for part in classifier.chunks(len(inputs))]
         z = torch.cat([part[0] for part in parts])
         kept = tuple(torch.cat(columns) for columns in zip(*(part[1] for part in parts)))
-        others, value = rivals(network.head(z.flatten(1)), targets)
-        weight = network.head.weight
-        return cls(classifier, network, z, kept, (weight[targets] - weight[others]).view_as(z), value)
+        logits, weight = network.head(z.flatten(1)), network.head.weight
+        targets = logits.argmax(1) if targets is None else targets
+        others, value = rivals(logits, targets)
+        return cls(classifier, network, z, kept, (weight[targets] - weight[others]).view_as(z), others, value)
 
     def step(self, wanted: torch.Tensor) -> torch.Tensor:
         """The change of z [B,...] after which f is as wanted [B]."""

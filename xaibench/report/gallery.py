@@ -78,7 +78,7 @@ def collect(cells: Sequence[Cell], cache: Path, limit: int = 16) -> Gallery:
 
     A column per method, in the order of the cells. Nothing is computed: what the cache lacks is said in `missing`.
     """
-    found, missing = _found(cells, cache)
+    found, missing = cached(cells, cache)
     if not found:
         return Gallery((), (), missing or ("No method's maps were scored here.",))
     shared = set.intersection(*(set(artefact.samples()) for *_, artefact in found))
@@ -89,7 +89,7 @@ def collect(cells: Sequence[Cell], cache: Path, limit: int = 16) -> Gallery:
     if any(len(row.samples) < len(samples) for row in rows):
         return Gallery((), (), (*missing, "A damaged shard was removed from the cache: run again, then report again."))
     try:
-        pictures = _pictures(found[0][0], found[0][2], samples, rows[0].arrays)
+        pictures = pictured(found[0][0], found[0][2], samples, rows[0].arrays)
     except (Absent, XaibenchError) as error:
         return Gallery((), (), (*missing, str(error)))
     columns = [
@@ -103,7 +103,7 @@ def collect(cells: Sequence[Cell], cache: Path, limit: int = 16) -> Gallery:
     return Gallery(tuple(pictures), tuple(columns), missing)
 
 
-def _found(cells: Sequence[Cell], cache: Path) -> tuple[list[tuple[Cell, str, Artefact]], tuple[str, ...]]:
+def cached(cells: Sequence[Cell], cache: Path) -> tuple[list[tuple[Cell, str, Artefact]], tuple[str, ...]]:
     """Of each method a cell, how its maps are collapsed, and the maps; and what the cache lacks."""
     of_method: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
@@ -182,7 +182,7 @@ def _collapse_of(cells: Sequence[Cell]) -> str:
     return "sum"
 
 
-def _pictures(cell: Cell, maps: Artefact, samples: Sequence[int], rows: Mapping[str, np.ndarray]) -> list[Picture]:
+def pictured(cell: Cell, maps: Artefact, samples: Sequence[int], rows: Mapping[str, np.ndarray]) -> list[Picture]:
     """The images of these samples, and what the network said, as cached beside the maps. Raises Absent."""
     dataset = _dataset(cell.card["config"]["dataset"])
     if dataset.fingerprint != maps.spec["data"]["fingerprint"]:

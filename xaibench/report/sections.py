@@ -16,6 +16,7 @@ SECTIONS = {
     "ranks": "Ranks and their stability",
     "curves": "Curves",
     "gallery": "Images and maps",
+    "study": "Counterfactuals and concepts",
     "agreement": "Do the metrics agree?",
     "cost": "Cost and quality",
 }
@@ -29,6 +30,10 @@ NOTES = {
         "dashed, the control random under the same metric. The best method comes first.",
     ),
     "gallery": (),
+    "study": (
+        "What the network itself would change for another answer, and what goes with its answer: one shortest step in "
+        "its own latent, and directions of a layer. Neither is a ground truth.",
+    ),
     "agreement": (
         "Spearman's correlation of the ranks that two metrics give the same methods, the ground truth left out. "
         "Where it is near 0 or negative, one number for all metrics would hide a disagreement.",

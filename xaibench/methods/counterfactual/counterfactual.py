@@ -6,7 +6,7 @@ import torch
 
 from ...datasets.base import Samples
 from ...models.classifier import Classifier
-from ...models.invertible import Line, clipped, invertible, reached, rivals
+from ...models.invertible import Line, clipped, invertible, reached
 from ..base import Method
 from ..context import Context
 from .goals import Goal, margins
@@ -55,8 +55,7 @@ class Counterfactual(Method):
         line = Line.of(classifier, inputs, targets, "method=counterfactual")
         wanted = self.goal.wanted(line.value, context.fitted.get("margins"))
         images = line.at(wanted)
-        others, _ = rivals(classifier.logits(inputs), targets)
-        found = reached(classifier, clipped(images, classifier.preprocessing), targets, others)
+        found = reached(classifier, clipped(images, classifier.preprocessing), targets, line.others)
         way = wanted - line.value
         arrived = (found - line.value) * way.sign() >= ARRIVED * way.abs()
         if not arrived.all():
