@@ -19,7 +19,7 @@ class ConceptCorrelation(Metric):
     (its five have 0.21 to 0.34). `r_squared_k` is the squared correlation of the k-th concept's contribution with f on
     the samples that are scored, which the fit has not seen. Compare with `factorisation=random`.
 
-    clear: of |correlation|. The others: see `Concept`.
+    concepts, layer, factorisation, places, classes: see `Concept`. clear: of |correlation|.
 
     Columns: clearing (the same for every sample), contribution_k, and f as answer.
     """
