@@ -25,6 +25,8 @@ backwards two4two_inn: counterfactuals both ways, the rows that need them and a 
           forward passes and gradients as they need by their `cost` (a decoding counts as a forward pass).
 rendering Two4Two's images drawn together over the same ones drawn one by one, and the minutes that 10 000 take (target:
           3, of 64 pixels).
+scenes    Scenes made side by side over the bare passes that they take, and over the same scenes made one by one.
+paths     Metrics of paths over the bare passes that they take, the path of neuron_mct among them.
 
 What other libraries take for the same work: scripts/bench_peers.py.
 """
@@ -32,6 +34,7 @@ What other libraries take for the same work: scripts/bench_peers.py.
 import argparse
 import copy
 import cProfile
+import functools
 import os
 import pstats
 import statistics
@@ -40,7 +43,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,9 +65,11 @@ from xaibench.errors import Refusal
 from xaibench.listing import CONF
 from xaibench.methods.context import Context
 from xaibench.methods.gradients.gradient import Gradient
+from xaibench.methods.pathways.selectors import selector
 from xaibench.metrics.base import Metric
 from xaibench.metrics.ranking import collapse
 from xaibench.metrics.removal._perturbation import Removal
+from xaibench.metrics.scenes._generators import GENERATORS
 from xaibench.models.classifier import Classifier
 from xaibench.models.invertible import Line
 from xaibench.models.loading import load_classifier
@@ -533,6 +538,73 @@ def backwards(options: argparse.Namespace) -> list[Table]:
 # ---- what the tables share -------------------------------------------------------------------------------------------
 
 
+def scenes(options: argparse.Namespace, together: int = 8) -> list[Table]:
+    columns = (
+        "model",
+        "generator",
+        "passes a step",
+        "over bare passes",
+        "quartiles",
+        "one by one / together",
+        "quartiles",
+    )
+    table = Table(*columns, title=f"Scenes of null_feature: {together} side by side")
+    few = {"steps": 10, "warm_up": 2, "least": 9, "tries": 1, "probability": 0.999999}
+    for model in options.models:
+        for generator in GENERATORS:
+            print(f"{model} {generator} ...", file=sys.stderr)
+            classifier, metric = (
+                classifier_of(model, options),
+                metric_of("null_feature", few | {"generator": generator}),
+            )
+            make = functools.partial(make_scenes, metric, classifier)
+            side_by_side = functools.partial(make, [range(together)])
+            one_by_one = functools.partial(make, [[sample] for sample in range(together)])
+            forwards, gradients = count_passes(classifier, side_by_side)
+            over = pairs(side_by_side, bare_passes(classifier, forwards, gradients), options)
+            faster = pairs(one_by_one, side_by_side, options)
+            passes = f"{(forwards + gradients) / together / few['steps']:.1f}"
+            table.add_row(model, generator, passes, *ratio_of(over, None)[:2], *ratio_of(faster, None)[:2])
+    return [table]
+
+
+def make_scenes(metric: Metric, classifier: Classifier, groups: Iterable[Sequence[int]]) -> None:
+    """Each group of scenes in a batch of its own."""
+    data = Samples(Shapes(), classifier.preprocessing, range(1), classifier.device)
+    for samples in groups:
+        metric.respond(classifier, data.load([0]), Context(sample_generators(0, "bench", samples)))
+
+
+def paths(options: argparse.Namespace) -> list[Table]:
+    columns = ("model", "metric", "forwards", "with a gradient", "over bare passes", "quartiles")
+    table = Table(*columns, title=f"Metrics of paths, of neuron_mct, on {options.samples} samples")
+    for model in options.models:
+        for name in ("path_dead", "path_output", "path_overlap", "path_linearity"):
+            print(f"{model} {name} ...", file=sys.stderr)
+            metric = metric_of(name, {"other": "pathway_random"} if name == "path_overlap" else {})
+            classifier = classifier_of(model, options)
+            work = functools.partial(score_paths, metric, classifier, options.samples)
+            forwards, gradients = count_passes(classifier, work)
+            if name == "path_linearity":  # what it makes is of a copy in float64, which nothing counts
+                forwards, gradients = (options.samples * passes for passes in metric.cost(classifier))
+            found = pairs(work, bare_passes(classifier, forwards, gradients), options)
+            table.add_row(model, name, str(forwards), str(gradients), *ratio_of(found, None)[:2])
+    return [table]
+
+
+def score_paths(metric: Metric, classifier: Classifier, samples: int) -> None:
+    """A metric of paths on a few samples of `shapes`, of neuron_mct as a run asks for it."""
+    data = Samples(Shapes(), classifier.preprocessing, range(samples), classifier.device)
+    batch, generators = data.load(data.ids), sample_generators(0, "bench", data.ids)
+
+    def path(
+        inputs: torch.Tensor, targets: torch.Tensor, rows: slice, purpose: str = "", beside: str | None = None
+    ) -> list[torch.Tensor]:
+        return selector(beside or "neuron_mct", 0.9).path(classifier, inputs, targets, generators[rows])
+
+    metric.evaluate(classifier, batch, batch.inputs[:, 0], Context(generators, path=path, data=data))
+
+
 def metric_of(name: str, overrides: dict[str, object] | None = None) -> Metric:
     """The metric of conf/metric, with its defaults but for the overrides."""
     spec = OmegaConf.to_container(OmegaConf.load(CONF / "metric" / f"{name}.yaml"))
@@ -596,6 +668,8 @@ TABLES: dict[str, Callable[[argparse.Namespace], list[Table]]] = {
     "probes": probes,
     "backwards": backwards,
     "rendering": rendering,
+    "scenes": scenes,
+    "paths": paths,
 }
 
 

@@ -35,6 +35,15 @@ RULES = {
     "pattern_attribution": "#d55e00",
     "lrp_zplus": "#009e73",
 }
+# In the figure of paths.
+SELECTORS = {
+    "neuron_intgrad": "#d55e00",
+    "neuron_mct": "#e69f00",
+    "pathway_dgr": "#0072b2",
+    "pathway_dgr_random": "#56b4e9",
+    "pathway_greedy": "#009e73",
+    "pathway_random": "#666666",
+}
 LAYERS = ("bottleneck_early", "bottleneck", "bottleneck_late")
 
 
@@ -119,6 +128,24 @@ def convergence(results: Path) -> Figure:
     return figure
 
 
+def paths(results: Path) -> Figure:
+    """The headlines of the metrics of paths over the sparsity that was asked for, for SELECTORS."""
+    figure, panels = plt.subplots(1, 4, figsize=(15, 3.6), layout="constrained")
+    titles = {"path_dead": "Dead neurons", "path_output": "Output, the rest at 0", "path_overlap": "Overlap",
+              "path_linearity": "Radius of linearity"}  # fmt: skip
+    for axes, (metric, title) in zip(panels, titles.items()):
+        cells = [cell for cell in leaderboard.read_cells(results) if cell.card["metric"] == metric]
+        for method, colour in SELECTORS.items():
+            found = {c.card["config"]["method"]["sparsity"]: headline(c) for c in cells if c.card["method"] == method}
+            if found:
+                bars(axes, sorted(found), [found[sparsity] for sparsity in sorted(found)], colour, method)
+        unit = cells[0].card["statistics"][0]["unit"] if cells else ""
+        axes.set(title=title, xlabel="sparsity asked for", ylabel=unit)
+    panels[0].legend(frameon=False)
+    figure.suptitle(f"Paths: {what(cells[0].card)}" if cells else "")
+    return figure
+
+
 def capacity(results: Path) -> tuple[dict, dict[str, np.ndarray]]:
     """The card of the one bottleneck_capacity run, and its per-sample columns and curves."""
     (path,) = (results / "scores").glob("*/*/bottleneck_capacity/*.json")
@@ -177,6 +204,7 @@ FIGURES: dict[str, Callable[[Path], Figure]] = {
     "iba_beta_sweep": beta_sweep,
     "iba_layer_sweep": layer_sweep,
     "csc": convergence,
+    "paths": paths,
 }
 
 if __name__ == "__main__":

@@ -103,6 +103,7 @@ def test_gradients_equal_finite_differences(make, size):
     [
         (LeNet, (1, 28, 28), 44_426, 4, ("relu2", (16, 8, 8))),
         (lambda: ResNetCifar(8), (3, 32, 32), 75_290, 7, ("layer3", (64, 8, 8))),
+        (lambda: ResNetCifar(8, width=64), (3, 32, 32), 1_185_866, 7, ("layer3", (256, 8, 8))),
         (lambda: ResNetCifar(20), (3, 32, 32), 269_722, 19, ("layer3", (64, 8, 8))),
         (lambda: ResNetCifar(56), (3, 32, 32), 853_018, 55, ("layer3", (64, 8, 8))),
     ],

@@ -59,3 +59,15 @@ def test_convergence_is_drawn_with_the_medians_over_images(xaibench, here, figur
         assert len(lines[method]) == 6 and lines[method][0] == pytest.approx(max(1 - cosine, 1e-8), abs=1e-8)
     channels = (16, 24, 48, 64, 64, 64)
     assert lines["random vectors"] == pytest.approx([1 - random_baseline(count) for count in channels])
+
+
+def test_paths_are_drawn_over_the_sparsity(xaibench, here, figures):
+    few = ("method.sparsity=0.5,0.9", "metric=path_dead,path_output", "dataset.limit=2")
+    assert xaibench("run", "-m", "method=neuron_mct,pathway_random", *few)[0] == 0
+    dead, output, *_ = figures.paths(Path("results")).axes
+    board = pd.read_csv("results/leaderboard.csv", keep_default_na=False).set_index(["method", "statistic"])
+    for axes, statistic in ((dead, "path_dead"), (output, "path_output")):
+        drawn = {container.get_label(): container[0].get_ydata() for container in axes.containers}
+        for method in ("neuron_mct", "pathway_random"):
+            rows = board.loc[[(method, statistic)]].sort_values("method_variant", ascending=False)
+            assert drawn[method] == pytest.approx(rows["value"].astype(float).to_numpy(), rel=1e-5, abs=1e-9)

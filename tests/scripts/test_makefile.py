@@ -13,7 +13,7 @@ from xaibench.datasets.shapes import Shapes
 ROOT = Path(__file__).parents[2]
 # What these targets run is the tests, an installation, the linters, or the site (tests/test_site.py).
 ELSEWHERE = ("pip", "venv", "pytest", "ruff", "lint-imports", "mypy", "touch", "rm", "docs/build.py")
-TABLES = ("limits", "sharing", "memory", "cascade", "trainings", "probes", "backwards", "rendering")
+TABLES = ("limits", "sharing", "memory", "cascade", "trainings", "probes", "backwards", "rendering", "scenes", "paths")
 
 
 def recipes() -> dict[str, list[list[str]]]:
@@ -69,7 +69,9 @@ def test_every_table_of_the_bench(name, script, options, monkeypatch, here):
     if name == "memory":  # of processes, and so of the whole program
         monkeypatch.setattr(bench, "ALLOCATORS", {"as it is": {}})
         options.pairs = 1
-    further = {"trainings": dict(networks=2, images=32), "probes": dict(samples=2)}.get(name, {})
+    further = {"trainings": dict(networks=2, images=32), "probes": dict(samples=2), "scenes": dict(together=2)}.get(
+        name, {}
+    )
     tables = bench.TABLES[name](options, **further)
     assert tables and all(table.row_count for table in tables)
 

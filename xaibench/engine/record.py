@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from ..metrics.base import Measure
+from ..metrics.base import Measure, Metric
+from ..models.classifier import Classifier
 from ..scores.score_files import Record
 from ..store.cache import canonical, digest
 from . import keys
@@ -90,8 +91,8 @@ def record(
         computed=any(stage.seconds for stage in stages),
         repeats=repeats,
         details={
-            "collapse": collapse_of(metric, maps) if maps and metric.reads_maps else None,
-            "sign": metric.sign if metric.reads_maps else None,
+            "collapse": collapse_of(metric, maps) if maps and explains(metric, setting.network.trained) else None,
+            "sign": metric.sign if explains(metric, setting.network.trained) else None,
             "sign_of_logit": declared_sign(maps) if maps else None,
             "method_cost": maps.method.cost(setting.classifier) if maps else (0, 0),
             "metric_cost": metric_cost,
@@ -113,6 +114,11 @@ def declared_sign(maps: Maps) -> bool | str:
     """What the method declares as `sign_of_logit`, or that it declares nothing."""
     sign = maps.method.sign_of_logit
     return "undeclared" if sign is None else sign
+
+
+def explains(metric: Measure, network: Classifier) -> bool:
+    """Whether a metric scores maps: those of the samples, or of inputs that it makes."""
+    return metric.reads_maps or (isinstance(metric, Metric) and metric.explanations(network) > 0)
 
 
 def collapse_of(metric: Measure, maps: Maps) -> str:

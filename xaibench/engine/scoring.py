@@ -21,7 +21,7 @@ from ..scores.score_files import BOOKKEEPING, NONFINITE_LOGITS, OK, Record
 from . import keys
 from .checks import check, check_setting
 from .maps import Maps, constant
-from .record import NO_METHOD, collapse_of, planned, record, seconds_of, title
+from .record import NO_METHOD, collapse_of, explains, planned, record, seconds_of, title
 from .setting import Setting
 from .stage import Arrays, Filled, Fit
 
@@ -89,8 +89,8 @@ class PerSample:
 
     @property
     def explains(self) -> bool:
-        """Whether maps are scored: those of the samples, or of inputs that the metric makes."""
-        return self.metric.reads_maps or self.metric.explanations(self.setting.network.trained) > 0
+        """Whether maps are scored, see `record.explains`."""
+        return explains(self.metric, self.setting.network.trained)
 
     def _other(self, setting: Setting) -> Maps:
         """The maps of another Job. Of other weights they are kept collapsed: only this kind of metric reads them."""
