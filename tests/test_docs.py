@@ -171,6 +171,8 @@ def take(words, xaibench):
     if words[0] == "train":
         compose_job(words[1:])
         return None
+    if words[0] == "decode":
+        words = [*words, "dataset.limit=1", "--steps=1"]
     if words[0] == "run":
         # Of a sweep its first cell.
         words = [re.sub(r"^([^\[]*?=[^,\[]*),.*", r"\1", word) for word in words if word != "-m"]

@@ -268,7 +268,7 @@ def test_the_prior_normalises_as_batch_normalisation_of_one_scene():
         assert torch.allclose(found[row], values[0, :, :10, :10].sigmoid(), atol=1e-5)
 
 
-FEW = ("metric.generator=pixel", "metric.steps=60", "metric.warm_up=20", "metric.learning_rate=0.05", "metric.tries=1")
+FEW = ("metric.steps=60", "metric.warm_up=20", "metric.learning_rate=0.05", "metric.tries=1")
 
 
 def test_scenes_are_made_once_for_all_methods_and_further_ones_are_added(xaibench, here):

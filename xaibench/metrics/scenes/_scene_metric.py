@@ -36,8 +36,9 @@ class SceneMetric(Metric):
     step's own draw of background and places; that draw is the scene. Else another one begins with new classes, up to
     `tries`; a scene that none of them makes is undefined, and counted. The change is relative to at least one logit.
 
-    generator: of patches: `deep_image_prior`, an untrained network whose weights are optimised, or `pixel`, the pixels
-        themselves. patch: side of the square patches, as a share of the input's side (86 of 224 in the paper).
+    generator: of patches: `pixel`, whose pixels are optimised, or `deep_image_prior`, an untrained network whose
+        weights are, as in the paper: slower, and fewer of its scenes are accepted (docs/metrics.md).
+    patch: side of the square patches, as a share of the input's side (86 of 224 in the paper).
     steps, warm_up: most steps of an attempt, and how many of them only activate. learning_rate: of RMSprop.
     least, tries, probability, change: see above.
     collapse, sign: see `Metric`. Shares of signed maps have no range, so that maps are read by their absolute values;
@@ -54,13 +55,13 @@ class SceneMetric(Metric):
 
     def __init__(
         self,
-        generator: str = "deep_image_prior",
+        generator: str = "pixel",
         patch: float = 0.384,
         steps: int = 300,
         warm_up: int = 60,
         least: int = 50,
         tries: int = 3,
-        learning_rate: float = 0.01,
+        learning_rate: float = 0.02,
         probability: float = 0.94,
         change: float = 0.14,
         collapse: Collapse | None = None,

@@ -12,9 +12,10 @@ from ._scene_metric import AUDIT, SceneMetric, share
 class FeatureLeak(SceneMetric):
     """Spearman's correlation over scenes of r_a and r_b, where r is mean attribution inside over outside the patch.
 
-    Khakzar et al. 2022, equations 3 and 10: the patch decides class a and leaves class b as it is. Lower is better, and
-    a map that knows nothing, `random`, has 0: **it wins**. Below 0 the direction means nothing. Kept as
-    inside / (inside + outside), which has the same ranks and is defined where a map is 0 outside.
+    Khakzar et al. 2022, equations 3 and 10: the patch decides class a and leaves class b as it is. Lower is better;
+    below 0 the direction means nothing. Both maps draw the same noise, so that one that does not ask for the class,
+    `random` too, has 1; noise drawn anew for each class would have 0, and win. Kept as inside / (inside + outside),
+    which has the same ranks and is defined where a map is 0 outside.
 
     A map of class b that is 0 everywhere (rectified maps) has no ratio: such scenes are undefined and counted as
     `empty_maps`. A method of which few scenes are left has said little.

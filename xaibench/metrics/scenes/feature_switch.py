@@ -13,7 +13,8 @@ class FeatureSwitch(SceneMetric):
     """Sum over both patches of min(S_a, S_b), over the sums of S_a on its patch and of S_b on its; lower is better.
 
     Khakzar et al. 2022, equations 4, 5 and 9: patch a alone decides class a and patch b class b, each whatever the
-    other does. 0 for maps that switch completely, 1 for maps that are the same; of random values uniform in [0, 1] 2/3.
+    other does. 0 for maps that switch completely, 1 for maps that are the same, as those of `random` are, for both draw
+    the same noise; noise drawn anew for each class, uniform in [0, 1], would have 2/3.
     The two maps are not normalised: a method whose maps of one class are much the smaller has a low value though the
     shapes be the same.
 
