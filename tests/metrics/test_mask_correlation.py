@@ -17,6 +17,15 @@ def test_equals_numpy(linear, batch_for, scored):
     assert ours.min() < -0.2 and ours.max() > 0.2
 
 
+def test_graded_masks_count_by_how_much_each_pixel_matters(linear, batch_for, scored):
+    classifier, masks = linear((1, 7, 8)), torch.rand(4, 7, 8).round(decimals=1)
+    masks[3] = 0.5  # of one value
+    batch, maps = batch_for(classifier, 4, masks=masks), torch.randn(4, 7, 8) + masks
+    ours = scored(MaskCorrelation(), classifier, batch, maps)["mask_correlation"]
+    numpy = [np.corrcoef(m.flatten().double(), mask.flatten())[0, 1] for m, mask in zip(maps[:3], masks)]
+    assert ours[:3].tolist() == pytest.approx(numpy, abs=1e-6) and math.isnan(ours[3])
+
+
 def test_a_constant_map_has_no_correlation(linear, batch_for, scored):
     classifier = linear((1, 5, 5))
     batch = batch_for(classifier, 1, masks=torch.eye(5, dtype=torch.bool)[None])

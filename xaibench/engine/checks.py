@@ -55,7 +55,7 @@ def _check_metric(setting: Setting, method: Method, metric: Measure) -> None:
     name, by = f"metric={job.metric}", f"method={job.method}"
     if metric.needs_mask:
         _check_masks(name, setting)
-        if setting.dataset.graded_masks:
+        if setting.dataset.graded_masks and not metric.reads_graded_masks:
             raise Refusal(f"{name} needs a region: the truth of dataset={job.dataset} is graded")
     metric.check(network)
     metric.check_data(setting.dataset)

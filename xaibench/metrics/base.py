@@ -64,6 +64,7 @@ class Measure:
         version: Bumped when the numbers change; part of every key.
         statistics: What the leaderboard shows, see `statistics_on`. The first one is the headline.
         needs_mask: Whether the data set must have ground-truth masks, of regions.
+        reads_graded_masks: Whether masks may say how much each pixel matters, instead of marking a region.
         reads_maps: False for a metric that looks at no map: `maps` is None, and its scores belong to the model and no
             method, unless it `propagates`, asks for paths or has inputs of its own explained (`explanations`).
         propagates: Whether `evaluate` calls `context.propagate`; a method without rules for layers is refused.
@@ -82,6 +83,7 @@ class Measure:
     version: int = 1
     statistics: tuple[Statistic, ...] = ()
     needs_mask: bool = False
+    reads_graded_masks: bool = False
     reads_maps: bool = True
     propagates: bool = False
     reads_paths: int = 0

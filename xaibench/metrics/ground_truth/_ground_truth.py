@@ -15,7 +15,8 @@ from ..ranking import Collapse, Sign
 class GroundTruthMetric(Metric):
     """One number per map and mask, in the column named by its only statistic; the model is not asked.
 
-    An image whose region covers nothing or everything has no inside to tell from an outside: it is undefined (NaN).
+    An image whose region covers nothing or everything (whose graded mask has one value) has no inside to tell from an
+    outside: it is undefined (NaN).
     """
 
     needs_mask = True
@@ -27,7 +28,7 @@ class GroundTruthMetric(Metric):
         assert batch.masks is not None  # `needs_mask`
         regions = self.regions(batch.masks.to(maps.device)).flatten(1)
         scores = self.score(maps.flatten(1).double(), regions, context.generators)
-        both_sides = regions.any(1) & ~regions.all(1)
+        both_sides = regions.amax(1) > regions.amin(1)
         return {self.statistics[0].column: scores.where(both_sides, torch.nan)}
 
     def regions(self, masks: torch.Tensor) -> torch.Tensor:
@@ -36,4 +37,5 @@ class GroundTruthMetric(Metric):
 
     @abstractmethod
     def score(self, maps: torch.Tensor, regions: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
-        """Scores [B] of maps [B,N] in float64 against regions [B,N], bool; NaN where a map has none."""
+        """Scores [B] of maps [B,N] in float64 against regions [B,N], bool (float32 where
+        `reads_graded_masks` takes them); NaN where a map has none."""

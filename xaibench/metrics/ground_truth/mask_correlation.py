@@ -11,14 +11,15 @@ from ._ground_truth import GroundTruthMetric
 class MaskCorrelation(GroundTruthMetric):
     """The Pearson correlation over an image's pixels of the map with the mask as 0 and 1 (Khakzar 2022, ch. 8).
 
-    Taken per image, then averaged. A constant map is undefined (NaN), as is an image whose mask covers nothing or
-    everything.
+    Of a graded mask, with how much each pixel matters. Taken per image, then averaged. A constant map is undefined
+    (NaN), as is an image whose mask has one value: it covers nothing or everything.
 
     collapse, sign: see `Metric`.
 
     Columns: mask_correlation, in [-1, 1].
     """
 
+    reads_graded_masks = True
     statistics = (Statistic("mask_correlation", "higher", "mask_correlation", low=-1, high=1, unit="correlation"),)
 
     def score(self, maps: torch.Tensor, regions: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
