@@ -1,6 +1,9 @@
-"""Train the checkpoint of two4two_inn that the package bundles, by the recipe of its yaml.
+"""Train the checkpoint of two4two_inn that the package bundles, by the recipe of its yaml and two epochs more.
 
     python scripts/train_two4two_inn.py
+
+The recipe alone leaves it right on 99.0 % of the 20000 training images and on 94.0 % of the test images: it knows its
+images by heart. Two epochs on images of other sequences (generator_seed) follow, at a lower rate.
 
 It uses one thread, so that the numbers do not depend on the cores there are. An interrupted training is taken up after
 its last epoch. Beside the accuracy it says the bits per dimension of the test images, and what a Gaussian of every
@@ -11,6 +14,7 @@ import argparse
 import logging
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,12 +29,14 @@ from xaibench.models.glow import Glow
 from xaibench.models.loading import BUNDLED, build_module
 from xaibench.models.losses import LEVELS
 from xaibench.models.preprocessing import Preprocessing
-from xaibench.models.recipe import train
+from xaibench.models.recipe import Recipe, train
 from xaibench.rng import generator
 
 CONF = Path(__file__).parent.parent / "conf"
 CHOICES = ("split", "limit", "seed", "filter")
 BATCH = 100
+# Sequences of images after the recipe's, how many of each, and the weight of the cross-entropy.
+FURTHER = ((1, 20_000, 2.0), (2, 12_000, 10.0))
 
 
 def main() -> None:
@@ -49,17 +55,27 @@ def main() -> None:
     started = time.process_time()
     state = path.with_suffix(".training.safetensors")
     train(module, recipe, images("train"), checkpoint=state, progress=epochs("two4two_inn"))
+    train_further(module, recipe)
     checkpoint.write(path, module.state_dict())
     state.unlink()
     print(f"{time.process_time() - started:.0f} s of processor time")
     report(module, images("test"))
 
 
-def images(split: str) -> Images:
-    """A split of the study's biased set."""
+def train_further(module: Glow, recipe: Recipe) -> None:
+    """An epoch each on images that no training before has seen; the second one minds the classes more."""
+    for seed, count, supervised in FURTHER:
+        further = replace(recipe, epochs=1, lr=0.001, seed=seed, supervised=supervised)
+        said = epochs(f"two4two_inn, sequence {seed}")
+        train(module, further, images("train", count, generator_seed=seed), progress=said)
+
+
+def images(split: str, count: int | None = None, **changes: int) -> Images:
+    """The first images (None: all) of a split of the study's biased set."""
     spec = yaml.safe_load((CONF / "dataset" / "two4two.yaml").read_text())
-    dataset = build({name: value for name, value in spec.items() if name not in CHOICES} | {"split": split}, "dataset")
-    return Images(Samples(dataset, Preprocessing(), range(len(dataset))))
+    kept = {name: value for name, value in spec.items() if name not in CHOICES}
+    dataset = build({**kept, "split": split, **changes}, "dataset")
+    return Images(Samples(dataset, Preprocessing(), range(count or len(dataset))))
 
 
 @torch.no_grad()
@@ -73,12 +89,13 @@ def report(module: Glow, test: Images) -> None:
         bits += module.answers_and_bits(dequantised(inputs))[1].sum().item()
     print(f"test accuracy {right / len(test):.2%}, {bits / len(test):.3f} bits per dimension")
     print(f"largest error of decode(encode(x)) in float32 {error:.1e}")
-    print(f"independent Gaussian pixels: {gaussian_bits(test):.3f} bits per dimension")
+    every, _ = test.batch(torch.arange(len(test)), torch.zeros(()))
+    print(f"independent Gaussian pixels: {gaussian_bits(every):.3f} bits per dimension")
 
 
-def gaussian_bits(test: Images) -> float:
-    """Bits per dimension of the second half of the images under Gaussians fitted to each value of the first half."""
-    inputs, _ = test.batch(torch.arange(len(test)), torch.zeros(()))
+def gaussian_bits(inputs: torch.Tensor) -> float:
+    """Bits per dimension of the second half of images [N,C,H,W] under a Gaussian for each value, fitted to the first
+    half."""
     fitted, held_out = dequantised(inputs).double().chunk(2)
     deviation, mean = torch.std_mean(fitted, dim=0, correction=0)
     nats = ((held_out - mean) / deviation).square() / 2 + deviation.log() + math.log(2 * math.pi) / 2
