@@ -129,21 +129,30 @@ def convergence(results: Path) -> Figure:
 
 
 def paths(results: Path) -> Figure:
-    """The headlines of the metrics of paths over the sparsity that was asked for, for SELECTORS."""
-    figure, panels = plt.subplots(1, 4, figsize=(15, 3.6), layout="constrained")
+    """The headlines of the metrics of paths over the sparsity that was asked for, for SELECTORS with their defaults."""
     titles = {"path_dead": "Dead neurons", "path_output": "Output, the rest at 0", "path_overlap": "Overlap",
               "path_linearity": "Radius of linearity"}  # fmt: skip
-    for axes, (metric, title) in zip(panels, titles.items()):
-        cells = [cell for cell in leaderboard.read_cells(results) if cell.card["metric"] == metric]
+    cells = [cell for cell in leaderboard.read_cells(results) if not cell.card["metric_variant"]]
+    panels = {metric: own for metric in titles if (own := [c for c in cells if c.card["metric"] == metric])}
+    figure, drawn = plt.subplots(
+        1, len(panels), figsize=(3.6 * len(panels) + 2, 3.6), layout="constrained", squeeze=False
+    )
+    for axes, (metric, own) in zip(drawn.flat, panels.items()):
         for method, colour in SELECTORS.items():
-            found = {c.card["config"]["method"]["sparsity"]: headline(c) for c in cells if c.card["method"] == method}
+            found = {c.card["config"]["method"]["sparsity"]: headline(c) for c in own if _default(c, method)}
             if found:
                 bars(axes, sorted(found), [found[sparsity] for sparsity in sorted(found)], colour, method)
-        unit = cells[0].card["statistics"][0]["unit"] if cells else ""
-        axes.set(title=title, xlabel="sparsity asked for", ylabel=unit)
-    panels[0].legend(frameon=False)
-    figure.suptitle(f"Paths: {what(cells[0].card)}" if cells else "")
+        axes.set(title=titles[metric], xlabel="sparsity asked for", ylabel=own[0].card["statistics"][0]["unit"])
+    handles = dict(zip(*reversed(drawn.flat[0].get_legend_handles_labels())))
+    figure.legend(handles.values(), handles, frameon=False, loc="outside right center")
+    figure.suptitle("Paths: " + what(cells[0].card))
     return figure
+
+
+def _default(cell: Cell, method: str) -> bool:
+    """Whether a cell is of this method, nothing but its sparsity changed."""
+    changed = [part for part in cell.card["method_variant"].split(",") if part]
+    return cell.card["method"] == method and all(part.startswith(("sparsity=", "target=", "seed=")) for part in changed)
 
 
 def capacity(results: Path) -> tuple[dict, dict[str, np.ndarray]]:
