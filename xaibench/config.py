@@ -164,7 +164,7 @@ def _fit_overrides(spec: Mapping[str, Any], group: str, fit: FitSelection) -> di
 def _check_values(job: Job) -> None:
     """Raise UserError for values that no run can have, before anything is loaded."""
     positive = {"dataset.limit": job.selection.limit, "fit.limit": job.fit.limit}
-    positive["runner.batch_size"] = job.runner.batch_size
+    positive |= {f"runner.{name}": getattr(job.runner, name) for name in ("batch_size", "cells_per_task")}
     for name, value in positive.items():
         if value is not None and value <= 0:
             raise UserError(f"{name}={value}: expected a positive number, or null")

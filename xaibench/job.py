@@ -23,6 +23,7 @@ class Runner:
     reuse: Literal["missing", "force", "only-cache", "never"] = "missing"
     plan: bool = False
     classes: Literal["match", "any"] = "match"
+    cells_per_task: int | None = None
     worker: int = 0
 
 

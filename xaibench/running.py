@@ -20,7 +20,7 @@ import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from . import launching, sweeps
 from .config import (
     NOT_COMPOSED,
     Composition,
@@ -53,16 +54,13 @@ from .config import (
 from .errors import BrokenImport, Elsewhere, UserError, XaibenchError, unforeseen
 from .job import Job
 from .listing import CONF, GROUPS, plugin_folders
-from .store.files import write_atomically
+from .sweeps import Plan
 
 if TYPE_CHECKING:
     from .report.terminal import Sweep as Place
 
 log = logging.getLogger(__name__)
 
-# Beside the statuses of a sweep's cells: which cells there are, which of them each launched job has, and when the sweep
-# began.
-CELLS = "cells"
 # Launched jobs for each worker, so that none is left with the longest cells alone.
 PORTIONS = 4
 # Choices that are composed before anything runs, to refuse what is wrong with them.
@@ -76,16 +74,26 @@ COMPOSITIONS = 256
 def run_hydra(arguments: list[str], debug: bool) -> int:
     """`xaibench run ARGUMENTS`: compose and run one job, or with -m a sweep -> exit code.
 
+    With --detach the jobs of a sweep are left to SLURM.
+
     Composition errors are explained and raised as UserError. A single job's errors are raised; a sweep's cells
     never raise: each writes its status, and the statuses decide.
     """
-    check_arguments(arguments)
+    check_arguments([argument for argument in arguments if argument != "--detach"])
+    _check_detach(arguments)
     with _starting():
         job = _alone(arguments)
         if job is None:
             return _by_hydra(arguments, debug)
         run_job(job)
         return 0
+
+
+def _check_detach(arguments: list[str]) -> None:
+    """Raise UserError for --detach where there is nobody to leave a sweep to."""
+    sweep = {"-m", "--multirun"}.intersection(arguments)
+    if "--detach" in arguments and not (sweep and "hydra/launcher=submitit_slurm" in arguments):
+        raise UserError("--detach: expected a sweep that SLURM has: xaibench run -m hydra/launcher=submitit_slurm ...")
 
 
 @contextlib.contextmanager
@@ -135,11 +143,13 @@ def _by_hydra(arguments: list[str], debug: bool) -> int:
         except Exception as error:  # Hydra would print its own account of it first
             raised.append(error)
 
-    left, outside = sources(arguments)
+    detach = "--detach" in arguments
+    left, outside = sources([argument for argument in arguments if argument != "--detach"])
     given = sys.argv
     with tempfile.TemporaryDirectory(prefix="xaibench-") as folder:
         ended = Path(folder, "sweep.json")
-        options = [f"hydra.callbacks.xaibench.ended={ended}", *search(plugin_folders(), outside)]
+        options = [f"hydra.callbacks.xaibench.{key}={value}" for key, value in (("ended", ended), ("detach", detach))]
+        options += search(plugin_folders(), outside)
         sys.argv = ["xaibench", *_as_sweep(left), *options]
         entry = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)
         try:
@@ -218,7 +228,7 @@ def _made(composed: Composition) -> Job:
 class CellSweeper(Sweeper):
     """Makes the cells that Hydra's basic sweeper makes of the same overrides, but hands launchers runs of cells.
 
-    A launched job has the overrides that all cells share, and reads its cells from the file CELLS by its number.
+    A launched job has the overrides that all cells share, and reads its cells from the sweep's plan by its number.
     Cells of the same model and data set follow one another; the order is otherwise that of the overrides.
     max_batch_size: the most cells that are launched at once. params: overrides beside those of the command.
     """
@@ -246,20 +256,27 @@ class CellSweeper(Sweeper):
         lists = {key: _alternatives(override) for key, override in overrides.items()}
         swept = {key: len(lists[key]) for key, override in overrides.items() if override.is_sweep_override()}
         cells = cells_of(lists)
-        batches = _batches(len(cells), self.max_batch_size, _portion(len(cells), self.config.hydra.launcher))
-        plan = {"cells": cells, "chunks": list(itertools.chain(*batches)), "time": time.time()}
-        write_atomically(folder / CELLS, json.dumps(plan))
         terminal.sweep_begins(len(cells), swept)
-        _look_at(lists, Composer(self.loader, self.config.hydra, self.config))
+        composer = Composer(self.loader, self.config.hydra, self.config)
+        _look_at(lists, composer)
+        first = composer.configured(cells[0])
+        size = _cells_per_task(first.config) or _portion(len(cells), self.config.hydra.launcher)
+        batches = _batches(len(cells), self.max_batch_size, size)
+        leave = bool(self.config.hydra.callbacks.xaibench.detach)
+        if leave and len(batches) > 1:
+            raise UserError(f"hydra.sweeper.max_batch_size={self.max_batch_size}: --detach submits all jobs at once")
+        results = str(Path(self.config.paths.results).expanduser().absolute())
+        plan = Plan(cells, [], time.time(), results, command(composer.outside, []))
+        sweeps.write_plan(folder, plan)
         OmegaConf.save(self.config, folder / "multirun.yaml")
+        launching.name(self.launcher, self.config.hydra.job.name, _name(first.choices, swept))
 
         quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-        shared = [lists[key][0] for key in overrides if key not in swept]
-        launched, returned = 0, []
+        shared = [lists[key][0] for key in overrides if key not in swept] + [f"hydra.sweep.dir='{quoted}'"]
+        returned = []
         for batch in batches:
-            jobs = [[*shared, f"hydra.sweep.dir='{quoted}'"]] * len(batch)
-            returned.append(self.launcher.launch(jobs, initial_job_idx=launched))
-            launched += len(batch)
+            chunks = launching.further(folder, batch)
+            returned.append(launching.launch(self.launcher, folder, chunks, shared, leave))
             for job in returned[-1]:
                 _ = job.return_value  # raises what the job raised
         return returned
@@ -286,6 +303,21 @@ def cells_of(lists: Mapping[str, list[str]]) -> list[list[str]]:
     order = sorted(range(len(keys)), key=lambda place: not re.match(r"\+*(model|dataset)\b", keys[place]))
     back = sorted(range(len(keys)), key=order.__getitem__)
     return [[cell[place] for place in back] for cell in itertools.product(*(lists[keys[place]] for place in order))]
+
+
+def _cells_per_task(config: DictConfig) -> int | None:
+    """How many cells a launched job gets, if a cell's configuration says so."""
+    size = config.runner.get("cells_per_task")
+    if size is None or (isinstance(size, int) and size > 0):
+        return size
+    raise UserError(f"runner.cells_per_task={size}: expected a positive number, or null")
+
+
+def _name(choices: Mapping[str, str], swept: Mapping[str, int]) -> str:
+    """What a scheduler calls the jobs of a sweep: xaibench-<model>-<metric>, where there are several how many.
+    choices: of one cell."""
+    said = (f"{swept[group]}-{group}s" if group in swept else choices[group] for group in ("model", "metric"))
+    return "-".join(["xaibench", *said])
 
 
 def _portion(cells: int, launcher: DictConfig) -> int:
@@ -397,25 +429,27 @@ def run_cells(config: DictConfig) -> None:
 
     terminal.talk_on_stderr()  # a worker process starts without it
     made = HydraConfig.get()
-    folder = Path(made.sweep.dir).absolute()
-    plan = json.loads((folder / CELLS).read_text())
+    folder, job = Path(made.sweep.dir).absolute(), made.job.num
+    plan = sweeps.read_plan(folder)
     composer = Composer(GlobalHydra.instance().config_loader(), made, config)
-    total, began, says = len(plan["cells"]), plan["time"], made.job.num == 0
-    waiting = list(range(*plan["chunks"][made.job.num]))
+    total, began, says = len(plan.cells), plan.time, job == 0
+    waiting = list(range(*plan.chunks[job]))
     _work_begins()
     for wait in (False, True):
         left = []
         for number in waiting:
             place = terminal.Sweep(number + 1, total, began)
-            status = _run_cell(plan["cells"][number], place, composer, wait)
+            sweeps.begin_cell(folder, job, number)
+            status = _run_cell(plan.cells[number], place, composer, wait)
             if status is None:
                 left.append(number)
                 continue
-            write_atomically(folder / f"{number}.json", json.dumps(status, indent=1) + "\n")
+            sweeps.write_status(folder, number, status)
             if says and place.number > FEW and time.time() - began >= terminal.SECONDS_BEFORE_ESTIMATE:
                 says = False
-                terminal.sweep_estimate(sum(1 for _ in folder.glob("*.json")), total, began)
+                terminal.sweep_estimate(len(sweeps.told(folder)), total, began)
         waiting = left
+    sweeps.end_job(folder, job)
 
 
 def _run_cell(cell: list[str], place: "Place", composer: Composer, wait: bool) -> dict[str, Any] | None:
@@ -460,11 +494,12 @@ def _tell_hydra(cell: list[str], number: int) -> None:
 class SweepEnd(Callback):
     """Around a sweep: cells share what they load; at the end, what failed and the leaderboard of what ran.
 
-    ended: the file that says how many cells failed, for the process that started Hydra.
+    ended: the file that says how many cells failed, for the process that started Hydra. detach: leave the sweep to the
+    scheduler; `xaibench sweep wait` tells its end.
     """
 
-    def __init__(self, ended: str | None = None) -> None:
-        self.ended = ended
+    def __init__(self, ended: str | None = None, detach: bool = False) -> None:
+        self.ended, self.detach = ended, detach
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         from .engine.setting import KEPT
@@ -473,25 +508,10 @@ class SweepEnd(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         from .engine.setting import KEPT
-        from .report import terminal
-        from .scores import index, leaderboard
 
         KEPT.clear()
-        folder = Path(config.hydra.sweep.dir).absolute()
-        cells = [json.loads(p.read_text()) for p in sorted(folder.glob("*.json"), key=lambda p: int(p.stem))]
-        files = [Path(file) for cell in cells for file in cell.get("files", [])]
-        if files:
-            results = Path(config.paths.results).expanduser().absolute()
-            sound, damaged = index.update(results, terminal.tracked("score files read"))
-            of_sweep = set(files)
-            ran = leaderboard.told_apart([cell for cell in sound if cell.path in of_sweep])
-            if len(ran) > terminal.MOST_SHOWN:
-                terminal.overview(ran, results / "leaderboard.csv")
-            else:
-                terminal.leaderboard_table(leaderboard.headlines(ran))
-            terminal.qualities(leaderboard.qualities(ran, sound))
-            terminal.damaged(damaged)
-        terminal.failures(cells)
+        if self.detach:
+            return
+        counts = sweeps.end(Path(config.hydra.sweep.dir).absolute())
         if self.ended:
-            failed = sum(cell["status"] == "failed" for cell in cells)
-            Path(self.ended).write_text(json.dumps({"cells": len(cells), "failed": failed}))
+            Path(self.ended).write_text(json.dumps(asdict(counts)))

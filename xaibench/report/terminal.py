@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import shlex
 import sys
 import threading
 import time
@@ -39,6 +40,8 @@ SECONDS_BETWEEN_LINES = 30
 SECONDS_BEFORE_ESTIMATE = 5
 # Of more cells than this there is an overview in the place of tables: nobody reads them, and printing takes a minute.
 MOST_SHOWN = 1000
+# Of more cells than this the jobs of a sweep are not listed.
+MOST_LISTED = 200
 _COUNTED = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
 Item = TypeVar("Item")
 
@@ -188,6 +191,68 @@ def sweep_estimate(done: int, total: int, began: float) -> None:
     if not stderr.is_terminal and left > SECONDS_BETWEEN_LINES:
         said = f"{done} of {total} cells took {about(time.time() - began)}: about {about(left)} to the end of the sweep"
         stderr.print(said, highlight=False, soft_wrap=True)
+
+
+def launched(ids: Sequence[str], cells: Sequence[Sequence[Sequence[str]]], name: str, logs: str) -> None:
+    """The jobs that a scheduler has taken: their name, ids and cells (what differs of each), and where their logs
+    are."""
+    several = f"{ids[0]} to {ids[-1]}" if len(ids) > 1 else ids[0]
+    said = [f"{len(ids)} {'job' if len(ids) == 1 else 'jobs'} {name}: {several}; logs: {logs}"]
+    lines = [f"  {job}: {' '.join(cell)}" for job, of_job in zip(ids, cells) for cell in of_job]
+    said += lines[:MOST_LISTED]
+    said += [f"  and {len(lines) - MOST_LISTED} more cells"] if len(lines) > MOST_LISTED else []
+    _say("\n".join(said))
+
+
+def left(folder: Path) -> None:
+    """A sweep is left to the scheduler: how to find it again."""
+    _say("\n".join(f"xaibench sweep {what} {shlex.quote(str(folder))}" for what in ("status", "wait", "cancel")))
+
+
+def go_on(jobs: Sequence[str], folder: Path) -> bool:
+    """Says which jobs go on without us, and asks on a terminal whether to cancel them -> the answer."""
+    one = len(jobs) == 1
+    _say(f"{'this job goes' if one else f'these {len(jobs)} jobs go'} on: {', '.join(jobs)}")
+    if sys.stdin.isatty() and stderr.is_terminal:
+        stderr.print(f"cancel {'it' if one else 'them'}? y/N ", end="", highlight=False)
+        if sys.stdin.readline().strip().lower() in ("y", "yes"):
+            return True
+    left(folder)
+    return False
+
+
+def cancelled(jobs: Sequence[str]) -> None:
+    """Jobs that SLURM was asked to end."""
+    _say(f"cancelled: {', '.join(jobs)}" if jobs else "no job of this sweep is left to cancel")
+
+
+def worker_killed(cells: Sequence[Sequence[str]]) -> None:
+    """A process of joblib was killed, and with it the others."""
+    said = ["a worker was killed: the others go on; tried again alone, at the end:"]
+    _say("\n".join([*said, *(f"  {' '.join(cell)}" for cell in cells)]))
+
+
+@contextlib.contextmanager
+def waiting() -> Iterator[Callable[[str], None]]:
+    """Shows one line that changes: in its place on a terminal; otherwise when it has changed, every
+    SECONDS_BETWEEN_LINES at most."""
+    if stderr.is_terminal:
+        with stderr.status("") as status:
+            yield lambda line: status.update(escape(line))
+        return
+    said, at = "", -float("inf")
+
+    def show(line: str) -> None:
+        nonlocal said, at
+        if line != said and time.monotonic() - at >= SECONDS_BETWEEN_LINES:
+            _say(line)
+            said, at = line, time.monotonic()
+
+    yield show
+
+
+def _say(text: str) -> None:
+    stderr.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def tracked(what: str) -> Callable[[Sequence[Item]], Iterable[Item]]:
