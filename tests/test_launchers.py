@@ -1,14 +1,27 @@
-"""Workers that are killed: the others go on, and the sweep ends in its list with the command that runs the rest."""
+"""Workers that are killed: the others go on, and the sweep ends in its list with the command that runs the rest.
 
+The scenes on SLURM start a real one (`../shared/tools`), where its packages are installed.
+"""
+
+import os
+import re
 import shlex
+import shutil
+import signal
+import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
+from .conftest import SHARED
+
+LISTEN = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
 MAIN = "import sys; from xaibench.cli import main; sys.exit(main(sys.argv[1:]))"
 QUICK = ("dataset.limit=2", "metric.steps=2")
 
-# Its cell k=0 kills its own process, as the kernel does where memory runs out, until somebody makes the file `spared`.
+# Until somebody makes the file `spared`, cell k=0 kills its own process, as the kernel does where memory runs out, and
+# k=1 takes so many seconds.
 FATAL = """
 import os, signal, time
 from pathlib import Path
@@ -21,7 +34,8 @@ class Fatal(Method):
         Path(f"begun-{self.k}").touch()
         if self.k == 0 and not Path("spared").exists():
             os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(self.seconds)
+        if self.k == 1 and not Path("spared").exists():
+            time.sleep(self.seconds)
         return inputs * (self.k + 1)
 """
 
@@ -39,7 +53,7 @@ def until(there, process, log, seconds=120):
     """Wait until something is there."""
     deadline = time.monotonic() + seconds
     while not there():
-        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+        assert (process is None or process.poll() is None) and time.monotonic() < deadline, log.read_text()
         time.sleep(0.05)
 
 
@@ -68,3 +82,126 @@ def test_a_killed_worker_leaves_the_others_standing(xaibench, here, spawn, fatal
         assert xaibench(*words[1:])[0] == 0
     assert xaibench(*sweep, "paths.cache=c", "paths.results=r")[0] == 0
     assert (here / "results/leaderboard.csv").read_bytes() == (here / "r/leaderboard.csv").read_bytes()
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_ctrl_c_ends_the_workers_too(here, spawn, fatal, launcher):
+    pytest.importorskip(f"hydra_plugins.hydra_{launcher.split('_')[0]}_launcher")
+    (here / "fatal.py").write_text(FATAL.replace("touch()", "write_text(str(os.getpid()))"))
+    more = ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []
+    process = spawn(LISTEN + MAIN, *fatal, "method.k=1,2", "method.seconds=600", f"hydra/launcher={launcher}", *more)
+    until((here / "begun-1").exists, process, here / "log.txt")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130, (here / "log.txt").read_text()
+    text = (here / "log.txt").read_text()
+    assert "interrupted" in text and "Traceback (most recent call last)" not in text, text
+    worker = Path("/proc", (here / "begun-1").read_text(), "stat")
+    until(lambda: not worker.exists() or ") Z " in worker.read_text(), None, here / "log.txt", 30)
+
+
+# ---- SLURM -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """A SLURM of four processors on this machine."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    if os.getuid() != 0 or not all(map(shutil.which, ("slurmctld", "slurmd", "munged", "sbatch"))):
+        pytest.skip("no SLURM to start: it takes root and the packages slurmctld, slurmd, slurm-client and munge")
+    if not (SHARED / "tools/slurm-up.sh").exists():
+        pytest.skip("no SLURM to start: ../shared/tools/slurm-up.sh is absent")
+    runs = subprocess.run(["squeue"], capture_output=True).returncode == 0
+    if not runs:
+        subprocess.run(["bash", SHARED / "tools/slurm-up.sh"], check=True, capture_output=True, timeout=120)
+    yield
+    if not runs:
+        subprocess.run(["bash", SHARED / "tools/slurm-down.sh"], check=True, capture_output=True, timeout=60)
+
+
+SLURM = ("hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=10")
+
+
+def test_slurm_has_the_results_of_one_process(xaibench, here, spawn, fatal, cluster):
+    """12 cells by four jobs; each shard is computed once."""
+    (here / "spared").touch()
+    sweep = (*fatal, "method.k=range(12)")
+    process = spawn(MAIN, *sweep, *SLURM, "runner.cells_per_task=3")
+    assert process.wait(240) == 0, (here / "log.txt").read_text()
+    text = (here / "log.txt").read_text()
+    (first, last) = re.search(
+        r"4 jobs xaibench-smallcnn-degradation: (\d+)_0 to (\d+)_3; logs: .*submitit", text
+    ).groups()
+    assert first == last
+    assert [line.split()[-1] for line in text.splitlines() if line.startswith(f"  {first}_")] == [
+        f"method.k={k}" for k in range(12)
+    ]
+    assert "0 of 12 done, 0 running, 0 failed; 4 jobs pending" in text and "12 of 12 cells done, 0 failed" in text
+    assert xaibench(*sweep, "paths.cache=c", "paths.results=r")[0] == 0
+    assert (here / "results/leaderboard.csv").read_bytes() == (here / "r/leaderboard.csv").read_bytes()
+
+
+def test_slurm_jobs_that_are_killed_or_cancelled_are_in_the_list(here, spawn, fatal, cluster):
+    process = spawn(MAIN, *fatal, "method.k=range(3)", "method.seconds=600", *SLURM, "runner.cells_per_task=1")
+    until((here / "begun-1").exists, process, here / "log.txt")
+    job = re.search(r"(\d+)_1: method.k=1", (here / "log.txt").read_text())[1]
+    subprocess.run(["scancel", f"{job}_1"], check=True)
+    assert process.wait(240) == 1, (here / "log.txt").read_text()
+    text = (here / "log.txt").read_text()
+    assert "1 of 3 cells done, 2 failed" in text and "Traceback" not in text
+    assert f"failed: its job {job}_0 ended (FAILED) while at it" in text
+    assert f"failed: its job {job}_1 ended (CANCELLED) while at it" in text
+    again = [shlex.split(line) for line in text.splitlines() if line.startswith("  again: ")]
+    assert [word for words in again for word in words if "method.k=" in word] == ["method.k=0", "method.k=1"]
+    assert (here / "results/leaderboard.csv").exists()
+
+
+def test_a_sweep_left_to_slurm_is_found_again(xaibench, here, spawn, fatal, cluster):
+    code, _, said = xaibench(*fatal, "method.k=1", "method.seconds=600", *SLURM, "--detach")
+    assert code == 0 and "cells done" not in said
+    (folder,) = (here / "results/.sweeps").iterdir()
+    assert f"xaibench sweep wait {folder}" in said
+    until((here / "begun-1").exists, None, here / "fatal.py")
+    assert xaibench("sweep", "status", str(folder))[1].startswith("0 of 1 done, 1 running, 0 failed\n")
+    process = spawn(LISTEN + MAIN, "sweep", "wait", str(folder))
+    until(lambda: "1 running" in (here / "log.txt").read_text(), process, here / "log.txt")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    job = re.search(r"1 job xaibench-smallcnn-degradation: (\d+);", said)[1]
+    assert f"this job goes on: {job}" in (here / "log.txt").read_text()
+    assert xaibench("sweep", "cancel", str(folder))[2] == f"cancelled: {job}\n"
+    code, _, said = xaibench("sweep", "wait", str(folder))
+    assert code == 1 and "0 of 1 cells done, 1 failed" in said and f"its job {job} ended (CANCELLED)" in said
+
+
+@pytest.mark.parametrize("why", ["out of time", "preempted"])
+def test_slurm_jobs_that_are_requeued_end_well(here, spawn, fatal, cluster, why):
+    """Out of time: the signal that SLURM sends before. Preempted: a job of the partition that goes before."""
+    more = ["hydra.launcher.max_num_timeout=1"] if why == "out of time" else []
+    process = spawn(MAIN, *fatal, "method.k=1", "method.seconds=600", *SLURM, *more)
+    until((here / "begun-1").exists, process, here / "log.txt")
+    job = re.search(r"degradation: (\d+);", (here / "log.txt").read_text())[1]
+    (here / "spared").touch()
+    if why == "out of time":
+        subprocess.run(["scancel", "--signal=USR2", job], check=True)
+    else:
+        subprocess.run(
+            ["srun", "--partition=urgent", "--ntasks=4", "true"], check=True, capture_output=True, timeout=90
+        )
+
+    def waits() -> bool:
+        asked = ["squeue", "--noheader", f"--jobs={job}", "--format=%T"]
+        return subprocess.run(asked, capture_output=True, text=True).stdout.strip() == "PENDING"
+
+    until(waits, process, here / "log.txt")
+    subprocess.run(["scontrol", "update", f"jobid={job}", "starttime=now"], check=True)  # instead of two minutes later
+    assert process.wait(240) == 0, (here / "log.txt").read_text()
+    assert "1 of 1 cells done, 0 failed" in (here / "log.txt").read_text()
+
+
+def test_what_slurm_refuses_is_said_in_a_line(xaibench, cluster):
+    code, _, said = xaibench("run", "-m", *SLURM, "seed=0", "hydra.launcher.partition=nothing", *QUICK)
+    assert code == 2 and "SLURM takes no such job: sbatch: error: invalid partition specified: nothing" in said
+    code, _, said = xaibench("run", "--detach", *QUICK)
+    assert code == 2 and "--detach: expected a sweep that SLURM has" in said
+    code, _, said = xaibench("sweep", "status", "results/.sweeps/gone")
+    assert code == 2 and "expected the folder of a sweep" in said

@@ -19,6 +19,7 @@ Which saliency method tells the truth about a network, and how do we know?
 
   run          compute maps and score them      xaibench run method=gradcam metric=degradation
                sweep with -m                    xaibench run -m method=gradient,gradcam,random
+  sweep        status, wait for or cancel one   xaibench sweep status results/.sweeps/20260131-120000-000000
   list         what there is to run             xaibench list methods
   leaderboard  the results as a table and CSV   xaibench leaderboard --metric degradation
   rank         who can be told apart            xaibench rank --metric degradation
@@ -120,6 +121,31 @@ def _options_first(arguments: list[str]) -> list[str]:
         else:
             (options if argument.startswith("-") else overrides).append(argument)
     return [*options, *overrides]
+
+
+def _sweep(arguments: list[str]) -> int:
+    """A sweep that was left to SLURM: how far it is, its end, or no more of it."""
+    parser = _parser("sweep", "a sweep that SLURM has (run -m --detach): how far it is, wait for its end, or cancel it")
+    parser.add_argument("what", choices=("status", "wait", "cancel"))
+    parser.add_argument("folder", metavar="FOLDER", help="of the sweep, such as results/.sweeps/20260131-120000-000000")
+    options = parser.parse_args(arguments)
+    from . import launching, sweeps
+    from .report import terminal
+
+    folder = Path(options.folder).absolute()
+    plan = sweeps.read_plan(folder)
+    if options.what == "status":
+        print(launching.status(folder))
+        terminal.failures(sweeps.statuses(folder, plan, lost=False), brief=True)
+        return 0
+    if options.what == "cancel":
+        left = launching.still(folder)
+        if left:
+            launching.cancel(left)
+        terminal.cancelled(left)
+        return 0
+    launching.wait_for_slurm(folder)
+    return 1 if sweeps.end(folder).failed else 0
 
 
 def _train(arguments: list[str]) -> int:
@@ -511,6 +537,7 @@ def _doctor(arguments: list[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "sweep": _sweep,
     "list": _list,
     "leaderboard": _leaderboard,
     "rank": _rank,

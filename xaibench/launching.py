@@ -129,19 +129,20 @@ def _by_submitit(launcher: Any, folder: Path, chunks: range, overrides: list[str
     from .report import terminal
 
     submitted = _submitted(launcher, chunks, overrides)
-    cluster = type(submitted[0]).__name__
+    cluster = "slurm" if type(submitted[0]).__name__ == "SlurmJob" else "local"
     before = sweeps.read_jobs(folder)
-    jobs = [Launched(job.job_id, str(job.paths.folder)) for job in submitted]
+    jobs = [Launched(cluster, job.job_id, str(job.paths.folder)) for job in submitted]
     sweeps.write_jobs(folder, [*before, *jobs])
     plan = sweeps.read_plan(folder)
     of_job = [[plan.differing(number) for number in range(*plan.chunks[job])] for job in chunks]
     terminal.launched([job.id for job in jobs], of_job, launcher.params["name"], str(Path(jobs[0].log).parent))
-    if cluster == "LocalJob":
+    if cluster == "local":
         try:
             wait(folder, lambda: {job.job_id: State("RUNNING") for job in submitted if job.state == "RUNNING"})
         except KeyboardInterrupt:
             for job in submitted:
                 job.cancel()
+            terminal.cancelled([job.job_id for job in submitted])
             raise
     elif leave:
         terminal.left(folder)
@@ -199,10 +200,26 @@ def slurm_states() -> dict[str, State]:
     return {row[0]: State(row[1], row[2] if row[1] == "PENDING" else "") for row in rows if len(row) == 3}
 
 
+def status(folder: Path) -> str:
+    """How far a sweep is and the jobs that SLURM still has of it, in words. Raises UserError if no scheduler has it."""
+    jobs = _of_slurm(folder)
+    states = slurm_states()
+    far = how_far(sweeps.Account(folder, sweeps.read_plan(folder)), jobs, states)
+    lines = [f"  {job.id}: {states[job.id].name.lower()}" for job in jobs if states.get(job.id, State("")).live]
+    return "\n".join([far, *(lines or ["no job of this sweep is left; `xaibench sweep wait` tells its end"])])
+
+
+def _of_slurm(folder: Path) -> list[Launched]:
+    jobs = sweeps.read_jobs(folder)
+    if not any(job.cluster == "slurm" for job in jobs):  # of local ones the ids are those of processes
+        raise UserError(f"{folder}: expected a sweep that SLURM has, by hydra/launcher=submitit_slurm; this is another")
+    return jobs
+
+
 def still(folder: Path) -> list[str]:
     """The jobs of a sweep that SLURM still has."""
     states = slurm_states()
-    return [job.id for job in sweeps.read_jobs(folder) if job.id in states and states[job.id].live]
+    return [job.id for job in _of_slurm(folder) if job.id in states and states[job.id].live]
 
 
 def cancel(jobs: list[str]) -> None:
@@ -217,6 +234,7 @@ def wait_for_slurm(folder: Path) -> None:
     """As `wait`. On Ctrl-C it says which jobs go on, offers to cancel them, and raises KeyboardInterrupt."""
     from .report import terminal
 
+    _of_slurm(folder)
     try:
         wait(folder, slurm_states)
     except KeyboardInterrupt:

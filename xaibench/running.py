@@ -477,6 +477,8 @@ def _run_cell(cell: list[str], place: "Place", composer: Composer, wait: bool) -
     except NOT_COMPOSED as error:
         status |= {"status": "failed", "error": str(explain(error, cell))}
     except Exception as error:
+        if type(error).__name__ == "UncompletedJobError":  # submitit's, from a signal: the job ends, not this cell
+            raise SystemExit(f"error: {error}") from error
         status |= {"status": "failed", "error": unforeseen(error), "traceback": traceback.format_exc()}
     if status["status"] == "failed":
         told = KEPT.get("told", {"error": status["error"]}, lambda: words)

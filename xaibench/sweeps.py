@@ -38,8 +38,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Launched:
-    """A launched job that a scheduler has: its id there, the folder of its log, and its state at the end, '' before."""
+    """A launched job that submitit has: where (slurm, or local processes), its id there, the folder of its log, and
+    its state at the end, '' before."""
 
+    cluster: str
     id: str
     log: str
     state: str = ""
@@ -153,7 +155,7 @@ def _why_lost(folder: Path, number: int, job: int, jobs: list[Launched]) -> str:
     if job >= len(jobs):
         return f"its process was killed{' while at it; where memory runs out, the kernel does that' if at_it else ''}"
     state = f" ({jobs[job].state})" if jobs[job].state else ""
-    ended = f"its job {jobs[job].id} ended{state} {'while at it' if at_it else 'before its turn'}"
+    ended = f"its job {jobs[job].id} ended{state} {'while at it' if at_it else 'before it was done'}"
     words = last_words(Path(jobs[job].log))
     return f"{ended}; log: {jobs[job].log}" + (f"\n  its last words: {words}" if words else "")
 

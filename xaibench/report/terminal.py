@@ -497,14 +497,16 @@ def damaged(files: Sequence[Damaged]) -> int:
     return 1 if files else 0
 
 
-def failures(cells: Sequence[dict[str, Any]]) -> None:
-    """The end of a sweep: how many cells there were, each reason of a failure once, and how to run its cells again."""
+def failures(cells: Sequence[dict[str, Any]], brief: bool = False) -> None:
+    """The end of a sweep: how many cells there were, each reason of a failure once, and how to run its cells again.
+    brief: without how many."""
     failed: dict[str, list[str]] = {}
     for cell in cells:
         if cell["status"] == "failed":
             failed.setdefault(cell["error"], []).append(cell["command"])
     count = sum(map(len, failed.values()))
-    stderr.print(f"{len(cells) - count} of {len(cells)} cells done, {count} failed", highlight=False)
+    if not brief:
+        stderr.print(f"{len(cells) - count} of {len(cells)} cells done, {count} failed", highlight=False)
     for error, commands in failed.items():
         several = f" ({len(commands)} cells)" if len(commands) > 1 else ""
         said = [f"failed{several}: {error}", *(f"  again: {command}" for command in commands)]
