@@ -104,7 +104,7 @@ def collect(cells: Sequence[Cell], cache: Path, limit: int = 16) -> Gallery:
 
 
 def cached(cells: Sequence[Cell], cache: Path) -> tuple[list[tuple[Cell, str, Artefact]], tuple[str, ...]]:
-    """Of each method a cell, how its maps are collapsed, and the maps; and what the cache lacks."""
+    """Of each method a cell, how its maps are collapsed, and the maps; and what the cache lacks, as sentences."""
     of_method: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
         # A metric that retrains networks has maps of its own, of the predicted class.
@@ -183,7 +183,10 @@ def _collapse_of(cells: Sequence[Cell]) -> str:
 
 
 def pictured(cell: Cell, maps: Artefact, samples: Sequence[int], rows: Mapping[str, np.ndarray]) -> list[Picture]:
-    """The images of these samples, and what the network said, as cached beside the maps. Raises Absent."""
+    """The images of these samples, and what the network said, as cached beside the maps, whose `rows` are given.
+
+    Raises Absent where something is not there, or not what it was when the maps were made.
+    """
     dataset = _dataset(cell.card["config"]["dataset"])
     if dataset.fingerprint != maps.spec["data"]["fingerprint"]:
         raise Absent(f"{cell.card['dataset']}: the data set has changed since its maps were made; no images are shown.")
@@ -193,6 +196,22 @@ def pictured(cell: Cell, maps: Artefact, samples: Sequence[int], rows: Mapping[s
         raise Absent(f"{cell.card['dataset']}: inputs of {list(batch.inputs.shape[1:])} are no pictures.")
     if list(batch.crc) != rows["input_crc32"].tolist():
         raise Absent(f"{cell.card['dataset']}: images have changed since their maps were made; run again.")
+    logits = answers(cell, maps, samples)
+    values = preprocessing.denormalise(batch.inputs).clamp(0, 1).mul(255).round().byte()
+    pixels = values.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
+    probabilities = logits.sigmoid() if cell.card["config"].get("output") == "sigmoid" else logits.softmax(1)
+    said = zip(logits, probabilities, batch.labels.tolist(), rows["target"].tolist())
+    return [
+        Picture(sample, image, *_said(*answer, dataset.class_names))
+        for sample, image, answer in zip(samples, pixels, said)
+    ]
+
+
+def answers(cell: Cell, maps: Artefact, samples: Sequence[int]) -> torch.Tensor:
+    """What the network answers to these samples, as cached beside their maps: logits [n,K] as its softmax takes them.
+
+    Raises Absent where the cache lacks some.
+    """
     spec = {"model": maps.spec["model"], "data": maps.spec["data"]}
     replies = Artefact(maps.root, "responses", (*cell.folders, "logits"), spec)
     found = replies.read(samples)
@@ -201,30 +220,28 @@ def pictured(cell: Cell, maps: Artefact, samples: Sequence[int], rows: Mapping[s
     logits = torch.from_numpy(found.arrays["logits"])
     if maps.spec["model"].get("adapted", {}).get("two_classes"):
         logits = logits / 2  # as `Classifier.softmax_logits`
-    values = preprocessing.denormalise(batch.inputs).clamp(0, 1).mul(255).round().byte()
-    pixels = values.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
-    if cell.card["config"].get("output") == "sigmoid":
-        logits = torch.nn.functional.logsigmoid(logits)
-    answers = zip(logits, batch.labels.tolist(), rows["target"].tolist())
-    return [
-        Picture(sample, image, *_said(answer, label, target, dataset.class_names))
-        for sample, image, (answer, label, target) in zip(samples, pixels, answers)
-    ]
+    return logits
+
+
+def class_names(cell: Cell, count: int) -> list[str]:
+    """The names of a cell's classes, by index; of those without a name, the index. Raises Absent."""
+    names = _dataset(cell.card["config"]["dataset"]).class_names
+    return [_name(index, names) for index in range(count)]
+
+
+def _name(index: int, names: Sequence[str]) -> str:
+    return names[index] if index < len(names) else str(index)
 
 
 def _said(
-    logits: torch.Tensor, label: float, target: int, names: Sequence[str]
+    logits: torch.Tensor, probabilities: torch.Tensor, label: float, target: int, names: Sequence[str]
 ) -> tuple[str, str, float | None, str, float | None]:
     """label, predicted, its probability, explained, its probability: of one image, from its logits [K]."""
     if len(logits) == 1:
         return f"{label:g}", f"{logits.item():.3g}", None, "the output", None
-    probabilities = logits.softmax(0)
     best = int(probabilities.argmax())
-
-    def name(index: int) -> str:
-        return names[index] if index < len(names) else str(index)
-
-    return name(int(label)), name(best), float(probabilities[best]), name(target), float(probabilities[target])
+    explained = _name(target, names), float(probabilities[target])
+    return _name(int(label), names), _name(best, names), float(probabilities[best]), *explained
 
 
 def _dataset(config: Mapping[str, Any]) -> Dataset:

@@ -6,7 +6,7 @@ p = NaN, never a verdict.
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +17,8 @@ from ..scores import paired
 
 # Of a directed test: that the first group is higher ("greater"), or lower ("less").
 Alternative = Literal["two-sided", "greater", "less"]
+# The same in the words of a plan: a condition is expected to be higher, or lower, than the baseline.
+DIRECTIONS: Mapping[str, Alternative] = {"higher": "greater", "lower": "less"}
 
 
 @dataclass(frozen=True)
