@@ -55,7 +55,7 @@ def eye() -> dict[str, torch.Tensor]:
         state[f"{first}.weight"][unit, 4 * unit : 4 * unit + 4] = 1 / 4
         state[f"{second}.weight"][places()[factor], unit] = 1
         state[f"{second}.bias"][places()[factor]] = -0.5
-    return {f"observer/{name}": tensor for name, tensor in state.items()}
+    return {f"observer.{name}": tensor for name, tensor in state.items()}
 
 
 def test_what_moves_is_what_the_head_reads():
@@ -118,3 +118,11 @@ def test_what_cannot_be_audited_is_refused(linear):
         CounterfactualAudit(tail=0.5)
     with pytest.raises(ValueError, match="images=0: expected at least 1"):
         CounterfactualAudit(images=0)
+
+
+def test_a_run_reads_its_observer_from_the_cache(xaibench):
+    cell = ("model=two4two_inn", "model.weights=random", "dataset=two4two", "dataset.limit=1", "fit.limit=4")
+    arguments = ("run", *cell, "metric=counterfactual_audit", "metric.images=8", "metric.epochs=1")
+    code, out, err = xaibench(*arguments)
+    assert code == 0, err
+    assert "moved_legs" in out and "pixels_legs" in out and "error_legs" in out

@@ -88,7 +88,7 @@ class CounterfactualAudit(Metric):
         ends = answers.quantile(torch.tensor([self.tail, 1 - self.tail], dtype=answers.dtype, device=answers.device))
         seed = int(torch.randint(2**31, (), generator=generator))
         weights = observed(classifier.input_size[1], self.images, self.epochs, seed)
-        return {"range": ends.cpu(), **{f"observer/{name}": tensor for name, tensor in weights.items()}}
+        return {"range": ends.cpu(), **{f"observer.{name}": tensor for name, tensor in weights.items()}}
 
     def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor | None, context: Context) -> Columns:
         inputs = batch.inputs
@@ -125,7 +125,7 @@ class CounterfactualAudit(Metric):
 
 def _observer(classifier: Classifier, context: Context) -> Observer:
     observer = Observer(classifier.input_size[1]).to(classifier.device)
-    prefix = "observer/"
+    prefix = "observer."
     state = {name.removeprefix(prefix): t for name, t in context.fitted.items() if name.startswith(prefix)}
     observer.load_state_dict(state)
     return observer.to(classifier.dtype).eval()
