@@ -52,6 +52,7 @@ from .config import (
     sources,
 )
 from .errors import BrokenImport, Elsewhere, UserError, XaibenchError, unforeseen
+from .garbage import uncollected
 from .job import Job
 from .listing import CONF, GROUPS, plugin_folders
 from .sweeps import Plan
@@ -98,16 +99,12 @@ def _check_detach(arguments: list[str]) -> None:
 
 @contextlib.contextmanager
 def _starting() -> Iterator[None]:
-    """Without garbage collection until work begins (`_work_begins`): imports make objects by the hundred thousand, none
-    of them garbage, and looking through them time and again takes a tenth of the start."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-        if was_on:
-            gc.enable()
+    """Without garbage collection until work begins (`_work_begins`)."""
+    with uncollected():
+        try:
+            yield
+        finally:
+            gc.unfreeze()
 
 
 def _work_begins() -> None:
@@ -445,6 +442,7 @@ def run_cells(config: DictConfig) -> None:
                 left.append(number)
                 continue
             sweeps.write_status(folder, number, status)
+            terminal.sweep_goes_on(place)
             if says and place.number > FEW and time.time() - began >= terminal.SECONDS_BEFORE_ESTIMATE:
                 says = False
                 terminal.sweep_estimate(len(sweeps.told(folder)), total, began)

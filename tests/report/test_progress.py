@@ -170,3 +170,12 @@ def test_what_a_plan_says_of_keys_is_what_the_run_has(xaibench, here):
     code, out, said = xaibench("run", *recipe, "metric=completeness", "dataset.limit=2", "runner.plan=true")
     assert code == 0 and "weights" not in out and "after training" not in out
     torch.manual_seed(0)
+
+
+def test_a_sweep_of_finished_cells_says_where_it_is(xaibench, slow, monkeypatch):
+    """They say nothing of themselves."""
+    assert xaibench(*slow, "method.k=range(5)")[0] == 0
+    monkeypatch.setattr(terminal, "SECONDS_BETWEEN_LINES", 0.001)
+    code, _, said = xaibench(*slow, "method.k=range(5)")
+    lines = re.findall(r"^cell (\d+) of 5: about \d+ s to the end of the sweep$", said, re.M)
+    assert code == 0 and len(lines) >= 3 and lines == sorted(lines, key=int), said

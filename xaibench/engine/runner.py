@@ -31,7 +31,8 @@ from ..methods.base import Method
 from ..metrics.base import Measure, Metric
 from ..models.classifier import Classifier
 from ..scores import score_files
-from ..scores.score_files import Outcome
+from ..scores.score_files import Outcome, Record
+from . import finished
 from .pooled import Pooled
 from .record import Plan as Plan
 from .retraining import Retrained, Trainings
@@ -68,6 +69,8 @@ def run(job: Job, progress: Progress = no_progress, kept: Kept | None = None, wa
         scoring = prepare(job, root, kept)
         if job.runner.reuse == "force":
             scoring.forget()
+        if done := finished.find(scoring.scores.artefact, _record(scoring)):
+            return done
         with progress(scoring.title, scoring.work()) as report:
             # A sweep has its own estimate, from the cells that are done.
             if kept is None and (said := forecast(scoring)):
@@ -77,9 +80,16 @@ def run(job: Job, progress: Progress = no_progress, kept: Kept | None = None, wa
                 raise Elsewhere(f"{scoring.title}: another process is at it")
         for stage in scoring.stages:
             stage.finish()
-        sources = set().union(*(stage.sources() for stage in scoring.stages))
-        record = dataclasses.replace(scoring.record(), sources=tuple(sorted(sources)))
-        return score_files.write(record, scoring.scores.rows(scoring.scores.order))
+        record = _record(scoring)
+        outcome = score_files.write(record, scoring.scores.rows(scoring.scores.order))
+        finished.note(scoring.scores.artefact, record, outcome)
+        return outcome
+
+
+def _record(scoring: PerSample | Pooled | Retrained) -> Record:
+    """What the result files say besides the numbers, the code that made the artefacts included."""
+    sources = set().union(*(stage.sources() for stage in scoring.stages))
+    return dataclasses.replace(scoring.record(), sources=tuple(sorted(sources)))
 
 
 def _planned(job: Job, root: Path, kept: Kept | None) -> Plan:

@@ -144,11 +144,11 @@ def _bars(title: str, pace: Pace) -> Iterator[None]:
         pace.show = show
         show()
         yield
+    _spoke.at = time.monotonic()
 
 
 class _Spoke:
-    """When the last line of progress was printed: the cells of a sweep share the half minute, however short they
-    are."""
+    """When the last progress was shown: the cells of a sweep share the half minute, however short they are."""
 
     at = time.monotonic()
 
@@ -253,6 +253,15 @@ def waiting() -> Iterator[Callable[[str], None]]:
 
 def _say(text: str) -> None:
     stderr.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def sweep_goes_on(place: Sweep) -> None:
+    """Where a sweep is, after cells that were there already and say nothing of themselves: now and then a line."""
+    left = Pace({}, place).left_of_sweep()
+    if left is not None and time.monotonic() - _spoke.at >= SECONDS_BETWEEN_LINES:
+        said = f"cell {place.number} of {place.total}: about {about(left)} to the end of the sweep"
+        stderr.print(said, highlight=False, soft_wrap=True)
+        _spoke.at = time.monotonic()
 
 
 def tracked(what: str) -> Callable[[Sequence[Item]], Iterable[Item]]:

@@ -70,9 +70,8 @@ def write(record: Record, columns: Mapping[str, np.ndarray]) -> Outcome:
     counted: how many maps of a row have one value only, and rank nothing. The CSV is a function of the numbers alone:
     the same numbers give the same bytes. The card has the number of constant maps, and the digests of both files.
     """
-    score_key = digest(dict(record.keys))
-    folder = record.results / "scores" / safe_name(record.model) / safe_name(record.dataset) / safe_name(record.metric)
-    stem = folder / f"{safe_name(record.method)}-{score_key}"
+    score_key, found = digest(dict(record.keys)), outcome(record)
+    rows, path = found.rows, found.card
     order = np.argsort(record.samples)
     counted = columns.get("constant_maps", np.zeros(0, dtype=np.int64))
     # Scores from a cache that did not count them yet, or counted some.
@@ -85,11 +84,10 @@ def write(record: Record, columns: Mapping[str, np.ndarray]) -> Outcome:
         axes = {f"{name}_x": np.asarray(record.axes[name], dtype=np.float64) for name in curves}
         attributes = {"key": score_key, "schema": SCHEMA}
         packed = pack({"sample": samples, **curves, **axes}, attributes)
-        _write_changed(stem.with_suffix(".h5"), packed)
+        _write_changed(rows.with_suffix(".h5"), packed)
     lines = [",".join(COLUMNS)]
     labels = [str(SCHEMA), *(_quoted(text) for text in (record.model, record.dataset, record.method, record.metric))]
     lines += [",".join([*labels, *row]) for row in _rows(record, samples, columns)]
-    rows = stem.with_suffix(".csv")
     text = ("\n".join(lines) + "\n").encode()
     _write_changed(rows, text)
 
@@ -113,7 +111,6 @@ def write(record: Record, columns: Mapping[str, np.ndarray]) -> Outcome:
         "versions": provenance.versions(),
         "commit": provenance.commit(),
     }
-    path = stem.with_suffix(".json")
     before = _read(path)
     if record.computed or before is None or _keys(before) != card["keys"]:
         _remove_superseded(path, card)
@@ -121,7 +118,25 @@ def write(record: Record, columns: Mapping[str, np.ndarray]) -> Outcome:
         # A run that only read the cache has no costs to tell: the card of the run that paid them stays.
         card = {**before, "files": card["files"], "sources": card["sources"]}
     _write_changed(path, (json.dumps(card, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
-    return Outcome(rows, path)
+    return found
+
+
+def outcome(record: Record) -> Outcome:
+    """Where the files of a cell are, written or not."""
+    folder = record.results / "scores" / safe_name(record.model) / safe_name(record.dataset) / safe_name(record.metric)
+    stem = f"{safe_name(record.method)}-{digest(dict(record.keys))}"
+    return Outcome(folder / f"{stem}.csv", folder / f"{stem}.json")
+
+
+def are_written(files: Outcome, card: str) -> bool:
+    """Whether the card has this digest, and the files beside it those that it says."""
+    try:
+        data = files.card.read_bytes()
+        stated = json.loads(data)["files"] if sha256(data) == card else {}
+        found = {suffix: sha256(files.card.with_suffix(suffix).read_bytes()) for suffix in stated}
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return bool(stated) and found == stated
 
 
 def sha256(data: bytes) -> str:

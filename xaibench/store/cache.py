@@ -97,7 +97,14 @@ def unpack(data: bytes, key: str) -> dict[str, np.ndarray]:
 
 def _user_block(data: bytes | bytearray) -> bytes:
     """What the first bytes of a packed file must be: the sha256 of all that follows them."""
-    sha256 = hashlib.sha256(memoryview(data)[_USER_BLOCK:]).hexdigest()
+    return _block(_sha256(data))
+
+
+def _sha256(data: bytes | bytearray) -> str:
+    return hashlib.sha256(memoryview(data)[_USER_BLOCK:]).hexdigest()
+
+
+def _block(sha256: str) -> bytes:
     return (_MARK + sha256.encode() + b"\n").ljust(_USER_BLOCK, b"\0")
 
 
@@ -207,6 +214,20 @@ class Artefact:
                 if lost := sum(sample not in self._index for sample in held[name]):
                     log.warning("%s: it is gone; its %d samples are computed again", self.folder / name, lost)
         return shards
+
+    def shards(self, samples: Iterable[int]) -> dict[str, str]:
+        """The shards that hold these samples, and the sha256 that each states. Raises KeyError for a sample that was
+        not there at the last look."""
+        names = dict.fromkeys(self._index[sample] for sample in samples)
+        return {name: _stated_sha256(self.folder / name) for name in names}
+
+    def holds(self, shards: Mapping[str, str]) -> bool:
+        """Whether these shards are there, each with this sha256, and whole."""
+        try:
+            contents = {name: (self.folder / name).read_bytes() for name in shards}
+        except OSError:
+            return False
+        return all(data.startswith(_block(shards[n])) and _sha256(data) == shards[n] for n, data in contents.items())
 
     def load_whole(self, name: str) -> dict[str, np.ndarray] | None:
         """The arrays of a file written by `save_whole`, or None if it is absent or corrupt (which is said)."""
