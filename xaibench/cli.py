@@ -10,6 +10,7 @@ from typing import NoReturn, TypeVar
 
 from . import __version__, interrupt
 from .errors import UserError, XaibenchError, nearest, unforeseen
+from .garbage import uncollected
 from .trust import no_formula, trusting
 
 USAGE = """\
@@ -269,6 +270,7 @@ def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
     Console(width=None if sys.stdout.isatty() else 160, markup=False, highlight=False).print(table)
 
 
+@uncollected()
 def _leaderboard(arguments: list[str]) -> int:
     """Write results/leaderboard.csv and cost.csv and show the table."""
     parser = _parser("leaderboard", "the results as a table, and as results/leaderboard.csv and cost.csv")

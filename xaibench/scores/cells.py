@@ -221,9 +221,12 @@ def _columns_and_curves(data: bytes, card: Mapping[str, Any]) -> tuple[pd.DataFr
         raise ValueError(f"{count} rows of {len(scalars)} columns: expected {card['n']} of each")
     if any(len(column) < len(samples) for column in scalars.values()) or count > len(samples) * len(scalars):
         raise ValueError("a row is missing or there twice")
-    columns = {name: [scalars[name][sample] for sample in samples] for name in sorted(scalars)}
-    index = pd.Index(samples, name="sample" if max(ids, default=-1) >= 0 else "repeat", dtype=np.int64)
-    return pd.DataFrame(columns, index=index, dtype=float), _curves(curves)
+    names = sorted(scalars)
+    # One array for all: a column at a time, pandas takes several times as long.
+    columns = np.array([[scalars[name][sample] for sample in samples] for name in names], dtype=float)
+    index = pd.Index(np.array(samples, dtype=np.int64), name="sample" if max(ids, default=-1) >= 0 else "repeat")
+    table = pd.DataFrame(columns.reshape(len(names), len(samples)).T, index=index, columns=names, copy=False)
+    return table, _curves(curves)
 
 
 def _fields(data: bytes) -> dict[str, Sequence[str]]:

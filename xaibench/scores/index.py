@@ -24,6 +24,7 @@ import numpy as np
 import scipy
 
 from ..errors import XaibenchError
+from ..garbage import uncollected
 from ..store import provenance
 from ..store.files import write_atomically
 from ..store.memo import SETTLED
@@ -46,6 +47,7 @@ class _Line:
     summary: Summary
 
 
+@uncollected()
 def update(results: Path, tracked: Tracked = iter) -> tuple[list[Summary], list[Damaged]]:
     """Write results/leaderboard.csv and cost.csv; returns, and costs, what `summaries` does."""
     found, damaged = summaries(results, tracked)
@@ -53,6 +55,7 @@ def update(results: Path, tracked: Tracked = iter) -> tuple[list[Summary], list[
     return found, damaged
 
 
+@uncollected()
 def summaries(results: Path, tracked: Tracked = iter) -> tuple[list[Summary], list[Damaged]]:
     """The summaries of the score files below results/scores that are as a run wrote them, and what is wrong with the
     others: what `cells.read_sound` finds, at the cost of what is not known yet.
@@ -123,14 +126,13 @@ def _read(scores: Path) -> dict[str, _Line]:
         text = (scores / INDEX).read_bytes()
     except OSError:
         return {}
-    found = {}
+    found, ours = {}, b"[" + json.dumps(_maker()).encode() + b","
     for line in text.split(b"\n"):
         checksum, _, body = line.partition(b" ")
-        if not body or checksum != b"%08x" % zlib.crc32(body):
+        if not body.startswith(ours) or checksum != b"%08x" % zlib.crc32(body):
             continue
-        maker, stem, content, states, card, estimates, undefined = json.loads(body)
-        if maker == _maker():
-            found[stem] = _Line(content, states, Summary(card, estimates, undefined, Path(f"{scores}/{stem}.csv")))
+        _, stem, content, states, card, estimates, undefined = json.loads(body)
+        found[stem] = _Line(content, states, Summary(card, estimates, undefined, Path(f"{scores}/{stem}.csv")))
     return found
 
 

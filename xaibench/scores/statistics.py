@@ -181,7 +181,7 @@ def _new_draws(n: int) -> Iterator[np.ndarray]:
 def _medians(counts: np.ndarray, column: np.ndarray) -> np.ndarray:
     """The median of each draw: where the counts of the sorted values pass the half."""
     order, n = np.argsort(column, kind="stable"), len(column)
-    kind = np.int16 if n < 2**15 else np.int32
+    kind = np.uint8 if n < 2**8 else np.int16 if n < 2**15 else np.int32
     reached: np.ndarray = np.zeros(len(counts), dtype=kind)
     middle: np.ndarray = np.zeros((2, len(counts)), dtype=kind)
     half = np.array([[(n + 1) // 2], [n // 2 + 1]], dtype=kind)

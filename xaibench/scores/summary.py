@@ -33,10 +33,10 @@ def summarised(cells: Sequence[Cell | Summary]) -> list[Summary]:
 def summary(cell: Cell) -> Summary:
     """The summary of one cell, by itself."""
     card = {name: cell.card[name] for name in SHOWN if name in cell.card} | {"statistics": cell.card["statistics"]}
-    estimates, undefined = {}, {}
+    estimates, undefined, columns = {}, {}, _columns(cell)
     for statistic in cell.card["statistics"]:
-        kept = finite(cell, statistic)
-        estimates[statistic["name"]] = _estimated(cell, statistic, kept)
+        kept = _finite(columns, statistic, len(cell.columns))
+        estimates[statistic["name"]] = _estimated(columns, statistic, kept)
         undefined[statistic["name"]] = cell.columns.index[~kept].tolist() if kept.any() else None
     return Summary(card, estimates, undefined, cell.path)
 
@@ -65,7 +65,7 @@ def with_common(summaries: Sequence[Summary], read: Callable[[Summary], Cell]) -
                 cell = read(one)
                 kept = finite(cell, statistic) & ~cell.columns.index.isin(left_out)
                 before = added.get(id(one), one)
-                estimate = {str(name): _estimated(cell, statistic, kept)}
+                estimate = {str(name): _estimated(_columns(cell), statistic, kept)}
                 added[id(one)] = replace(before, estimates={**before.estimates, **estimate})
     return added
 
@@ -86,10 +86,19 @@ def common_name(group: Sequence[Summary], statistic: str) -> str | None:
 
 def finite(cell: Cell, statistic: Mapping[str, Any]) -> np.ndarray:
     """For which of its rows [n] the statistic's columns are defined."""
+    return _finite(_columns(cell), statistic, len(cell.columns))
+
+
+def _columns(cell: Cell) -> dict[str, np.ndarray]:
+    """A cell's columns [n] by name: of a frame each access costs as much as an estimate."""
+    return dict(zip(cell.columns.columns, np.ascontiguousarray(cell.columns.to_numpy().T)))
+
+
+def _finite(columns: Mapping[str, np.ndarray], statistic: Mapping[str, Any], n: int) -> np.ndarray:
     names = [name for name in (statistic["column"], statistic["per"]) if name]
-    if any(name not in cell.columns for name in names):
-        return np.zeros(len(cell.columns), dtype=bool)
-    return np.logical_and.reduce([np.isfinite(cell.columns[name].to_numpy()) for name in names])
+    if any(name not in columns for name in names):
+        return np.zeros(n, dtype=bool)
+    return np.logical_and.reduce([np.isfinite(columns[name]) for name in names])
 
 
 def _left_out(group: Sequence[Summary], statistic: str) -> list[int]:
@@ -97,9 +106,11 @@ def _left_out(group: Sequence[Summary], statistic: str) -> list[int]:
     return sorted(set().union(*(one.undefined[statistic] or () for one in group)))
 
 
-def _estimated(cell: Cell, statistic: Mapping[str, Any], kept: np.ndarray) -> tuple[float, float, float, int]:
+def _estimated(
+    columns: Mapping[str, np.ndarray], statistic: Mapping[str, Any], kept: np.ndarray
+) -> tuple[float, float, float, int]:
     """The estimate of a statistic on some of a cell's rows, a mask [n]."""
-    column = cell.columns[statistic["column"]].to_numpy()[kept] if kept.any() else np.empty(0)
-    per = cell.columns[statistic["per"]].to_numpy()[kept] if kept.any() and statistic["per"] else None
+    column = columns[statistic["column"]][kept] if kept.any() else np.empty(0)
+    per = columns[statistic["per"]][kept] if kept.any() and statistic["per"] else None
     found = statistics.estimate(column, per, statistic["kind"])
     return found.value, found.low, found.high, found.n
