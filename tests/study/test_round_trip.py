@@ -82,6 +82,10 @@ def check_logits(here, manifest, samples, logits):
     np.testing.assert_allclose(logits, np.vectorize(found.__getitem__)(samples), rtol=1e-5)
 
 
+def drawn_maps(maps, samples) -> np.ndarray:
+    return maps.read(samples.ravel().tolist()).arrays["maps"].sum(axis=1)
+
+
 def check_picture(here, manifest, name, samples):
     """Each tile of the picture is the image, as in the base picture, and beside it the map that the key names."""
     condition = manifest["conditions"][name]
@@ -96,8 +100,8 @@ def check_picture(here, manifest, name, samples):
         np.testing.assert_array_equal(drawn[top : top + SIDE, left : left + SIDE], image)
         own = maps.read([sample]).arrays["maps"][0].sum(axis=0)
         shown = drawn[top : top + SIDE : 2, left + SIDE : left + 2 * SIDE : 2]
-        assert condition["signed"] or name == "gradcam"
-        np.testing.assert_array_equal(shown, painted(own, condition["signed"]))
+        assert condition["shown"] == ("signed map" if (drawn_maps(maps, samples) < 0).any() else "map")
+        np.testing.assert_array_equal(shown, painted(own, condition["shown"] == "signed map"))
 
 
 def test_a_study_is_repeated_by_its_seed_and_by_its_manifest(study, here):
@@ -133,6 +137,25 @@ def test_a_study_is_repeated_by_its_seed_and_by_its_manifest(study, here):
 def test_what_cannot_be_drawn_is_said(study, here, options, message):
     code, _, said = study("study", "stimuli", *options)
     assert code == 2 and message in " ".join(said.split()) and not (here / "stimuli").exists(), said
+
+
+def test_a_counterfactual_is_shown_as_the_image_that_it_is(xaibench, here):
+    """Beside each image, the image with the map added, in the units of the network's input (std .25)."""
+    network = ("model=two4two_inn", "model.weights=random", "dataset=two4two", "dataset.limit=10")
+    assert xaibench("run", "method=counterfactual", *network, "metric=complexity")[0] == 0
+    code, _, said = xaibench("study", "stimuli", "--rows", "1")
+    assert code == 0, said
+    manifest = json.loads((here / "stimuli" / "manifest.json").read_text())
+    condition = manifest["conditions"]["counterfactual"]
+    assert condition["shown"] == "counterfactual"
+    maps = Artefact.opened(here / "cache", "maps", ("two4two_inn", "two4two", "counterfactual"), condition["map_key"])
+    std = np.array(manifest["model_state"]["preprocessing"]["std"] or [1, 1, 1])
+    drawn = pixels(here / "stimuli" / condition["picture"])[HEAD : HEAD + SIDE : 2].astype(int)
+    for column, image in enumerate(manifest["images"][0]):
+        left = column * (2 * SIDE + GAP)
+        own, other = (drawn[:, start : start + SIDE : 2] for start in (left, left + SIDE))
+        change = maps.read([image["sample"]]).arrays["maps"][0].transpose(1, 2, 0) * std * 255
+        assert abs(other - (own + change).clip(0, 255)).max() <= 0.5 + 1e-3 and (other != own).any()
 
 
 def test_maps_that_show_nothing_are_not_shown(study, here):

@@ -16,8 +16,11 @@ import torch
 from matplotlib.figure import Figure
 
 from .. import __version__
+from ..build import TARGET, locate
 from ..errors import UserError, first_line, nearest, one_of
+from ..methods.counterfactual.counterfactual import Counterfactual
 from ..metrics.ranking import collapse
+from ..models.preprocessing import Preprocessing
 from ..report import gallery
 from ..report.colours import INK, is_signed, painted
 from ..report.figures import png, style
@@ -51,6 +54,16 @@ class Shown:
     def name(self) -> str:
         """Method and variant, as the condition's name."""
         return " ".join(filter(None, (self.cell.card["method"], self.cell.card["method_variant"])))
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """What a unit of the network's input is in pixels from 0 to 1, per channel; () if it is one."""
+        return Preprocessing(**self.maps.spec["model"]["preprocessing"]).std
+
+    @property
+    def is_counterfactual(self) -> bool:
+        """Whether the maps are what changes in the image, so that the image with its map is another image."""
+        return locate(self.maps.spec["method"][TARGET], "method") is Counterfactual
 
     def read(self, samples: Sequence[int]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """The collapsed maps [n,H,W] of these samples, and all columns. Raises UserError for damaged rows."""
@@ -123,9 +136,13 @@ def make(
     images = np.stack([picture.pixels for picture in pictures])
     conditions = {BASE: _written(out / f"{BASE}.png", grid(images, labels))}
     for one in shown:
-        maps = one.read(chosen)[0]
+        maps, own_columns = one.read(chosen)
         signed = is_signed(maps)
-        beside = np.concatenate([images, np.stack([painted(own, signed) for own in maps])], axis=2)
+        if one.is_counterfactual:
+            other = counterfactuals(images, own_columns["maps"], one.std)
+        else:
+            other = np.stack([painted(own, signed) for own in maps])
+        beside = np.concatenate([images, other], axis=2)
         file = out / f"{safe_name(one.cell.card['method'])}-{one.maps.key}.png"
         conditions[one.name] = _written(file, grid(beside, labels)) | _named(one, cache, signed)
     manifest = {
@@ -231,6 +248,15 @@ def _repeated(manifest: Path, samples: Sequence[int], logits: np.ndarray, edges:
     return Layout(wanted, logits[np.vectorize(place.__getitem__)(wanted)], edges)
 
 
+def counterfactuals(images: np.ndarray, changes: np.ndarray, std: Sequence[float]) -> np.ndarray:
+    """Images uint8 [n,H,W,3] with changes [n,C,H,W], C 1 or 3, in units of the network's input, as uint8 of pixels.
+
+    std: a unit in pixels from 0 to 1, per channel; () if it is one.
+    """
+    steps = changes.transpose(0, 2, 3, 1) * np.array(std or (1.0,))
+    return ((images / 255 + steps).clip(0, 1) * 255).round().astype(np.uint8)
+
+
 def grid(tiles: np.ndarray, labels: Sequence[str]) -> bytes:
     """A PNG file of tiles uint8 [rows*columns,H,W,3] in rows, below the columns' labels."""
     _, height, width, _ = tiles.shape
@@ -271,7 +297,7 @@ def _named(one: Shown, cache: Path, signed: bool) -> dict[str, Any]:
         "map_key": one.maps.key,
         "maps": one.maps.folder.relative_to(cache).as_posix(),
         "collapse": one.collapse,
-        "signed": signed,
+        "shown": "counterfactual" if one.is_counterfactual else "signed map" if signed else "map",
     }
 
 
