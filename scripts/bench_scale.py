@@ -186,13 +186,13 @@ def _kill_after(least: int, arguments: Sequence[str], root: Path, folder: Path) 
 
 
 def workers(options: argparse.Namespace) -> None:
-    """One process, two of joblib, and two commands side by side, on a sweep that takes a minute or so."""
+    """One process, two of joblib, and two commands side by side, on a sweep of about a minute."""
     sweep = (
         "run",
         "-m",
         "method=gradient,saliency,input_x_gradient,gradcam,guided_backprop,occlusion,smoothgrad,input",
     )
-    sweep += ("metric=degradation,insertion_deletion", "dataset.limit=48")
+    sweep += ("metric=degradation,insertion_deletion", "dataset.limit=24")
     ways: dict[str, tuple[int, tuple[str, ...]]] = {
         "one process": (1, sweep),
         "joblib, two workers": (1, (*sweep, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")),

@@ -281,6 +281,7 @@ def _leaderboard(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     from .report import terminal
     from .scores import index, leaderboard, rank
+    from .scores.kept import KnownTests
 
     results, filters = Path(options.results), _filters(options)
     if options.leaderboard:
@@ -306,7 +307,7 @@ def _leaderboard(arguments: list[str]) -> int:
         return terminal.damaged(damaged)
     frame = leaderboard.select(leaderboard.table(apart), {"statistic": statistics} if statistics else {})
     shown = [cell for cell in apart if cell.card["metric"] in set(frame["metric"])]
-    compared = rank.comparisons(shown, terminal.tracked("sets of methods compared"))
+    compared = rank.comparisons(shown, terminal.tracked("sets of methods compared"), KnownTests(results / "scores"))
     terminal.leaderboard_table(frame, compared)
     terminal.qualities(leaderboard.qualities(apart, cells))
     terminal.crowded(rank.crowded(shown))
@@ -325,8 +326,9 @@ def _rank(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     from .report import terminal
     from .scores import index, leaderboard, rank
+    from .scores.kept import KnownTests
 
-    filters = _filters(options)
+    results, filters = Path(options.results), _filters(options)
     if options.leaderboard:
         if options.csv or options.all:
             raise UserError(f"--leaderboard {options.leaderboard}: --csv and --all need score files (--results DIR)")
@@ -336,9 +338,9 @@ def _rank(arguments: list[str]) -> int:
         terminal.ranks_of_file(boards_of_file(leaderboard.labels_told_apart(frame)))
         return 0
     wanted = filters.pop("statistic", None)
-    cells, damaged = index.summaries(Path(options.results), terminal.tracked("score files read"))
+    cells, damaged = index.summaries(results, terminal.tracked("score files read"))
     asked = leaderboard.told_apart(leaderboard.select_cells(cells, filters))
-    found = rank.comparisons(asked, terminal.tracked("sets of methods read"))
+    found = rank.comparisons(asked, terminal.tracked("sets of methods read"), KnownTests(results / "scores"))
     views = rank.overall(found)
     if wanted:
         leaderboard.check_present("statistic", wanted, (c.statistic for c in found))

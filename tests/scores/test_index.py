@@ -146,7 +146,7 @@ def test_a_damaged_index_costs_the_reading_alone(results, monkeypatch, damage):
         "torn line": data[:-40],
     }
     if damage == "of other code":
-        monkeypatch.setattr(index, "_maker", lambda: "another")
+        monkeypatch.setattr(index, "maker", lambda: "another")
     else:
         path.write_bytes(changed[damage])
     assert read_files(results, monkeypatch)

@@ -115,7 +115,7 @@ def _states(files: Mapping[str, os.stat_result], now: int) -> list[list[Any]] | 
 
 
 @functools.cache
-def _maker() -> str:
+def maker() -> str:
     """What a summary depends on besides its file: our code and the libraries that it computes with."""
     return f"{provenance.sources()} numpy {np.__version__} scipy {scipy.__version__}"
 
@@ -126,7 +126,7 @@ def _read(scores: Path) -> dict[str, _Line]:
         text = (scores / INDEX).read_bytes()
     except OSError:
         return {}
-    found, ours = {}, b"[" + json.dumps(_maker()).encode() + b","
+    found, ours = {}, b"[" + json.dumps(maker()).encode() + b","
     for line in text.split(b"\n"):
         checksum, _, body = line.partition(b" ")
         if not body.startswith(ours) or checksum != b"%08x" % zlib.crc32(body):
@@ -156,6 +156,6 @@ def _add(scores: Path, learned: Mapping[str, _Line], all_lines: Mapping[str, _Li
 
 def _line(stem: str, line: _Line) -> bytes:
     one = line.summary
-    parts = [_maker(), stem, line.content, line.states, one.card, one.estimates, one.undefined]
+    parts = [maker(), stem, line.content, line.states, one.card, one.estimates, one.undefined]
     body = json.dumps(parts, separators=(",", ":")).encode()
     return b"%08x %s\n" % (zlib.crc32(body), body)

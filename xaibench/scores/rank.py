@@ -4,7 +4,7 @@ import itertools
 import string
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +13,7 @@ import pandas as pd
 
 from . import paired, statistics
 from .cells import Cell, Summary, comparable
+from .kept import KnownTests
 from .leaderboard import badness, is_rerun
 from .paired import ALPHA
 from .summary import finite, read_again
@@ -57,7 +58,7 @@ class Comparison:
     columns, per [n,m]: the statistic's columns. values, badness [m]: the statistic, and what is ranked (smaller is
     better). left_out: methods undefined on too many samples. All ranks start from 1. Equal values (`statistics.tied`)
     share the better rank, as in the leaderboard; within samples, where ranks are averaged and tested, the mean of their
-    ranks. What takes long, the tests and the resamples, is computed when it is asked for.
+    ranks. What takes long, the tests and the resamples, is computed when it is asked for. tests: those known already.
     """
 
     model: str
@@ -74,6 +75,7 @@ class Comparison:
     left_out: tuple[Contestant, ...]
     columns: np.ndarray
     per: np.ndarray | None
+    tests: KnownTests = field(default_factory=KnownTests)
 
     @property
     def n(self) -> int:
@@ -93,7 +95,10 @@ class Comparison:
         """Of each pair of methods, corrected by Holm over all pairs of this comparison, [m,m]."""
         if self.kind == "repeats":
             return paired.holm_pairs(paired.t_test(self.columns, self._bad))
-        return paired.holm_pairs(paired.swap_test(self.columns, self.per, self.kind, self._bad))
+        return self.tests.matrix(
+            lambda: paired.holm_pairs(paired.swap_test(self.columns, self.per, self.kind, self._bad)),
+            self.columns, self.per, self.kind, self.direction, self.target,
+        )  # fmt: skip
 
     @cached_property
     def drawn(self) -> np.ndarray:
@@ -214,15 +219,20 @@ MOST = 100
 Groups = Sequence[Sequence[Cell | Summary]]
 
 
-def comparisons(cells: Sequence[Cell | Summary], tracked: Callable[[Groups], Iterable[Any]] = iter) -> list[Comparison]:
+def comparisons(
+    cells: Sequence[Cell | Summary], tracked: Callable[[Groups], Iterable[Any]] = iter, tests: KnownTests | None = None
+) -> list[Comparison]:
     """Every statistic of every set of comparable cells in which at least two methods are defined; in a fixed order.
 
     Reruns under other seeds are no further methods: they stay out where the run that they repeat is there. Of more than
     MOST methods there is none (`crowded`). tracked: called with the sets; the files of summaries are read again.
+    tests: where those that were computed are kept.
     """
     found = []
     for group in tracked([group for group in comparable(cells) if not _is_crowded(group)]):
         found += _of_group([cell if isinstance(cell, Cell) else read_again(cell) for cell in group])
+    if tests is not None:
+        found = [replace(comparison, tests=tests) for comparison in found]
     return sorted(found, key=lambda c: (c.model, c.dataset, c.metric, c.metric_variant, -c.n))
 
 
