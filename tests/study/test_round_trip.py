@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import h5py
 import numpy as np
@@ -9,7 +11,6 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from xaibench.cli import main
 from xaibench.report.colours import painted
 from xaibench.store.cache import Artefact
 from xaibench.study.stimuli import COLUMNS, grid
@@ -25,7 +26,7 @@ def ran(tmp_path_factory):
     for method, limit in (("gradient", 24), ("gradcam", 20)):
         of_folder = (f"paths.cache={folder / 'cache'}", f"paths.results={folder / 'results'}")
         command = [f"method={method}", *NETWORK, f"dataset.limit={limit}", "metric=complexity", *of_folder]
-        assert main(["run", *command]) == 0
+        subprocess.run([sys.executable, "-m", "xaibench", "run", *command], check=True, capture_output=True)
     return folder
 
 
