@@ -253,11 +253,16 @@ def wait(folder: Path, ask: Ask) -> None:
     plan, jobs = sweeps.read_plan(folder), sweeps.read_jobs(folder)
     account = sweeps.Account(folder, plan)
     states: Mapping[str, State] = {}
+    before: Mapping[str, State] | None = None  # the answer that first said all jobs are over
     with terminal.waiting() as show:
         for states in _answers(ask):
             over = _over(jobs, states)
             show(how_far(account, jobs, states))
-            if len(over) == len(jobs):
+            if len(over) < len(jobs):
+                before = None
+            elif before is None and len(sweeps.told(folder)) < len(plan.cells):
+                before = states  # a job that is requeued has FAILED for a moment: asked once more
+            elif states is not before:
                 break
         _wait_for_files(folder, plan, jobs, states)
     sweeps.write_jobs(folder, [replace(job, state=_end_of(job, states) or job.state) for job in jobs])
