@@ -110,11 +110,12 @@ def _offline(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def forecast(scoring: PerSample | Pooled | Retrained) -> str:
-    """What a run will take: its passes, by one pass of the network here, which is the least they can take, and its
-    trainings, by a few steps of one; '' below half a minute."""
+    """What a run will take: its passes, by one pass of the whole network here, which says too much where a method runs
+    a part of it, and too little of what it does besides; and its trainings, by a few steps of one. '' below half a
+    minute."""
     passes = sum(missing for kind, *_, missing in scoring.plan() if kind != Trainings.kind)
     seconds = passes * _seconds_of_pass(scoring.setting.network.trained) if passes else 0.0
-    said = f"{passes:,} passes through the network, at least {about(seconds)}" if seconds >= WORTH_SAYING else ""
+    said = f"{passes:,} passes, {about(seconds)} if each is of the whole network" if seconds >= WORTH_SAYING else ""
     trainings = scoring.trainings.forecast() if isinstance(scoring, Retrained) else ""
     work = ", then ".join(filter(None, [said, trainings]))
     return f"{scoring.title}: {work}" if work else ""
