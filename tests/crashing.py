@@ -6,6 +6,7 @@ import signal
 import sys
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 # Forked from a server that has imported everything once and computed nothing: a child starts at once.
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -25,6 +26,22 @@ POINTS = {
     "a training kept": ("xaibench.store.cache", "Artefact.save_whole", "after"),
     "between rows and card": ("xaibench.scores.score_files", "_remove_superseded", "before"),
 }
+
+
+def kill_at(owner: Any, name: str, when: str, number: int) -> None:
+    """Have this process killed before or after the number-th call of an attribute of a module or class."""
+    original, calls = getattr(owner, name), iter(range(1, 10**9))
+
+    def killed(*args, **kwargs):
+        last = next(calls) == number
+        if last and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = original(*args, **kwargs)
+        if last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(owner, name, killed)
 
 
 def run(folder: Path, arguments: list[str], point: str | None = None, number: int = 1, many: int = 32) -> BaseProcess:
@@ -57,16 +74,5 @@ def _child(folder: str, arguments: list[str], point: str | None, number: int, ma
         owner = importlib.import_module(module)
         for parent in parents:
             owner = getattr(owner, parent)
-        original, calls = getattr(owner, name), iter(range(1, 10**9))
-
-        def killed(*args, **kwargs):
-            last = next(calls) == number
-            if last and when == "before":
-                os.kill(os.getpid(), signal.SIGKILL)
-            result = original(*args, **kwargs)
-            if last:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return result
-
-        setattr(owner, name, killed)
+        kill_at(owner, name, when, number)
     sys.exit(main(arguments))

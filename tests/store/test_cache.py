@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -431,24 +432,14 @@ def test_a_damaged_merged_shard_is_said_and_its_rows_are_missing(scattered, capl
 
 
 MERGE = """
-import os, signal, sys
+import sys
 from pathlib import Path
+from tests.crashing import kill_at
 from xaibench.store import cache
 cache.MANY = 4
 point, when, number = sys.argv[2], sys.argv[3], int(sys.argv[4])
 owner, _, name = point.rpartition(".")
-owner = getattr(cache, owner) if owner else cache
-original, calls = getattr(owner, name), []
-def killed(*args, **kwargs):
-    calls.append(1)
-    last = len(calls) == number
-    if last and when == "before":
-        os.kill(os.getpid(), signal.SIGKILL)
-    result = original(*args, **kwargs)
-    if last:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return result
-setattr(owner, name, killed)
+kill_at(getattr(cache, owner) if owner else cache, name, when, number)
 cache.Artefact(Path(sys.argv[1]), "maps", ("net", "data", "method"), {"what": 1}).finish(0.0)
 """
 
@@ -468,7 +459,8 @@ def test_killed_in_the_middle_of_a_merge_no_row_is_lost_and_the_next_run_ends_it
     scattered, spawn, caplog, point, when, number
 ):
     before, root = rows_of(scattered, range(23)), scattered.folder.parents[4]
-    assert spawn(MERGE, str(root), point, when, str(number)).wait() == -signal.SIGKILL, (root / "log.txt").read_text()
+    process = spawn(MERGE, str(root), point, when, str(number), PYTHONPATH=str(Path(__file__).parents[2]))
+    assert process.wait() == -signal.SIGKILL, (root / "log.txt").read_text()
     assert cache.verify(root)[1] == []
     reader = again(scattered)
     assert reader.missing(range(24)) == [23]
