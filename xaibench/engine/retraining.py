@@ -298,7 +298,7 @@ class Trainings:
     def _masked(self, part: str, masking: Masking | None) -> Images:
         if masking is None:
             return self._images[part]
-        return Masked(self._images[part], self._places(part, masking.by), masking)
+        return Masked(self._images[part], self._places(part, masking.by), masking, MEMORY // self.stack)
 
     @functools.cached_property
     def _images(self) -> dict[str, Images]:
@@ -360,14 +360,33 @@ class Masked(Images):
     """Images without the pixels that a masking takes: before any augmentation, as the network would meet them.
 
     places: positions [B] -> [B,H,W], each pixel's place in its image's ranking.
+    memory: bytes up to which all images are masked once and kept; larger ones are masked anew for every batch.
     """
 
-    def __init__(self, images: Images, places: Callable[[torch.Tensor], torch.Tensor], masking: Masking) -> None:
+    def __init__(
+        self,
+        images: Images,
+        places: Callable[[torch.Tensor], torch.Tensor],
+        masking: Masking,
+        memory: int = MEMORY,
+    ) -> None:
         self.images, self.samples, self.places, self.masking = images, images.samples, places, masking
         self.identity = f"{images.identity} {masking}"
+        bytes_of_all = len(images) * images.shape.numel() * torch.float32.itemsize
+        self._kept = self._mask_all() if bytes_of_all <= memory else None
 
     def load(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Pixels [B,C,H,W] in [0, 1] and labels [B]."""
+        if self._kept is None:
+            return self._mask(positions)
+        return self._kept[0][positions], self._kept[1][positions]
+
+    def _mask_all(self) -> tuple[torch.Tensor, torch.Tensor]:
+        blocks = [self._mask(positions) for positions in torch.arange(len(self.images)).split(64)]
+        pixels, labels = (torch.cat(part) for part in zip(*blocks))
+        return pixels, labels
+
+    def _mask(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         pixels, labels = self.images.load(positions)
         pixels, order = scaled(pixels), self.places(positions)
         features = order.shape[1] * order.shape[2]
