@@ -76,7 +76,12 @@ def read_files(results, monkeypatch):
     read = []
     original = cells.read_cell
     with monkeypatch.context() as patch:
-        patch.setattr(index, "read_cell", lambda path: read.append(path.stem.partition("-")[0]) or original(path))
+
+        def noted(path, contents):
+            read.append(path.stem.partition("-")[0])
+            return original(path, contents)
+
+        patch.setattr(index, "read_cell", noted)
         index.update(results)
     return read
 
@@ -103,7 +108,12 @@ def test_what_the_system_says_is_believed_once_files_have_settled(results, monke
     monkeypatch.setattr(index, "SETTLED", -(10**12))
     index.update(results)
     digested = []
-    monkeypatch.setattr(index, "_content", lambda path: digested.append(path) or "")
+    look = index._looked_at
+    monkeypatch.setattr(
+        index,
+        "_looked_at",
+        lambda scores, stem, *rest: digested.append(scores / f"{stem}.csv") or look(scores, stem, *rest),
+    )
     index.update(results)
     assert digested == []
     touched = next(results.rglob("random-*.csv"))

@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -149,14 +149,20 @@ def one_answer_each(cells: Sequence[AnyCell]) -> tuple[list[AnyCell], list[Damag
     return [cell for cell in cells if id(cell) not in twice], damaged
 
 
-def read_cell(path: Path) -> Cell:
+def read_cell(path: Path, contents: Mapping[str, bytes] | None = None) -> Cell:
     """One score file and its card. Raises Damaged, which names it, for one that is not as a run wrote it.
 
     That is what the digests in its card say; of files that older versions wrote without them, what can be seen: rows
     that are missing, there twice, or no rows.
+    contents: of its files by suffix, as far as they have been read already.
     """
+    known = contents or {}
+
+    def read(suffix: str) -> bytes:
+        return known[suffix] if suffix in known else path.with_suffix(suffix).read_bytes()
+
     try:
-        card = json.loads(path.with_suffix(".json").read_text())
+        card = json.loads(read(".json"))
     except (OSError, ValueError) as error:
         raise Damaged(path, f"its .json cannot be read ({first_line(error)})") from error
     if not isinstance(card, dict) or not _is_card(card):
@@ -164,8 +170,8 @@ def read_cell(path: Path) -> Cell:
     if card["schema"] != SCHEMA:
         raise Damaged(path, f"schema {card['schema']} is not {SCHEMA}", card)
     try:
-        data = path.read_bytes()
-        _check_digests(path, card, data)
+        data = read(path.suffix)
+        _check_digests(path, card, read)
         return Cell(card, *_columns_and_curves(data, card), path)
     except OSError as error:
         raise Damaged(path, f"it cannot be read ({error.strerror or error})", card) from error
@@ -184,12 +190,12 @@ def _is_card(card: Mapping[str, Any]) -> bool:
     return has_keys and all(isinstance(s, dict) and all(name in s for name in names) for s in card["statistics"])
 
 
-def _check_digests(path: Path, card: Mapping[str, Any], data: bytes) -> None:
+def _check_digests(path: Path, card: Mapping[str, Any], read: Callable[[str], bytes]) -> None:
     """Raise Damaged if the file, or the curves beside it, are not what the card says; older cards say nothing."""
     for suffix, stated in card.get("files", {}).items():
         beside = path.with_suffix(suffix)
         try:
-            content = data if suffix == path.suffix else beside.read_bytes()
+            content = read(suffix)
         except FileNotFoundError:
             raise Damaged(path, f"{beside.name} beside it is gone", card) from None
         if score_files.sha256(content) != stated:

@@ -92,19 +92,15 @@ def summaries(results: Path, tracked: Tracked = iter) -> tuple[list[Summary], li
 def _looked_at(scores: Path, stem: str, states: Any, known: _Line | None) -> _Line:
     """What is known of a cell after its files have been looked at: read, unless their content is the known one."""
     path = scores / f"{stem}.csv"
-    content = _content(path)
-    if known is not None and known.content == content:
-        return _Line(content, states, known.summary)
-    return _Line(content, states, summary(read_cell(path)))
-
-
-def _content(path: Path) -> str:
-    """The digest of a cell's files."""
-    sha = hashlib.sha256()
+    contents: dict[str, bytes] = {}
     for suffix in SUFFIXES:
         with contextlib.suppress(OSError):
-            sha.update(f"{suffix}{hashlib.sha256(path.with_suffix(suffix).read_bytes()).hexdigest()}".encode())
-    return sha.hexdigest()
+            contents[suffix] = path.with_suffix(suffix).read_bytes()
+    parts = (f"{suffix}{hashlib.sha256(data).hexdigest()}" for suffix, data in contents.items())
+    content = hashlib.sha256("".join(parts).encode()).hexdigest()
+    if known is not None and known.content == content:
+        return _Line(content, states, known.summary)
+    return _Line(content, states, summary(read_cell(path, contents)))
 
 
 def _states(files: Mapping[str, os.stat_result], now: int) -> list[list[Any]] | None:

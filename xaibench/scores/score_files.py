@@ -1,6 +1,7 @@
 """Score files: the tidy rows of one cell, the curves beside them, and the JSON that says where they come from."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -194,27 +195,57 @@ def _remove_superseded(path: Path, card: Mapping[str, Any]) -> None:
 
     Cards are read once in their life, not by every further cell of their folder.
     """
-    question, answers = digest(_question(card)), path.with_name(ANSWERS)
-    known = _answers(path.parent)
+    question, known = digest(_question(card)), _answered(path.parent).up_to_date()
     for name in [name for name, asked in known.items() if asked == question and name != path.stem]:
         for suffix in (".json", ".csv", ".h5"):
             path.with_name(name + suffix).unlink(missing_ok=True)
     if known.get(path.stem) != question:
-        _note_answers(answers, {path.stem: question})
+        _note_answers(path.with_name(ANSWERS), {path.stem: question})
 
 
-def _answers(folder: Path) -> dict[str, str]:
-    """The digest of the question that each card of a folder answers, by its name without the suffix."""
-    known = {}
-    with contextlib.suppress(FileNotFoundError):
-        lines = (line.split(" ", 1) for line in (folder / ANSWERS).read_text(errors="replace").splitlines())
-        known = {parts[1]: parts[0] for parts in lines if len(parts) == 2}
-    names = [name.removesuffix(".json") for name in os.listdir(folder) if name.endswith(".json") and name[0] != "."]
-    cards = {name: _read(folder / f"{name}.json") for name in names if name not in known}
-    found = {name: digest(_question(card)) for name, card in cards.items() if card is not None}
-    if found:
-        _note_answers(folder / ANSWERS, found)
-    return known | found
+class _Answered:
+    """Which question each card of a folder answers, as far as this process has read what is noted there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.path = folder, folder / ANSWERS
+        self._asked: dict[str, str] = {}
+        self._file, self._read = 0, 0  # of what is read: the file's inode, and how many bytes
+
+    def up_to_date(self) -> Mapping[str, str]:
+        """The digest of the question by the card's name without the suffix.
+
+        What has been added to the notes since the last time is read, and no more; the folder is listed the first time
+        alone, and when its notes have been removed: cards without a note are of runs before that.
+        """
+        if not self._read_on():
+            names = [name[:-5] for name in os.listdir(self.folder) if name.endswith(".json") and name[0] != "."]
+            cards = {name: _read(self.folder / f"{name}.json") for name in names if name not in self._asked}
+            found = {name: digest(_question(card)) for name, card in cards.items() if card is not None}
+            if found:
+                _note_answers(self.path, found)
+            self._asked |= found
+        return self._asked
+
+    def _read_on(self) -> bool:
+        """Read what has been added to the notes, or all of them if they are other ones -> whether they are the same."""
+        try:
+            with open(self.path, "rb") as file:
+                now = os.fstat(file.fileno())
+                same = self._file == now.st_ino and self._read <= now.st_size
+                if not same:
+                    self._asked, self._file, self._read = {}, now.st_ino, 0
+                file.seek(self._read)
+                whole, _, _ = file.read().rpartition(b"\n")
+        except FileNotFoundError:
+            self._asked, self._file, self._read = {}, 0, 0
+            return False
+        self._read += len(whole)
+        lines = (line.split(" ", 1) for line in whole.decode(errors="replace").splitlines())
+        self._asked |= {parts[1]: parts[0] for parts in lines if len(parts) == 2}
+        return same
+
+
+_answered = functools.lru_cache(maxsize=256)(_Answered)
 
 
 def _note_answers(path: Path, answers: Mapping[str, str]) -> None:
