@@ -26,12 +26,16 @@ class Answers(Dataset):
 
     def __init__(self, logits: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> None:
         self.logits, self.labels, self.class_names = torch.from_numpy(logits).float(), labels, class_names
+        self.multi_label = labels.ndim == 2
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Example:
-        return Example(self.logits[index].view(1, 1, -1), self.labels[index].item())
+        image, labels = self.logits[index].view(1, 1, -1), self.labels[index]
+        if self.multi_label:
+            return Example(image, int(labels.argmax()), labels=torch.from_numpy(labels))
+        return Example(image, labels.item())
 
 
 def measured(logits, labels, names=(), metric=None):
@@ -60,6 +64,18 @@ def test_of_classes():
     assert found == pytest.approx(expected, abs=1e-9)
     assert next(iter(found)) == "accuracy"
     assert list(measured(logits, labels, ("car", "dog", "cat"), Quality(per_class=2))) == ["accuracy"]
+
+
+def test_of_classes_of_which_an_image_may_have_several():
+    labels = RNG.random((N, 3)) < [0.5, 0.3, 0.2]
+    logits = 2 * RNG.random((N, 3)) - 1.3 + 0.8 * labels
+    found = measured(logits, labels, ("a", "b", "c"))
+    expected = {"accuracy": 1 - metrics.hamming_loss(labels, logits > 0)}
+    for k, name in enumerate("abc"):
+        expected[f"roc_auc_{name}"] = metrics.roc_auc_score(labels[:, k], logits[:, k])
+        expected[f"average_precision_{name}"] = metrics.average_precision_score(labels[:, k], logits[:, k])
+        expected[f"f1_{name}"] = metrics.f1_score(labels[:, k], logits[:, k] > 0)
+    assert found == pytest.approx(expected, abs=1e-9)
 
 
 def test_of_two_classes_that_a_single_output_tells_apart():

@@ -22,11 +22,14 @@ class Example:
         image: PIL's, or a tensor [C,H,W] (uint8, or float in [0, 1]).
         label: A class, or for a network with a scalar output the value that is wanted, which may be real.
         mask: [H,W], bool, or, of a data set with `graded_masks`, float32: how much each pixel matters.
+        labels: [L], float32, of a data set whose images have several labels each, all of them: 1 for what is present,
+            or the level of each zone. Trainings and the metric `quality` read them; `label` is the explained one.
     """
 
     image: Image.Image | torch.Tensor
     label: int | float
     mask: torch.Tensor | None = None
+    labels: torch.Tensor | None = None
 
 
 class Dataset(ABC):
@@ -42,6 +45,8 @@ class Dataset(ABC):
             which.
         has_masks: Whether every example carries a ground-truth mask.
         graded_masks: Whether these say how much each pixel matters, instead of marking a region.
+        multi_label: Whether an image may have several of `class_names`, each by itself: then the `labels` of every
+            example say 1 or 0 for each.
     """
 
     class_names: tuple[str, ...] = ()
@@ -49,6 +54,7 @@ class Dataset(ABC):
     left_out: Mapping[str, Any] = {}
     has_masks: bool = False
     graded_masks: bool = False
+    multi_label: bool = False
 
     @abstractmethod
     def __len__(self) -> int:
@@ -70,6 +76,7 @@ class Batch:
         targets: [B], int64, which output is explained; 0 for a scalar one.
         masks: [B,H,W], bool (float32 where they are graded), in input geometry, or None.
         crc: CRC32 of each input's bytes.
+        vectors: [B,L], float32, all labels of each sample, or None where samples have one.
     """
 
     samples: tuple[int, ...]
@@ -78,20 +85,27 @@ class Batch:
     targets: torch.Tensor
     masks: torch.Tensor | None
     crc: tuple[int, ...]
+    vectors: torch.Tensor | None = None
 
     def __getitem__(self, part: slice) -> "Batch":
         """Some neighbouring samples, as views."""
-        masks = None if self.masks is None else self.masks[part]
+        masks, vectors = (None if rows is None else rows[part] for rows in (self.masks, self.vectors))
         rows = (self.inputs[part], self.labels[part], self.targets[part], masks)
-        return Batch(self.samples[part], *rows, self.crc[part])
+        return Batch(self.samples[part], *rows, self.crc[part], vectors)
 
     @classmethod
     def joined(cls, batches: "Sequence[Batch]") -> "Batch":
         """One batch of the samples of several."""
         inputs, labels, targets = (torch.cat([getattr(b, n) for b in batches]) for n in ("inputs", "labels", "targets"))
-        masks = None if batches[0].masks is None else torch.cat([b.masks for b in batches if b.masks is not None])
+        masks, vectors = (_joined([getattr(b, name) for b in batches]) for name in ("masks", "vectors"))
         samples, crc = (tuple(value for b in batches for value in getattr(b, n)) for n in ("samples", "crc"))
-        return cls(samples, inputs, labels, targets, masks, crc)
+        return cls(samples, inputs, labels, targets, masks, crc, vectors)
+
+
+def _joined(parts: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    """What all batches have, or none."""
+    found = [part for part in parts if part is not None]
+    return torch.cat(found) if found else None
 
 
 class Samples:
@@ -145,13 +159,15 @@ class Samples:
         labels = labels.float() if labels.is_floating_point() else labels.long()
         found = [row[2] for row in rows if row[2] is not None]
         masks = torch.stack(found).to(self.device) if self.dataset.has_masks else None
+        several = [row[3] for row in rows if row[3] is not None]
+        vectors = torch.stack(several).float().to(self.device) if several else None
         crc = tuple(zlib.crc32(image.numpy().tobytes()) for image in inputs)
         labels = labels.to(self.device)
-        return Batch(tuple(int(i) for i in ids), inputs.to(self.device), labels, labels, masks, crc)
+        return Batch(tuple(int(i) for i in ids), inputs.to(self.device), labels, labels, masks, crc, vectors)
 
-    def _row(self, index: int) -> tuple[torch.Tensor, int | float, torch.Tensor | None]:
+    def _row(self, index: int) -> tuple[torch.Tensor, int | float, torch.Tensor | None, torch.Tensor | None]:
         example = self.dataset[index]
         if example.mask is None and self.dataset.has_masks:
             raise UserError(f"{type(self.dataset).__name__} has masks (has_masks), but sample {index} has none")
         mask = None if example.mask is None else self.preprocessing.mask(example.mask)
-        return self.preprocessing.image(example.image), example.label, mask
+        return self.preprocessing.image(example.image), example.label, mask, example.labels

@@ -19,25 +19,33 @@ SHIFT = 4  # pixels, as He et al. 2016 for CIFAR
 class Images:
     """The samples' pixels [C,H,W] after resizing and cropping, and their labels, decoded once.
 
-    identity: of the samples and what is made of them, for the checkpoint of a training. Pixels are kept in memory as
-    long as they take at most 2 GiB, otherwise decoded anew for every batch. Raises UserError if there are no samples.
+    vectors: whether their labels are the vectors [L] that examples carry, not the explained ones; labels, int64, or
+    float32 where they are real or vectors. identity: of the samples and what is made of them, for the checkpoint of a
+    training. Pixels are kept in memory as long as they take at most 2 GiB, otherwise decoded anew for every batch.
+    Raises UserError if there are no samples, or no vectors where they are wanted.
     """
 
-    def __init__(self, samples: Samples) -> None:
+    def __init__(self, samples: Samples, vectors: bool = False) -> None:
         if not len(samples):
             raise UserError("there is nothing to train on: the data set's split is empty")
-        self.samples = samples
+        self.samples, self.vectors = samples, vectors
         self.identity = str(seed_of(samples.dataset.fingerprint, samples.preprocessing, samples.ids))
-        first, _ = self._decode(0)
+        first, label = self._decode(0)
         self.shape, self._dtype = first.shape, first.dtype
+        self._like = label
         fits = first.nbytes * len(samples) <= MEMORY
         self._kept = self._decode_all(range(len(samples))) if fits else None
 
     def __len__(self) -> int:
         return len(self.samples)
 
+    @property
+    def labels(self) -> torch.Tensor:
+        """Those of all samples, [N] or [N,L]."""
+        return self.load(torch.arange(len(self)))[1]
+
     def load(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pixels [B,C,H,W], uint8 or float in [0, 1], and labels [B] of the samples at these positions."""
+        """Pixels [B,C,H,W], uint8 or float in [0, 1], and labels [B] or [B,L] of the samples at these positions."""
         if self._kept is None:
             return self._decode_all(positions.tolist())
         return self._kept[0][positions], self._kept[1][positions]
@@ -57,7 +65,7 @@ class Images:
 
     def _decode_all(self, positions: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         pixels = torch.empty(len(positions), *self.shape, dtype=self._dtype)
-        labels = torch.empty(len(positions), dtype=torch.int64)
+        labels = torch.empty(len(positions), *self._like.shape, dtype=self._like.dtype)
 
         def decode(part: slice) -> None:
             for place, position in enumerate(positions[part], part.start):
@@ -74,9 +82,16 @@ class Images:
             list(pool.map(decode, (slice(start, start + 16) for start in range(0, len(positions), 16))))
         return pixels, labels
 
-    def _decode(self, position: int) -> tuple[torch.Tensor, int]:
+    def _decode(self, position: int) -> tuple[torch.Tensor, torch.Tensor]:
         example = self.samples.dataset[self.samples.ids[position]]
-        return self.samples.preprocessing.pixels(example.image), int(example.label)
+        if self.vectors and example.labels is None:
+            kind = type(self.samples.dataset).__name__
+            raise UserError(
+                f"model.recipe.loss: it reads vectors of labels, and the examples of {kind} have none\n"
+                "dataset=chest and dataset=brixia have; a loss of one label is cross_entropy or squared_error"
+            )
+        found = torch.as_tensor(example.labels if self.vectors else example.label)
+        return self.samples.preprocessing.pixels(example.image), found.float() if found.is_floating_point() else found
 
 
 def crop_flip(pixels: torch.Tensor, random: torch.Generator | None) -> torch.Tensor:

@@ -15,7 +15,7 @@ from .. import rng
 from ..build import build
 from ..datasets.base import Samples
 from ..datasets.images import MEMORY, Images
-from ..errors import CacheError, UserError, XaibenchError, about
+from ..errors import CacheError, Refusal, UserError, XaibenchError, about
 from ..job import Selection
 from ..methods.base import Method
 from ..metrics.ranking import places
@@ -56,6 +56,11 @@ class Retrained:
                 "(lenet, resnet8, resnet20 and smallcnn have one)"
             )
         recipe: Recipe = build(job.model_spec["recipe"], "model.recipe")
+        if recipe.reads_vectors:
+            raise Refusal(
+                f"metric={job.metric} retrains for the explained label, and model.recipe.loss={recipe.loss} reads "
+                "vectors of labels: expected cross_entropy or squared_error"
+            )
         test = str(job.dataset_spec.get("split", TEST))
         if test == TRAIN:
             raise UserError(f"metric={job.metric} trains on the train split and tests on dataset.split: not train")

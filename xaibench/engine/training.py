@@ -92,7 +92,8 @@ def trained_weights(job: Job, root: Path, device: torch.device) -> Path:
             return path
         labels = " with permuted labels" if permuted else ""
         log.info("training %s on %d samples of %s%s", job.model, len(samples), job.dataset, labels)
-        images = PermutedLabels(Images(samples), job.weights_state) if permuted else Images(samples)
+        images = Images(samples, recipe.reads_vectors)
+        images = PermutedLabels(images, job.weights_state) if permuted else images
         module = build_module(job.model_spec, seed=recipe.seed).to(device)
         state = artefact.folder / "state.safetensors"
         train(module, recipe, images, checkpoint=state, progress=epochs(f"training {job.model}"))
@@ -127,8 +128,9 @@ class PermutedLabels(Images):
 
 
 def train_and_test(job: Job, device: torch.device) -> tuple[Path, float]:
-    """`xaibench train`: the checkpoint, and its accuracy on the data set's test split."""
+    """`xaibench train`: the checkpoint, and how right it answers the data set's test split, see `losses.right`."""
     path = trained_weights(job, job.cache, device)
     classifier = load_classifier(job.model, {**job.model_spec, "weights": str(path)}, device=device)
     samples = split_samples(job.dataset_spec, "test", None, 0, classifier.preprocessing, device)
-    return path, accuracy(classifier, samples)
+    recipe: Recipe = build(job.model_spec["recipe"], "model.recipe")
+    return path, accuracy(classifier, samples, recipe.loss)

@@ -17,8 +17,8 @@ from ..errors import UserError
 from ..rng import generator, seed_of
 from ..store.files import remove_leftovers
 from . import checkpoint as files
-from .classifier import Classifier, predicted
-from .losses import Loss, Objective, objective
+from .classifier import Classifier
+from .losses import OF_VECTORS, Loss, Objective, Weights, objective, right
 
 Augment = Literal["none", "crop_flip"]
 Progress = Callable[[int, int, Mapping[str, float]], None]
@@ -29,10 +29,14 @@ ADDED = ("loss", "supervised", "max_norm")
 class ImageSource(Protocol):
     """What is trained on, as `xaibench.datasets.images.Images` has it: labelled images, asked for by position.
 
-    identity: of the images and what is made of them, for the checkpoint of a training.
+    identity: of the images and what is made of them, for the checkpoint of a training. labels: of all of them, [N], or
+    [N,L] where each has a vector of labels.
     """
 
     identity: str
+
+    @property
+    def labels(self) -> torch.Tensor: ...
 
     def __len__(self) -> int:
         """The number of images."""
@@ -48,13 +52,16 @@ class ImageSource(Protocol):
 
 
 class LabelledBatch(Protocol):
-    """Network inputs [B,C,H,W] and their labels [B]."""
+    """Network inputs [B,C,H,W] and their labels [B], and where they have several, all of them [B,L]."""
 
     @property
     def inputs(self) -> torch.Tensor: ...
 
     @property
     def labels(self) -> torch.Tensor: ...
+
+    @property
+    def vectors(self) -> torch.Tensor | None: ...
 
 
 @dataclass(frozen=True)
@@ -72,8 +79,13 @@ class Recipe:
         validation split, the first one of equals.
     seed: of the order, the augmentation and the network's own randomness; the initial weights are the caller's.
     loss: `cross_entropy`; `squared_error` of a scalar output; `auto`, the one of the two that the number of outputs
-        says; `flow`, for an invertible network, the bits per dimension of its inputs, to which U(0, 1/255) is added,
-        plus `supervised` times the cross-entropy of its logits (Sixt 2022, section 6.3, whose beta it is).
+        says; `weighted_mse`, the squared error times how rare the label is among those of the training (Khakzar 2022,
+        chapter 9, eq. 2; the rarest counts 1). Of the vector of labels that examples carry: `bce`, the mean binary
+        cross-entropy of an output per label; `weighted_bce`, in which what is present counts beta times, the number of
+        absent over that of present labels in the batch (chapter 8, eq. 6, and chapter 9); `zones`, levels of severity
+        of each zone, see `losses.zone_losses`. `flow`, for an invertible network, the bits per dimension of its
+        inputs, to which U(0, 1/255) is added, plus `supervised` times the cross-entropy of its logits (Sixt 2022,
+        section 6.3, whose beta it is).
     max_norm: a longer gradient is shortened to this norm.
     """
 
@@ -91,6 +103,11 @@ class Recipe:
     loss: Loss = "auto"
     supervised: float = 1.0
     max_norm: float | None = None
+
+    @property
+    def reads_vectors(self) -> bool:
+        """Whether it is trained on the vectors of labels that examples carry, and not on the explained ones."""
+        return self.loss in OF_VECTORS
 
     @property
     def folds(self) -> bool:
@@ -161,6 +178,7 @@ def train(
         "data": images.identity,
     }
     history, best = _take_up(checkpoint, identity, module, optimizer)
+    weights = Weights.rarity(images.labels) if recipe.loss == "weighted_mse" else None
     # Kernels that add in a varying order would make two trainings differ.
     with (
         torch.enable_grad(),
@@ -169,7 +187,7 @@ def train(
     ):
         for epoch in range(len(history["loss"]), recipe.epochs):
             torch.manual_seed(seed_of(seed, "recipe", epoch, "network"))
-            found = _train_epoch(module, recipe, images, optimizer, epoch, generator(seed, "recipe", epoch))
+            found = _train_epoch(module, recipe, images, optimizer, epoch, generator(seed, "recipe", epoch), weights)
             if not math.isfinite(found["loss"]):
                 raise UserError(
                     f"the training diverged in epoch {epoch + 1}: try a smaller model.recipe.lr={recipe.lr}"
@@ -177,7 +195,7 @@ def train(
             for name, value in found.items():
                 history.setdefault(name, []).append(value)
             if recipe.select == "best" and validation is not None:
-                share = accuracy_on(module.eval(), validation)
+                share = accuracy_on(module.eval(), validation, loss=recipe.loss)
                 if share > max(history.setdefault("validation", []), default=-1):
                     best = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
                 history["validation"].append(share)
@@ -247,20 +265,24 @@ def fold_batch_norm(module: nn.Module) -> None:
                 setattr(parent, name, fuse_conv_bn_eval(*child).requires_grad_(False))
 
 
-def accuracy(classifier: Classifier, batches: Iterable[LabelledBatch]) -> float:
-    """The share of samples whose predicted class is their label's."""
-    right = torch.cat([predicted(classifier.logits(batch.inputs)) == batch.labels for batch in batches])
-    return right.sum().item() / len(right)
+def accuracy(classifier: Classifier, batches: Iterable[LabelledBatch], loss: Loss = "auto") -> float:
+    """How right a network answers samples, see `losses.right`: their mean. loss: what it was trained by."""
+    found = []
+    for batch in batches:
+        labels = batch.vectors if loss in OF_VECTORS and batch.vectors is not None else batch.labels
+        found.append(right(classifier.logits(batch.inputs), labels, loss))
+    rights = torch.cat(found)
+    return rights.sum().item() / len(rights)
 
 
 @torch.no_grad()
-def accuracy_on(module: nn.Module, images: ImageSource, batch_size: int = 64) -> float:
-    """The share of images whose predicted class, by a network in evaluation mode, is their label's."""
-    like, right = next(module.parameters()), 0
+def accuracy_on(module: nn.Module, images: ImageSource, batch_size: int = 64, loss: Loss = "auto") -> float:
+    """How right a network in evaluation mode answers images, see `losses.right`: their mean."""
+    like, total = next(module.parameters()), 0.0
     for positions in torch.arange(len(images)).split(batch_size):
         inputs, labels = images.batch(positions, like)
-        right += int((predicted(module(inputs)) == labels).sum())
-    return right / len(images)
+        total += right(module(inputs), labels, loss).sum().item()
+    return total / len(images)
 
 
 def _train_epoch(
@@ -270,6 +292,7 @@ def _train_epoch(
     optimizer: torch.optim.Optimizer,
     epoch: int,
     random: torch.Generator,
+    weights: Weights | None,
 ) -> dict[str, float]:
     """One pass over the images -> the means over it of the loss, the accuracy and what else the loss reports."""
     module.train()
@@ -280,9 +303,9 @@ def _train_epoch(
         interrupt.check()
         optimizer.param_groups[0]["lr"] = recipe.rate(epoch * len(batches) + number, recipe.epochs * len(batches))
         inputs, labels = images.batch(positions, like, recipe.augment, random)
-        found = _step(module, recipe, optimizer, inputs, labels, random)
-        right = (predicted(found.logits.detach()) == labels).double().mean()
-        for name, value in {"loss": found.loss.detach(), "accuracy": right, **found.reported}.items():
+        found = _step(module, recipe, optimizer, inputs, labels, random, weights)
+        share = right(found.logits.detach(), labels, recipe.loss).mean()
+        for name, value in {"loss": found.loss.detach(), "accuracy": share, **found.reported}.items():
             totals[name] = totals.get(name, 0) + value.double() * len(positions)
     return {name: total.item() / len(images) for name, total in totals.items()}
 
@@ -294,8 +317,9 @@ def _step(
     inputs: torch.Tensor,
     labels: torch.Tensor,
     random: torch.Generator | None,
+    weights: Weights | None = None,
 ) -> Objective:
-    found = objective(recipe.loss, module, inputs, labels, random, recipe.supervised)
+    found = objective(recipe.loss, module, inputs, labels, random, recipe.supervised, weights)
     optimizer.zero_grad()
     found.loss.backward()
     if recipe.max_norm is not None:

@@ -29,7 +29,8 @@ def train_stacked(
 
     validation: each network's own, for `select: best`.
     The networks end up in evaluation mode without gradients. Raises Refusal for networks with dropout, whose draws
-    would differ, for `loss: flow` and for a `max_norm`, ValueError for images that differ in number, and UserError if a
+    would differ, for losses that look at a whole batch (`flow`, `weighted_bce`) or at vectors of labels, and for a
+    `max_norm`, ValueError for images that differ in number, and UserError if a
     loss stops being finite.
     """
     _check(modules, recipe, images)
@@ -89,8 +90,9 @@ def train_stacked(
 
 
 def _check(modules: Sequence[nn.Module], recipe: Recipe, images: Sequence[ImageSource]) -> None:
-    if recipe.loss == "flow" or recipe.max_norm is not None:
-        what = "loss=flow" if recipe.loss == "flow" else f"max_norm={recipe.max_norm}"
+    together = recipe.loss in ("auto", "cross_entropy", "squared_error")
+    if not together or recipe.max_norm is not None:
+        what = f"max_norm={recipe.max_norm}" if together else f"loss={recipe.loss}"
         raise Refusal(f"networks cannot be trained side by side with model.recipe.{what}: set metric.stack=1")
     if any(isinstance(part, nn.modules.dropout._DropoutNd) for part in modules[0].modules()):
         raise Refusal("networks with dropout cannot be trained side by side: set metric.stack=1")

@@ -23,7 +23,10 @@ class Quality(Metric):
     average_precision_<class>   of the same ranking: precision, averaged over the steps of recall
     f1_<class>                  harmonic mean of precision and recall of the predicted class
 
-    A scalar output of a data set with two classes speaks for the second one. Of a network that answers a value:
+    A scalar output of a data set with two classes speaks for the second one. Where an image may have several classes,
+    each by itself (a data set that is `multi_label`), a class is called where its probability, a sigmoid, is above a
+    half, and accuracy is the share of an image's classes that are called or not as they should. Of a network that
+    answers a value:
 
     mae, mse                    mean absolute and mean squared error, in the label's unit and its square
     r2                          1 - mse / variance of the labels: 0 for who answers their mean, and below for worse
@@ -32,8 +35,8 @@ class Quality(Metric):
 
     per_class: Up to how many outputs have statistics of their own; with more, there is the accuracy alone.
 
-    Columns: correct; for each class score (its logit), is (whether it is the label), twice_hit and called (of F1); or
-    absolute_error, squared_error, label.
+    Columns: correct (with several classes a share); for each class score (its logit), is (whether it is the label),
+    twice_hit and called (of F1); or absolute_error, squared_error, label.
     """
 
     reads_maps = False
@@ -51,7 +54,9 @@ class Quality(Metric):
                 Statistic("r2", "higher", "squared_error", per="label", kind="determination", high=1),
             )
         shares: dict[str, Any] = dict(direction="higher", low=0, high=1)
-        found = [Statistic("accuracy", column="correct", kind="proportion", unit="share of samples", **shares)]
+        several = dataset.multi_label
+        kind, unit = ("mean", "share of classes") if several else ("proportion", "share of samples")
+        found = [Statistic("accuracy", column="correct", kind=kind, unit=unit, **shares)]
         names = _slugs(dataset.class_names)
         for k in self._classes(classifier.outputs):
             for kind in ("roc_auc", "average_precision"):
@@ -71,10 +76,16 @@ class Quality(Metric):
         if not context.data.dataset.class_names:
             error = logits[:, 0] - batch.labels.double()
             return {"absolute_error": error.abs(), "squared_error": error**2, "label": batch.labels.double()}
-        answers = predicted(logits)
-        columns: Columns = {"correct": (answers == batch.labels).double()}
+        if context.data.dataset.multi_label:
+            assert batch.vectors is not None  # `multi_label`
+            present, answers = (batch.vectors > 0.5).to(logits.device), logits > 0
+            columns: Columns = {"correct": (answers == present).double().mean(1)}
+        else:
+            classes = torch.arange(max(logits.shape[1], 2), device=logits.device)
+            present, answers = (rows[:, None] == classes for rows in (batch.labels, predicted(logits)))
+            columns = {"correct": (predicted(logits) == batch.labels).double()}
         for k in self._classes(logits.shape[1]):
-            is_k, called = (batch.labels == k).double(), (answers == k).double()
+            is_k, called = present[:, k].double(), answers[:, k].double()
             columns |= {
                 f"score_{k}": logits[:, 0] if logits.shape[1] == 1 else logits[:, k],
                 f"is_{k}": is_k,
