@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from PIL import Image
@@ -16,17 +16,18 @@ from ..models.preprocessing import Preprocessing
 
 @dataclass(frozen=True)
 class Example:
-    """One sample: an image, its label, and the mask of what the label is about.
+    """One sample: an image or a sentence, its label, and the mask of what the label is about.
 
     Args:
-        image: PIL's, or a tensor [C,H,W] (uint8, or float in [0, 1]).
+        image: PIL's, or a tensor [C,H,W] (uint8, or float in [0, 1]); of a sentence its words.
         label: A class, or for a network with a scalar output the value that is wanted, which may be real.
-        mask: [H,W], bool, or, of a data set with `graded_masks`, float32: how much each pixel matters.
+        mask: [H,W], bool, or, of a data set with `graded_masks`, float32: how much each pixel matters; of a sentence
+            [1,words].
         labels: [L], float32, of a data set whose images have several labels each, all of them: 1 for what is present,
             or the level of each zone. Trainings and the metric `quality` read them; `label` is the explained one.
     """
 
-    image: Image.Image | torch.Tensor
+    image: Image.Image | torch.Tensor | tuple[str, ...]
     label: int | float
     mask: torch.Tensor | None = None
     labels: torch.Tensor | None = None
@@ -65,6 +66,14 @@ class Dataset(ABC):
         """The sample with this id."""
 
 
+@runtime_checkable
+class HasWords(Protocol):
+    """A data set of sentences."""
+
+    def words(self) -> Iterator[tuple[str, ...]]:
+        """The words of each sentence."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """Samples as methods and metrics get them.
@@ -75,8 +84,10 @@ class Batch:
         labels: [B], int64, or float32 where they are real-valued.
         targets: [B], int64, which output is explained; 0 for a scalar one.
         masks: [B,H,W], bool (float32 where they are graded), in input geometry, or None.
-        crc: CRC32 of each input's bytes.
+        crc: CRC32 of each input's bytes, those of its real places.
         vectors: [B,L], float32, all labels of each sample, or None where samples have one.
+        valid: [B,H,W], bool: which places are real, where inputs have fewer than there is room for, such as sentences.
+            The real ones of an input are the first rows and columns, the others are padding. None: all are.
     """
 
     samples: tuple[int, ...]
@@ -86,20 +97,41 @@ class Batch:
     masks: torch.Tensor | None
     crc: tuple[int, ...]
     vectors: torch.Tensor | None = None
+    valid: torch.Tensor | None = None
 
     def __getitem__(self, part: slice) -> "Batch":
         """Some neighbouring samples, as views."""
-        masks, vectors = (None if rows is None else rows[part] for rows in (self.masks, self.vectors))
+        masks, vectors, valid = (
+            None if rows is None else rows[part] for rows in (self.masks, self.vectors, self.valid)
+        )
         rows = (self.inputs[part], self.labels[part], self.targets[part], masks)
-        return Batch(self.samples[part], *rows, self.crc[part], vectors)
+        return Batch(self.samples[part], *rows, self.crc[part], vectors, valid)
 
     @classmethod
     def joined(cls, batches: "Sequence[Batch]") -> "Batch":
         """One batch of the samples of several."""
         inputs, labels, targets = (torch.cat([getattr(b, n) for b in batches]) for n in ("inputs", "labels", "targets"))
-        masks, vectors = (_joined([getattr(b, name) for b in batches]) for name in ("masks", "vectors"))
+        masks, vectors, valid = (_joined([getattr(b, name) for b in batches]) for name in ("masks", "vectors", "valid"))
         samples, crc = (tuple(value for b in batches for value in getattr(b, n)) for n in ("samples", "crc"))
-        return cls(samples, inputs, labels, targets, masks, crc, vectors)
+        return cls(samples, inputs, labels, targets, masks, crc, vectors, valid)
+
+    def by_size(self) -> "Iterator[tuple[torch.Tensor, Batch]]":
+        """Batches of inputs of one size without padding, smaller ones first, and which rows [b] of this one they are.
+
+        What is handed one of these meets real places only: whatever it ranks, removes, draws or counts. A batch
+        without padding is its own only part.
+        """
+        if self.valid is None:
+            yield torch.arange(len(self.samples)), self
+            return
+        sizes = torch.stack([self.valid.any(2).sum(1), self.valid.any(1).sum(1)], 1).cpu()
+        for height, width in sizes.unique(dim=0).tolist():
+            rows = (sizes == sizes.new_tensor([height, width])).all(1).nonzero()[:, 0]
+            samples, crc = (tuple(values[row] for row in rows.tolist()) for values in (self.samples, self.crc))
+            masks = None if self.masks is None else self.masks[rows, :height, :width]
+            vectors = None if self.vectors is None else self.vectors[rows]
+            inputs = self.inputs[rows, :, :height, :width].contiguous()
+            yield rows, Batch(samples, inputs, self.labels[rows], self.targets[rows], masks, crc, vectors)
 
 
 def _joined(parts: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
@@ -110,6 +142,9 @@ def _joined(parts: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
 
 class Samples:
     """Chosen samples of a data set as preprocessed batches, decoded in threads. Iterating gives batches of 64.
+
+    Where inputs differ in size, so do batches, without padding (`Batch.by_size`): each 64 samples in batches of one
+    size.
 
     A method's `fit` receives one of these (made from `fit.split`, `fit.limit`, `fit.seed`); targets are the labels.
 
@@ -132,7 +167,7 @@ class Samples:
         return self.batches(64)
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """All samples, in order.
+        """All samples, in order, but for inputs that differ in size.
 
         Args:
             size: The most samples of a batch.
@@ -141,7 +176,8 @@ class Samples:
             Batches of at most `size` samples.
         """
         for start in range(0, len(self.ids), size):
-            yield self.load(self.ids[start : start + size])
+            for _, batch in self.load(self.ids[start : start + size]).by_size():
+                yield batch
 
     def load(self, ids: Sequence[int]) -> Batch:
         """The named samples as one batch.
@@ -150,24 +186,50 @@ class Samples:
             ids: Of the samples.
 
         Returns:
-            The batch, in the order of `ids`.
+            The batch, in the order of `ids`, with padding (`Batch.valid`) where inputs differ in size.
         """
         with ThreadPoolExecutor(max_workers=4) as pool:
             rows = list(pool.map(self._row, ids))
-        inputs = torch.stack([row[0] for row in rows])
-        labels = torch.stack([torch.as_tensor(row[1]) for row in rows])
+        inputs = torch.stack([row.input for row in rows])
+        labels = torch.stack([torch.as_tensor(row.label) for row in rows]).to(self.device)
         labels = labels.float() if labels.is_floating_point() else labels.long()
-        found = [row[2] for row in rows if row[2] is not None]
-        masks = torch.stack(found).to(self.device) if self.dataset.has_masks else None
-        several = [row[3] for row in rows if row[3] is not None]
-        vectors = torch.stack(several).float().to(self.device) if several else None
-        crc = tuple(zlib.crc32(image.numpy().tobytes()) for image in inputs)
-        labels = labels.to(self.device)
-        return Batch(tuple(int(i) for i in ids), inputs.to(self.device), labels, labels, masks, crc, vectors)
+        masks, vectors, valid = (_stacked(column) for column in list(zip(*rows))[2:])
+        if valid is None:
+            real = list(inputs)
+        else:
+            real = [image[:, places.any(1)][..., places.any(0)] for image, places in zip(inputs, valid)]
+        return Batch(
+            samples=tuple(int(i) for i in ids),
+            inputs=inputs.to(self.device),
+            labels=labels,
+            targets=labels,
+            masks=masks.to(self.device) if masks is not None and self.dataset.has_masks else None,
+            crc=tuple(zlib.crc32(image.numpy().tobytes()) for image in real),
+            vectors=None if vectors is None else vectors.float().to(self.device),
+            valid=None if valid is None else valid.to(self.device),
+        )
 
-    def _row(self, index: int) -> tuple[torch.Tensor, int | float, torch.Tensor | None, torch.Tensor | None]:
+    def _row(self, index: int) -> "_Row":
         example = self.dataset[index]
         if example.mask is None and self.dataset.has_masks:
             raise UserError(f"{type(self.dataset).__name__} has masks (has_masks), but sample {index} has none")
-        mask = None if example.mask is None else self.preprocessing.mask(example.mask)
-        return self.preprocessing.image(example.image), example.label, mask, example.labels
+        preprocessing = self.preprocessing
+        mask = None if example.mask is None else preprocessing.truth(example.mask, example.image)
+        image, valid = preprocessing.image(example.image), preprocessing.valid(example.image)
+        return _Row(image, example.label, mask, example.labels, valid)
+
+
+class _Row(NamedTuple):
+    """One sample of a Batch, whose names these are."""
+
+    input: torch.Tensor
+    label: int | float
+    mask: torch.Tensor | None
+    vector: torch.Tensor | None
+    valid: torch.Tensor | None
+
+
+def _stacked(column: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    """A row for each sample, if they have one."""
+    found = [row for row in column if row is not None]
+    return torch.stack(found) if found else None

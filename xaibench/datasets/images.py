@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import UserError
-from ..models.preprocessing import scaled
 from ..models.recipe import Augment
 from ..rng import seed_of
 from .base import Samples
@@ -61,7 +60,7 @@ class Images:
         pixels, labels = self.load(positions)
         if augment == "crop_flip":
             pixels = crop_flip(pixels, random)
-        return self.samples.preprocessing.normalise(scaled(pixels.to(like.device))).to(like), labels.to(like.device)
+        return self.samples.preprocessing.inputs(pixels, like), labels.to(like.device)
 
     def _decode_all(self, positions: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         pixels = torch.empty(len(positions), *self.shape, dtype=self._dtype)

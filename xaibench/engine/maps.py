@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from .. import rng
+from ..datasets.base import Batch
 from ..errors import XaibenchError
 from ..methods.base import Method, Propagating
 from ..methods.context import Context
@@ -76,7 +77,7 @@ class Maps:
             labels=labels,
             masks=masks,
         )
-        maps = self.method.attribute(setting.classifier, inputs, targets, context).detach()
+        maps = self.method.attribute(setting.classifier.sized(inputs), inputs, targets, context).detach()
         _check_shape(setting.job.method, maps, inputs)
         # Maps from elsewhere keep their precision: it may be what ranks their pixels.
         return maps if self.method.own_samples_only else maps.float()
@@ -117,7 +118,11 @@ class Maps:
     def _compute(self, samples: Sequence[int]) -> Arrays:
         batch = self.setting.load(samples)
         with self.stage.timed():
-            maps = self.attribute(batch.inputs, batch.targets, samples, masks=batch.masks, labels=batch.labels)
+            found = [
+                (rows, self.attribute(part.inputs, part.targets, part.samples, masks=part.masks, labels=part.labels))
+                for rows, part in batch.by_size()
+            ]
+            maps = found[0][1] if batch.valid is None else padded(found, batch)
         if self.kept_collapsed is not None:
             maps = collapse(maps, self.kept_collapsed)[:, None]
         columns = {
@@ -132,8 +137,21 @@ class Maps:
         return {name: tensor.cpu().numpy() for name, tensor in columns.items()}
 
 
-def constant(maps: torch.Tensor) -> np.ndarray:
-    """Which of maps [B,H,W] have one value only, 0 or another, and rank no pixel before another: int64 [B]."""
+def padded(found: Sequence[tuple[torch.Tensor, torch.Tensor]], batch: Batch) -> torch.Tensor:
+    """Maps [b,C,h,w] of the parts of a batch (`Batch.by_size`), with the rows they are of, as one: 0 in the padding."""
+    maps = torch.zeros(len(batch.samples), found[0][1].shape[1], *batch.inputs.shape[2:]).to(found[0][1])
+    for rows, part in found:
+        maps[rows, :, : part.shape[2], : part.shape[3]] = part
+    return maps
+
+
+def constant(maps: torch.Tensor, valid: torch.Tensor | None = None) -> np.ndarray:
+    """Which of maps [B,H,W] have one value only, 0 or another, and rank no pixel before another: int64 [B].
+
+    valid [B,H,W]: the places that are looked at.
+    """
+    if valid is not None:
+        maps = maps.where(valid, maps[:, :1, :1])
     flat = maps.flatten(1)
     return (flat.amax(1) == flat.amin(1)).cpu().numpy().astype(np.int64)
 

@@ -1,7 +1,8 @@
 """Scoring sample by sample: what most metrics do."""
 
+import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import numpy as np
@@ -14,7 +15,7 @@ from ..errors import Refusal
 from ..methods.base import Method
 from ..methods.context import Context
 from ..methods.pathways._pathway_neurons import Neurons
-from ..metrics.base import Metric
+from ..metrics.base import Columns, Metric
 from ..metrics.ranking import collapse
 from ..models.classifier import Classifier
 from ..scores.score_files import BOOKKEEPING, NONFINITE_LOGITS, OK, Record
@@ -135,41 +136,76 @@ class PerSample:
         status = np.where(finite, status, NONFINITE_LOGITS)
         columns: Arrays = {"status": status}
         if maps is not None:
-            columns["constant_maps"] = constant(maps)
+            ragged = setting.network.trained.places == "words"
+            columns["constant_maps"] = constant(maps, setting.load(samples).valid if ragged else None)
         usable = status == OK
         chosen = [sample for sample, good in zip(samples, usable) if good]
         if not chosen:
             return columns
         rows = torch.from_numpy(usable).to(setting.device)
         batch = setting.load(chosen)
-        context = Context(
-            generators=rng.sample_generators(setting.job.seed, "metric", chosen),
-            fitted=setting.fitted(self.fit),
+        read = None if maps is None else maps[rows]
+        beside = Context(
             responses=self._responses_of(chosen),
             others={name: other[rows] for name, other in others.items()},
             other_logits=self._other_logits(chosen),
-            explain=functools.partial(self._explain, batch),
-            propagate=self.maps.propagate,
-            path=functools.partial(self._path, chosen),
-            data=setting.split.samples,
-            sign_of_logit=self.maps.method.sign_of_logit,
         )
-        with self.scores.timed():
-            read = cast(torch.Tensor, None if maps is None else maps[rows])
-            computed = metric.evaluate(setting.classifier, batch, read, context)
+        if batch.valid is None:
+            computed = self._evaluate(batch, read, beside)
+        else:
+            computed = self._evaluate_by_size(batch, read, beside)
         for name, tensor in computed.items():
             values = tensor.detach().cpu().numpy().astype(np.float64)
             columns[name] = np.full((len(samples), *values.shape[1:]), np.nan)
             columns[name][usable] = values
         return columns
 
+    def _evaluate(self, batch: Batch, maps: torch.Tensor | None, beside: Context) -> Columns:
+        """The metric's columns of a batch of inputs of one size and of their maps [B,H,W]. beside: what else was
+        computed of these samples before."""
+        setting = self.setting
+        context = dataclasses.replace(
+            beside,
+            generators=rng.sample_generators(setting.job.seed, "metric", batch.samples),
+            fitted=setting.fitted(self.fit),
+            explain=functools.partial(self._explain, batch),
+            propagate=self.maps.propagate,
+            path=functools.partial(self._path, batch.samples),
+            data=setting.split.samples,
+            sign_of_logit=self.maps.method.sign_of_logit,
+        )
+        read, classifier = cast(torch.Tensor, maps), setting.classifier.sized(batch.inputs)
+        with self.scores.timed():
+            return self.metric.evaluate(classifier, batch, read, context)
+
+    def _evaluate_by_size(self, batch: Batch, maps: torch.Tensor | None, beside: Context) -> Columns:
+        """As `_evaluate`, of inputs that differ in size. Curves of smaller ones have fewer points: they are read, in
+        straight lines from point to point, where those of the largest size have theirs."""
+        axes, found = self.metric.axes(self.setting.classifier), []
+        for rows, part in batch.by_size():
+            height, width = part.inputs.shape[2:]
+            of_part = Context(
+                responses={name: column[rows] for name, column in beside.responses.items()},
+                others={name: other[rows, ..., :height, :width] for name, other in beside.others.items()},
+                other_logits={name: logits[rows] for name, logits in beside.other_logits.items()},
+            )
+            columns = self._evaluate(part, None if maps is None else maps[rows, ..., :height, :width], of_part)
+            own = self.metric.axes(self.setting.classifier.sized(part.inputs))
+            for name in axes.keys() & columns.keys():
+                columns[name] = _read_at(columns[name], own[name], axes[name])
+            found.append((rows, columns))
+        return _in_order(found)
+
     def _respond(self, samples: Sequence[int]) -> Arrays:
-        generators = rng.sample_generators(self.setting.job.seed, "response", samples)
-        context = Context(generators=generators, data=self.setting.split.samples)
         batch = self.setting.load(samples)
         with self.responses.timed():
-            responses = self.metric.respond(self.setting.classifier, batch, context)
+            responses = _in_order([(rows, self._respond_to(part)) for rows, part in batch.by_size()])
         return {name: tensor.cpu().numpy() for name, tensor in responses.items()}
+
+    def _respond_to(self, batch: Batch) -> dict[str, torch.Tensor]:
+        generators = rng.sample_generators(self.setting.job.seed, "response", batch.samples)
+        context = Context(generators=generators, data=self.setting.split.samples)
+        return self.metric.respond(self.setting.classifier.sized(batch.inputs), batch, context)
 
     def _explain(
         self,
@@ -258,3 +294,20 @@ class PerSample:
         pairs = zip(self.metric.cost(network), self.maps.method.cost(network))
         forwards, backwards = (own + further * of_map for own, of_map in pairs)
         return forwards, backwards
+
+
+def _in_order(found: Sequence[tuple[torch.Tensor, Mapping[str, torch.Tensor]]]) -> dict[str, torch.Tensor]:
+    """The columns of the parts of a batch, with the rows that they are of, as those of the batch."""
+    if len(found) == 1:
+        return dict(found[0][1])
+    order = torch.cat([rows for rows, _ in found]).argsort()
+    names = found[0][1]
+    return {name: torch.cat([columns[name].cpu() for _, columns in found])[order] for name in names}
+
+
+def _read_at(curves: torch.Tensor, own: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Curves [B,X] with their points at `own` [X], read at `wanted` [Y], in straight lines between them -> [B,Y]."""
+    if own.shape == wanted.shape and torch.equal(own, wanted):
+        return curves
+    x, points = wanted.numpy(), own.numpy()
+    return torch.from_numpy(np.stack([np.interp(x, points, curve) for curve in curves.double().cpu().numpy()]))

@@ -324,7 +324,9 @@ class Setting:
         return kept, passed_over
 
     def _compute_logits(self, samples: Sequence[int]) -> Arrays:
-        return {"logits": self.classifier.logits(self.split.load(samples).inputs).cpu().numpy()}
+        parts = list(self.split.load(samples).by_size())
+        logits = torch.cat([self.classifier.logits(part.inputs) for _, part in parts])
+        return {"logits": logits.cpu()[torch.cat([rows for rows, _ in parts]).argsort()].numpy()}
 
     def _checksums(self, samples: Sequence[int]) -> np.ndarray:
         return np.asarray(self.split.load(samples).crc, dtype=np.uint32)

@@ -1,8 +1,8 @@
 """The wrapper that every method and metric speaks to: a network returning logits, and what is known about it."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -37,6 +37,8 @@ class Classifier:
         weights_state: `trained` or a randomisation (see `models.randomise`).
         returns: What the network returns, as its configuration says: one of RETURNS; None to have it found (`probe`).
         adapted: What `probe.adapted` has put around the network; `two_classes` is among it for a single logit.
+        places: What a place of its inputs is: `pixels` of a picture, `words` of a sentence, of which there may be fewer
+            than `input_size` has room for, or `columns` of a table's row.
         output: What is explained: the `logit`; the `probability`, its softmax; the `sigmoid` of a network whose
             classes do not exclude each other, which is then every probability of it; or `raw` for a single-output one.
         batch_size: Most inputs per call of the network. It bounds memory and never changes a number.
@@ -53,6 +55,7 @@ class Classifier:
     weights_state: str = "trained"
     returns: str | None = None
     adapted: Mapping[str, Any] = field(default_factory=dict)
+    places: Literal["pixels", "words", "columns"] = "pixels"
     output: str = "logit"
     batch_size: int = 32
 
@@ -84,6 +87,33 @@ class Classifier:
     def explains_probability(self) -> bool:
         """Whether what is explained is behind a softmax or sigmoid, so that it has no parts that add up to it."""
         return self.output in ("probability", "sigmoid")
+
+    def sized(self, inputs: torch.Tensor) -> "Classifier":
+        """The classifier as one of inputs of this size.
+
+        Args:
+            inputs: [B,C,h,w], of a network of words perhaps fewer than its `input_size` says.
+
+        Returns:
+            The classifier with their size as its `input_size`; itself, if that is so already or its inputs have one
+            size only.
+        """
+        channels, height, width = inputs.shape[1:]
+        if self.places != "words" or (height, width) == self.input_size[1:]:
+            return self
+        return replace(self, input_size=(channels, height, width))
+
+    def require_pictures(self, what: str) -> None:
+        """Refuse what is made for pictures alone.
+
+        Args:
+            what: It, and what to do instead, as a clause.
+
+        Raises:
+            Refusal: If the places of this network's inputs are no pixels.
+        """
+        if self.places != "pixels":
+            raise Refusal(f"{what}: the inputs of {self.name} are {self.places}, not pictures")
 
     @property
     def outputs(self) -> int:

@@ -54,12 +54,21 @@ class Preprocessing:
             if value is not None and value <= 0:
                 raise UserError(f"model.{name}={value}: expected a positive number of pixels or null")
 
-    def image(self, image: Image.Image | torch.Tensor) -> torch.Tensor:
+    def image(self, image: Image.Image | torch.Tensor | tuple[str, ...]) -> torch.Tensor:
         """A PIL image, or a tensor [C,H,W] in [0, 1], -> normalised float32 [C,h,w]."""
         return self.normalise(scaled(self.pixels(image)))
 
-    def pixels(self, image: Image.Image | torch.Tensor) -> torch.Tensor:
-        """The geometry alone: a PIL image -> uint8 [C,h,w]; a tensor [C,H,W] keeps its type."""
+    def valid(self, image: Image.Image | torch.Tensor | tuple[str, ...]) -> torch.Tensor | None:
+        """Which places [h,w] of the input are real, bool; None where all are."""
+        return None
+
+    def pixels(self, image: Image.Image | torch.Tensor | tuple[str, ...]) -> torch.Tensor:
+        """The geometry alone: a PIL image -> uint8 [C,h,w]; a tensor [C,H,W] keeps its type.
+
+        Raises UserError for words.
+        """
+        if isinstance(image, tuple):
+            raise UserError("the data set's inputs are sentences: expected a model for them, such as lstm_sentiment")
         if isinstance(image, Image.Image) and len(self.mean) == 3 and image.mode != "RGB":
             image = image.convert("RGB")
         # PIL is resized as PIL (antialiased, 8 bit), which is what torchvision's own weights were measured with.
@@ -69,6 +78,14 @@ class Preprocessing:
         from torchvision.transforms.v2 import functional
 
         return functional.pil_to_tensor(image)
+
+    def inputs(self, pixels: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """What `pixels` returned, of a batch [B,C,h,w], as the network is trained on it, of the type of `like`."""
+        return self.normalise(scaled(pixels.to(like.device))).to(like)
+
+    def truth(self, mask: torch.Tensor, image: Image.Image | torch.Tensor | tuple[str, ...]) -> torch.Tensor:
+        """The mask of an image, in the geometry of its input."""
+        return self.mask(mask)
 
     def mask(self, mask: torch.Tensor) -> torch.Tensor:
         """A mask [H,W], bool or float, through the same geometry, nearest neighbour -> [h,w] of its type."""
