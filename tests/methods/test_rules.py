@@ -9,7 +9,7 @@ from tests.methods.nets import classifier, photographs, seeded
 from tests.methods.shapes import rewritten, shaped
 from xaibench.errors import Refusal
 from xaibench.methods.context import Context
-from xaibench.methods.rules.lrp import LRP, box
+from xaibench.methods.rules.lrp import LRP, box, image_box
 from xaibench.methods.rules.rules import AlphaBeta, Box, Epsilon, Flat, Gamma, Square
 from xaibench.models.classifier import Classifier
 from xaibench.models.preprocessing import Preprocessing
@@ -87,13 +87,14 @@ def original_gamma(w, b, x, w_any, low, high, *, factor, bias):
     return divided(favoured * x, favoured @ x + b)
 
 
-def alpha_beta(w, b, x, w_any, low, high, *, alpha, beta, bias):
+def alpha_beta(w, b, x, w_any, low, high, *, alpha, beta, bias, damping=0):
     parts = w * x
     if np.count_nonzero(w_any) == 1:  # the only contribution gets everything
         return w_any.astype(float)
     up, down = np.maximum(parts, 0), np.minimum(parts, 0)
     b = b if bias == "kept" else 0
-    return alpha * divided(up, up.sum() + max(b, 0)) - beta * divided(down, down.sum() + min(b, 0))
+    up, down = divided(up, up.sum() + max(b, 0) + damping), divided(down, down.sum() + min(b, 0) - damping)
+    return alpha * up - beta * down
 
 
 def square(w, b, x, w_any, low, high):
@@ -124,6 +125,9 @@ RULES = [
     (AlphaBeta(2, 1), alpha_beta, {"alpha": 2, "beta": 1, "bias": "dropped"}),
     (AlphaBeta(5, 4, bias="kept"), alpha_beta, {"alpha": 5, "beta": 4, "bias": "kept"}),
     (AlphaBeta(0, -1), alpha_beta, {"alpha": 0, "beta": -1, "bias": "dropped"}),
+    (AlphaBeta(3, None), alpha_beta, {"alpha": 3, "beta": 2, "bias": "dropped"}),
+    (AlphaBeta(0, -1, epsilon=5), alpha_beta, {"alpha": 0, "beta": -1, "bias": "dropped", "damping": 5}),
+    (AlphaBeta(2, 1, "kept", 0.5), alpha_beta, {"alpha": 2, "beta": 1, "bias": "kept", "damping": 0.5}),
     (Square(), square, {}),
     (Flat(), flat, {}),
     (Box(torch.tensor(LOW), torch.tensor(HIGH)), z_box, {}),
@@ -298,6 +302,16 @@ def test_the_box_is_black_to_white():
         LRP(AlphaBeta(), first="box").attribute(
             network, torch.full((1, 3, 64, 64), 9.0).double(), torch.zeros(1).long(), Context()
         )
+    # The image's own range, of each by itself.
+    pair = torch.cat([photographs(1), photographs(1) / 2])
+    own = image_box(pair)
+    assert own.low.flatten().tolist() == [float(one.min()) for one in pair]
+    assert own.high.flatten().tolist() == [float(one.max()) for one in pair]
+    method, targets = LRP(AlphaBeta(), first="image_box"), torch.zeros(2).long()
+    whole = method.attribute(network, pair, targets, Context())
+    assert isinstance(method.rules(network, pair, Context()).first, Box)
+    alone = torch.cat([method.attribute(network, one[None], targets[:1], Context()) for one in pair])
+    torch.testing.assert_close(whole, alone)
     plain = classifier(shaped("vgg"), (3, 64, 64), preprocessing=Preprocessing())
     assert float(box(plain, torch.rand(1, 3, 64, 64).double()).high.max()) == 1
 
@@ -310,6 +324,7 @@ def test_the_box_is_black_to_white():
         (lambda: Gamma(1, bias="keep"), "bias=keep: did you mean 'kept'"),
         (lambda: AlphaBeta(2, 0), "alpha=2 beta=0: expected alpha - beta = 1"),
         (lambda: AlphaBeta(-1, -2), "alpha=-1"),
+        (lambda: AlphaBeta(2, 1, epsilon=-1), "epsilon=-1: expected 0 or more"),
         (lambda: LRP(Flat(), first="boxed"), "first=boxed: did you mean 'box'"),
         (lambda: LRP(Flat(), start="logits"), "start=logits: did you mean 'logit'"),
     ],

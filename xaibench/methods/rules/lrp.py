@@ -12,7 +12,7 @@ from ..context import Context
 from ._modified_backprop import ModifiedBackprop, Start, refuse_probability, target_alone
 from .rules import AffineRule, Box, Composite, Epsilon, Flat, Square, passed_on
 
-First = Literal["same", "square", "flat", "box"]
+First = Literal["same", "square", "flat", "box", "image_box"]
 Residual = Literal["rule", "proportional", "clipped"]
 
 # How far outside of the box an input may lie: rounding of the normalisation.
@@ -29,8 +29,9 @@ class LRP(ModifiedBackprop):
     residual: of sums: `rule` (a residual connection is a layer [I I] on both of its inputs: Sixt 2022, section 4.3) or
         `proportional` to the two (zennit's), or `clipped`, as `rule` without what is below 0 (the code of Sixt et al.
         2020, which also cuts off at 1000).
-    first: of the layer that reads the input: `same`, `square` (w-squared, for inputs of any size), `flat`, or `box`
-        (z-box, for inputs between the normalised values of black and white).
+    first: of the layer that reads the input: `same`, `square` (w-squared, for inputs of any size), `flat`, `box`
+        (z-box, for inputs between the normalised values of black and white), or `image_box` (z-box between the least
+        and the largest value of the image itself, as RAP's released code and Nuzzo 2020 have it).
     start: the relevance handed down: the `logit` itself, so that a negative one turns the map's sign, or `one`.
 
     Bach et al. 2015; composites: Montavon et al. 2019, Kohlbrenner et al. 2020 (Sixt 2022, section 4.4: LRP_CMP).
@@ -67,6 +68,8 @@ class LRP(ModifiedBackprop):
         first: AffineRule | None
         if self.first == "box":
             first = box(classifier, inputs)
+        elif self.first == "image_box":
+            first = image_box(inputs)
         else:
             first = {"same": None, "square": Square(), "flat": Flat()}[self.first]
         special: dict[type[Step], Rule] = {}
@@ -85,6 +88,11 @@ class LRP(ModifiedBackprop):
 
     def initial(self, classifier: Classifier, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return target_alone(logits, targets, self.start)
+
+
+def image_box(inputs: torch.Tensor) -> Box:
+    """The z-box rule between the least and the largest value of each of the inputs [B,C,H,W]."""
+    return Box(inputs.amin((1, 2, 3), keepdim=True), inputs.amax((1, 2, 3), keepdim=True))
 
 
 def box(classifier: Classifier, inputs: torch.Tensor) -> Box:

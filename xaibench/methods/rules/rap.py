@@ -11,7 +11,8 @@ from ...models.classifier import Classifier
 from ...models.tracing.steps import Affine, Convolution, Rule, Scale, Step, Tensors
 from ..context import Context
 from ._modified_backprop import ModifiedBackprop, Start, last_layer, refuse_probability, target_alone
-from .rules import AffineRule, AlphaBeta, Box, Composite, Epsilon, Square, passed_on, sides, total
+from .lrp import image_box
+from .rules import AffineRule, AlphaBeta, Composite, Epsilon, Square, passed_on, sides, total
 
 First = Literal["image_box", "square", "same"]
 Negative = Literal["alike", "by_negative"]
@@ -52,7 +53,7 @@ class RAP(ModifiedBackprop):
         if self.first == "square":
             first = Square()
         if self.first == "image_box":
-            first = Box(inputs.amin((1, 2, 3), keepdim=True), inputs.amax((1, 2, 3), keepdim=True))
+            first = image_box(inputs)
         special: dict[type[Step], Rule] = {}
         if self.negative == "by_negative":
             special[Convolution] = Relative(by_negative=True)

@@ -13,7 +13,7 @@ or `dropped` (relevance is conserved).
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 
@@ -104,32 +104,42 @@ class AlphaBeta(AffineRule):
     z+ = sum_i (w_i x_i)+ [+ b+] and z- = sum_i (w_i x_i)- [+ b-]: the sign of a contribution counts, not of a weight
     alone, so that negative inputs are right too. alpha - beta = 1. (1, 0) is the z+ rule, that of excitation
     backpropagation and of deep Taylor decomposition. A `Scale` has one contribution to each output, which gets all of
-    its relevance, whatever the sign. Raises ValueError for another pair, or alpha below 0.
+    its relevance, whatever the sign. Raises ValueError for another pair, alpha below 0 or epsilon below 0.
 
-    alpha: of the positive contributions. beta: of the negative ones, alpha - 1.
-    bias: `kept` or `dropped`, see the module.
+    alpha: of the positive contributions. beta: of the negative ones; None is alpha - 1, so that a sweep moves both.
+    bias: `kept` or `dropped`, see the module. epsilon: moves both denominators away from 0, z+ + epsilon and
+        z- - epsilon, and takes their relevance (Sixt 2022, table 3.1: alpha 0, beta -1, epsilon 5).
     """
 
-    def __init__(self, alpha: float = 1.0, beta: float = 0.0, bias: Bias = "dropped") -> None:
+    added: Mapping[str, Any] = {"epsilon": 0.0}
+
+    def __init__(
+        self, alpha: float = 1.0, beta: float | None = 0.0, bias: Bias = "dropped", epsilon: float = 0.0
+    ) -> None:
+        beta = alpha - 1 if beta is None else beta
         if abs(alpha - beta - 1) > 1e-9 or alpha < 0:
             raise ValueError(
-                f"alpha={alpha} beta={beta}: expected alpha - beta = 1 and alpha of 0 or more, such as 2 and 1"
+                f"alpha={alpha} beta={beta}: expected alpha - beta = 1 and alpha of 0 or more, such as 2 and 1 "
+                "(beta=null is alpha - 1)"
             )
-        self.alpha, self.beta, self.bias = alpha, beta, one_of("bias", bias, get_args(Bias))
+        if epsilon < 0:
+            raise ValueError(f"epsilon={epsilon}: expected 0 or more")
+        self.alpha, self.beta, self.epsilon = alpha, beta, epsilon
+        self.bias = one_of("bias", bias, get_args(Bias))
 
     def __call__(self, step: Affine, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
         if isinstance(step, Scale):
             return (signal,)
         positive, negative = step.weight.clamp(min=0), step.weight.clamp(max=0)
         shares = [torch.zeros_like(x) for x in inputs]
-        for factor, same, other, side in (
-            (self.alpha, positive, negative, {"min": 0}),
-            (-self.beta, negative, positive, {"max": 0}),
+        for factor, same, other, side, away in (
+            (self.alpha, positive, negative, {"min": 0}, self.epsilon),
+            (-self.beta, negative, positive, {"max": 0}, -self.epsilon),
         ):
             if factor == 0:
                 continue
             bias = None if self.bias == "dropped" or step.bias is None else step.bias.clamp(**side)
-            parts = _contributions(step, inputs, signal * factor, same, other, bias)
+            parts = _contributions(step, inputs, signal * factor, same, other, bias, away)
             shares = [share + part for share, part in zip(shares, parts)]
         return tuple(shares)
 
@@ -204,11 +214,13 @@ def _contributions(
     same: torch.Tensor,
     other: torch.Tensor,
     bias: torch.Tensor | None,
+    epsilon: float = 0.0,
 ) -> Tensors:
-    """The signal, shared among the contributions of one sign, see `sides`."""
+    """The signal, shared among the contributions of one sign, see `sides`; their sum and the bias are moved by
+    epsilon."""
     parts = sides(inputs, same, other)
     z = total(step, parts)
-    share = _divided(signal, z if bias is None else z + bias)
+    share = _divided(signal, (z if bias is None else z + bias) + epsilon)
     shares = [_times(values, step.transposed(share, weight, inputs)) for values, weight in parts]
     return tuple(sum(of_input) for of_input in zip(*shares))
 
