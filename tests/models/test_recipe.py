@@ -120,6 +120,62 @@ def test_schedules_equal_pytorchs(schedule):
             theirs.step()
 
 
+@pytest.mark.parametrize("schedule", ["milestones", "decay", "plateau"])
+def test_schedules_by_epochs_equal_pytorchs(schedule):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.3)
+    theirs = {
+        "milestones": lambda: torch.optim.lr_scheduler.MultiStepLR(optimizer, [4, 9], gamma=0.2),
+        "decay": lambda: torch.optim.lr_scheduler.StepLR(optimizer, 3, gamma=0.2),
+        "plateau": lambda: torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.2, patience=3, threshold=0),
+    }[schedule]()
+    recipe = Recipe(epochs=40, batch_size=1, lr=0.3, schedule=schedule, milestones=[4, 9], gamma=0.2, every=3)
+    losses = torch.rand(40, generator=generator(0)).tolist()
+    rates = set()
+    for epoch in range(40):
+        for step in range(5):  # of an epoch: the rate stays
+            found = recipe.rate(epoch * 5 + step, 200, losses[:epoch])
+            assert found == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9), epoch
+        rates.add(found)
+        optimizer.step()
+        theirs.step(*[losses[epoch]] if schedule == "plateau" else [])
+    assert len(rates) > 2
+
+
+def test_a_training_that_stops_learning_ends_and_keeps_the_lowest_loss(tmp_path):
+    """As one that is told how many epochs to train: those until the lowest loss on validation."""
+    recipe = Recipe(epochs=30, batch_size=10, lr=1.0, select="lowest_loss", patience=2, schedule="plateau", every=1)
+    images, swapped, net = images_of(), images_of(Swapped()), make_net()
+    history = train(net, recipe, images, validation=swapped, checkpoint=tmp_path / "state.safetensors")
+    losses = history["validation_loss"]
+    at = losses.index(min(losses))
+    assert len(losses) == len(history["loss"]) == at + 3 < 30
+    inputs, labels = swapped.batch(torch.arange(50), next(net.parameters()))
+    assert F.cross_entropy(net(inputs), labels).item() == pytest.approx(losses[at], rel=1e-6)
+    # What the rate depends on came after: until then the training is that of a constant rate.
+    shorter = make_net()
+    train(shorter, Recipe(epochs=at + 1, batch_size=10, lr=1.0), images)
+    assert equal(net, shorter)
+    # Taken up after its end there is nothing left to do, and in its midst the end is the same.
+    again = make_net()
+    assert train(again, recipe, images, validation=swapped, checkpoint=tmp_path / "state.safetensors") == history
+    assert equal(again, net)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({"schedule": "milestone"}, "model.recipe.schedule=milestone: did you mean 'milestones'"),
+        ({"schedule": "milestones"}, r"expected epochs in model.recipe.milestones, such as \[30\]"),
+        ({"select": "lowest"}, "did you mean 'lowest_loss'"),
+        ({"patience": 0}, "model.recipe.patience=0: expected a positive number, or null"),
+        ({"gamma": 0}, "model.recipe.gamma=0: expected a positive number"),
+    ],
+)
+def test_schedules_that_mean_nothing_are_refused(parameters, said):
+    with pytest.raises(UserError, match=said):
+        Recipe(epochs=1, batch_size=1, lr=0.1, **parameters)
+
+
 def test_one_cycle_of_a_single_step_is_finite():
     recipe = Recipe(epochs=1, batch_size=1, lr=0.3, schedule="one_cycle")
     assert all(0 < recipe.rate(step, steps) <= 0.3 for steps in (1, 2, 3, 4) for step in range(steps))

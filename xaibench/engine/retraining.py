@@ -66,7 +66,7 @@ class Retrained:
             raise UserError(f"metric={job.metric} trains on the train split and tests on dataset.split: not train")
         limited = Selection(limit=metric.train_limit, seed=job.selection.seed)
         selections = {TRAIN: (TRAIN, limited), TEST: (test, job.selection)}
-        if recipe.select == "best":
+        if recipe.validates:
             selections[VALIDATION] = (VALIDATION, dataclasses.replace(limited, limit=metric.validation_limit))
         self.maps = {part: Maps(self._split(*chosen), method) for part, chosen in selections.items()}
         self.trainings = Trainings(setting, self.maps, metric, recipe, lambda: self.scores.timed())

@@ -74,6 +74,10 @@ def trained_weights(job: Job, root: Path, device: torch.device) -> Path:
         "data": keys.data(samples.dataset, {**job.dataset_spec, "split": SPLIT}),
     }
     permuted = job.weights_state.startswith(PERMUTED_LABELS)
+    held_out = None
+    if recipe.validates and not permuted:
+        held_out = split_samples(job.dataset_spec, "validation", None, 0, untrained.preprocessing, device)
+        spec["validation"] = keys.data(held_out.dataset, {**job.dataset_spec, "split": "validation"})
     if permuted:
         spec["labels"] = job.weights_state
     # Whichever split is explained, the training is the same: the label of its folder leaves out what was overridden.
@@ -96,7 +100,10 @@ def trained_weights(job: Job, root: Path, device: torch.device) -> Path:
         images = PermutedLabels(images, job.weights_state) if permuted else images
         module = build_module(job.model_spec, seed=recipe.seed).to(device)
         state = artefact.folder / "state.safetensors"
-        train(module, recipe, images, checkpoint=state, progress=epochs(f"training {job.model}"))
+        # Of permuted labels nothing holds for other images: what counts is how well they are learnt by heart.
+        validation = images if held_out is None else Images(held_out, recipe.reads_vectors)
+        report = epochs(f"training {job.model}")
+        train(module, recipe, images, validation=validation, checkpoint=state, progress=report)
         checkpoint.write(path, module.state_dict())
         state.unlink(missing_ok=True)
     return path

@@ -3,17 +3,17 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .. import interrupt
-from ..errors import UserError
+from ..errors import UserError, nearest
 from ..rng import generator, seed_of
 from ..store.files import remove_leftovers
 from . import checkpoint as files
@@ -21,9 +21,10 @@ from .classifier import Classifier
 from .losses import OF_VECTORS, Loss, Objective, Weights, objective, right
 
 Augment = Literal["none", "crop_flip"]
+Schedule = Literal["constant", "step", "one_cycle", "milestones", "decay", "plateau"]
 Progress = Callable[[int, int, Mapping[str, float]], None]
 # Parameters that came later: recipes that leave them as they are keep the keys of their trainings.
-ADDED = ("loss", "supervised", "max_norm")
+ADDED = ("loss", "supervised", "max_norm", "milestones", "gamma", "every", "patience")
 
 
 class ImageSource(Protocol):
@@ -71,12 +72,17 @@ class Recipe:
     epochs, batch_size, lr, weight_decay: as usual; every epoch sees every sample once, in a new order.
     optimizer, momentum: momentum is Adam's beta1.
     schedule: `constant`; `step`, a tenth of lr after half and a hundredth after three quarters of the training (He et
-        al. 2016); `one_cycle`, up to lr and down again in cosines (Smith and Topin 2018, PyTorch's OneCycleLR).
+        al. 2016); `one_cycle`, up to lr and down again in cosines (Smith and Topin 2018, PyTorch's OneCycleLR);
+        `milestones`, lr times `gamma` from each of the epochs `milestones` on (PyTorch's MultiStepLR); `decay`, times
+        `gamma` after every `every` epochs (StepLR); `plateau`, times `gamma` whenever the loss on the validation split
+        has not been lower than before for more than `every` epochs (ReduceLROnPlateau).
     augment: `crop_flip` shifts by up to 4 pixels, black at the border, and mirrors half of the images.
     batch_norm: `folded` trains with batch normalisation behind every biased convolution and folds it in at the end, so
         that the trained network is what its class says; `as_is` trains the network as it is.
     select: `last` keeps the weights of the last epoch, `best` those of the epoch with the highest accuracy on the
-        validation split, the first one of equals.
+        validation split, `lowest_loss` those of the one with the lowest loss there, the first one of equals.
+    patience: the training ends when the loss on the validation split has not been lower for so many epochs; None:
+        after `epochs`.
     seed: of the order, the augmentation and the network's own randomness; the initial weights are the caller's.
     loss: `cross_entropy`; `squared_error` of a scalar output; `auto`, the one of the two that the number of outputs
         says; `weighted_mse`, the squared error times how rare the label is among those of the training (Khakzar 2022,
@@ -95,14 +101,23 @@ class Recipe:
     optimizer: Literal["sgd", "adam"] = "sgd"
     momentum: float = 0.9
     weight_decay: float = 0.0
-    schedule: Literal["constant", "step", "one_cycle"] = "constant"
+    schedule: Schedule = "constant"
     augment: Augment = "none"
     batch_norm: Literal["as_is", "folded"] = "as_is"
-    select: Literal["last", "best"] = "last"
+    select: Literal["last", "best", "lowest_loss"] = "last"
     seed: int = 0
     loss: Loss = "auto"
     supervised: float = 1.0
     max_norm: float | None = None
+    milestones: Sequence[int] = ()
+    gamma: float = 0.1
+    every: int = 2
+    patience: int | None = None
+
+    @property
+    def validates(self) -> bool:
+        """Whether it looks at the validation split, after each epoch."""
+        return self.select != "last" or self.schedule == "plateau" or self.patience is not None
 
     @property
     def reads_vectors(self) -> bool:
@@ -114,21 +129,30 @@ class Recipe:
         return self.batch_norm == "folded"
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "lr"):
+        object.__setattr__(self, "milestones", tuple(self.milestones))
+        for name, words in (("schedule", get_args(Schedule)), ("select", ("last", "best", "lowest_loss"))):
+            if getattr(self, name) not in words:
+                raise UserError(f"model.recipe.{name}={getattr(self, name)}: {nearest(getattr(self, name), words)}")
+        for name in ("epochs", "batch_size", "lr", "gamma", "every"):
             if getattr(self, name) <= 0:
                 raise UserError(f"model.recipe.{name}={getattr(self, name)}: expected a positive number")
         if self.supervised < 0:
             raise UserError(f"model.recipe.supervised={self.supervised}: expected a number of 0 or more")
-        if self.max_norm is not None and self.max_norm <= 0:
-            raise UserError(f"model.recipe.max_norm={self.max_norm}: expected a positive number, or null")
+        for name in ("max_norm", "patience"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise UserError(f"model.recipe.{name}={getattr(self, name)}: expected a positive number, or null")
+        if self.schedule == "milestones" and not self.milestones:
+            raise UserError(
+                "model.recipe.schedule=milestones: expected epochs in model.recipe.milestones, such as [30]"
+            )
 
     def described(self) -> dict[str, Any]:
         """The parameters, as keys have them."""
         defaults = {field.name: field.default for field in fields(self)}
         return {name: value for name, value in asdict(self).items() if name not in ADDED or value != defaults[name]}
 
-    def rate(self, step: int, steps: int) -> float:
-        """The learning rate of this step, counted from 0, of so many."""
+    def rate(self, step: int, steps: int, losses: Sequence[float] = ()) -> float:
+        """The learning rate of this step, counted from 0, of so many. losses: on validation, of the epochs so far."""
         if self.schedule == "step":
             return self.lr * 0.1 ** ((step >= steps / 2) + (step >= steps * 3 / 4))
         if self.schedule == "one_cycle":
@@ -136,7 +160,20 @@ class Recipe:
             if step < top:
                 return _cosine(self.lr / 25, self.lr, step / top)
             return _cosine(self.lr, self.lr / 25e4, (step - top) / (last - top))
+        epoch = step * self.epochs // steps
+        if self.schedule == "milestones":
+            return self.lr * self.gamma ** sum(epoch >= milestone for milestone in self.milestones)
+        if self.schedule == "decay":
+            return self.lr * self.gamma ** (epoch // self.every)
+        if self.schedule == "plateau":
+            return self.lr * self.gamma ** _plateaus(losses, self.every)
         return self.lr
+
+    def is_over(self, losses: Sequence[float]) -> bool:
+        """Whether it ends early. losses: on validation, of the epochs so far."""
+        if self.patience is None or not losses:
+            return False
+        return len(losses) - 1 - losses.index(min(losses)) >= self.patience
 
     def make_optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
         """The optimiser of the network's parameters."""
@@ -159,16 +196,19 @@ def train(
     """Train the network in place -> {"loss": one per epoch, "accuracy": one per epoch}, over the epoch's own batches.
 
     With `loss: flow` there are the "bits_per_dimension" too.
-    seed: instead of the recipe's. validation: for `select: best`, which adds "validation" to what is returned.
+    seed: instead of the recipe's. validation: for recipes that look at it, which add the accuracy and the loss there,
+    "validation" and "validation_loss", to what is returned.
     checkpoint: a file for the state (weights, optimiser, history), replaced after every epoch. If it holds the state
     of this very training, that is taken up, and the weights end up bit for bit what they are without the interruption
     (on one machine, with one thread count); any other content is ignored and replaced.
     progress: called after every epoch with (epochs done, epochs, {"loss": ..., "accuracy": ..., ...} of this epoch).
     The network ends up in evaluation mode without gradients.
-    Raises UserError if the loss stops being finite, and ValueError if there is nothing to select the best epoch by.
+    Raises UserError if the loss stops being finite, and ValueError if validation images are asked for and absent.
     """
-    if recipe.select == "best" and validation is None:
-        raise ValueError("select=best needs validation images")
+    if recipe.validates and validation is None:
+        raise ValueError(
+            f"select={recipe.select}, schedule={recipe.schedule}, patience={recipe.patience} needs validation images"
+        )
     seed = recipe.seed if seed is None else seed
     device = next(module.parameters()).device
     _prepare_one(module, recipe)
@@ -186,24 +226,30 @@ def train(
         torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
     ):
         for epoch in range(len(history["loss"]), recipe.epochs):
+            losses = history.get("validation_loss", [])
+            if recipe.is_over(losses):
+                break
             torch.manual_seed(seed_of(seed, "recipe", epoch, "network"))
-            found = _train_epoch(module, recipe, images, optimizer, epoch, generator(seed, "recipe", epoch), weights)
+            random = generator(seed, "recipe", epoch)
+            found = _train_epoch(module, recipe, images, optimizer, epoch, random, weights, losses)
             if not math.isfinite(found["loss"]):
                 raise UserError(
                     f"the training diverged in epoch {epoch + 1}: try a smaller model.recipe.lr={recipe.lr}"
                 )
             for name, value in found.items():
                 history.setdefault(name, []).append(value)
-            if recipe.select == "best" and validation is not None:
-                share = accuracy_on(module.eval(), validation, loss=recipe.loss)
-                if share > max(history.setdefault("validation", []), default=-1):
+            if recipe.validates and validation is not None:
+                share, loss = _validated(module.eval(), recipe, validation, weights)
+                shares, losses = (history.setdefault(name, []) for name in ("validation", "validation_loss"))
+                if share > max(shares, default=-1) if recipe.select == "best" else loss < min(losses, default=math.inf):
                     best = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
-                history["validation"].append(share)
+                shares.append(share)
+                losses.append(loss)
             if checkpoint is not None:
                 files.write(checkpoint, _state(module, optimizer, history, best), identity)
             if progress is not None:
                 progress(epoch + 1, recipe.epochs, found)
-    finish(module.to(memory_format=torch.contiguous_format), recipe, best)
+    finish(module.to(memory_format=torch.contiguous_format), recipe, {} if recipe.select == "last" else best)
     return history
 
 
@@ -285,6 +331,20 @@ def accuracy_on(module: nn.Module, images: ImageSource, batch_size: int = 64, lo
     return total / len(images)
 
 
+@torch.no_grad()
+def _validated(
+    module: nn.Module, recipe: Recipe, images: ImageSource, weights: Weights | None, batch_size: int = 64
+) -> tuple[float, float]:
+    """The accuracy (see `accuracy_on`) and the loss, the means over images, of a network in evaluation mode."""
+    like, total, lost = next(module.parameters()), 0.0, 0.0
+    for positions in torch.arange(len(images)).split(batch_size):
+        inputs, labels = images.batch(positions, like)
+        found = objective(recipe.loss, module, inputs, labels, None, recipe.supervised, weights)
+        total += right(found.logits, labels, recipe.loss).sum().item()
+        lost += found.loss.item() * len(positions)
+    return total / len(images), lost / len(images)
+
+
 def _train_epoch(
     module: nn.Module,
     recipe: Recipe,
@@ -293,15 +353,20 @@ def _train_epoch(
     epoch: int,
     random: torch.Generator,
     weights: Weights | None,
+    losses: Sequence[float],
 ) -> dict[str, float]:
-    """One pass over the images -> the means over it of the loss, the accuracy and what else the loss reports."""
+    """One pass over the images -> the means over it of the loss, the accuracy and what else the loss reports.
+
+    losses: on validation, of the epochs before.
+    """
     module.train()
     like = next(module.parameters())
     batches = torch.randperm(len(images), generator=random).split(recipe.batch_size)
     totals: dict[str, torch.Tensor] = {}
     for number, positions in enumerate(batches):
         interrupt.check()
-        optimizer.param_groups[0]["lr"] = recipe.rate(epoch * len(batches) + number, recipe.epochs * len(batches))
+        step, steps = epoch * len(batches) + number, recipe.epochs * len(batches)
+        optimizer.param_groups[0]["lr"] = recipe.rate(step, steps, losses)
         inputs, labels = images.batch(positions, like, recipe.augment, random)
         found = _step(module, recipe, optimizer, inputs, labels, random, weights)
         share = right(found.logits.detach(), labels, recipe.loss).mean()
@@ -326,6 +391,16 @@ def _step(
         nn.utils.clip_grad_norm_(module.parameters(), recipe.max_norm)
     optimizer.step()
     return found
+
+
+def _plateaus(losses: Sequence[float], wait: int) -> int:
+    """How often the losses of the epochs so far did not fall below the lowest for more than `wait` epochs."""
+    lowest, waited, plateaus = math.inf, 0, 0
+    for loss in losses:
+        lowest, waited = (loss, 0) if loss < lowest else (lowest, waited + 1)
+        if waited > wait:
+            waited, plateaus = 0, plateaus + 1
+    return plateaus
 
 
 def _cosine(start: float, end: float, share: float) -> float:

@@ -30,7 +30,7 @@ def train_stacked(
     validation: each network's own, for `select: best`.
     The networks end up in evaluation mode without gradients. Raises Refusal for networks with dropout, whose draws
     would differ, for losses that look at a whole batch (`flow`, `weighted_bce`) or at vectors of labels, and for a
-    `max_norm`, ValueError for images that differ in number, and UserError if a
+    `max_norm`, or what the loss on validation decides, ValueError for images that differ in number, and UserError if a
     loss stops being finite.
     """
     _check(modules, recipe, images)
@@ -94,6 +94,11 @@ def _check(modules: Sequence[nn.Module], recipe: Recipe, images: Sequence[ImageS
     if not together or recipe.max_norm is not None:
         what = f"max_norm={recipe.max_norm}" if together else f"loss={recipe.loss}"
         raise Refusal(f"networks cannot be trained side by side with model.recipe.{what}: set metric.stack=1")
+    if recipe.schedule == "plateau" or recipe.patience is not None or recipe.select == "lowest_loss":
+        raise Refusal(
+            "networks whose training their own loss on validation decides (schedule=plateau, patience, "
+            "select=lowest_loss) cannot be trained side by side: set metric.stack=1"
+        )
     if any(isinstance(part, nn.modules.dropout._DropoutNd) for part in modules[0].modules()):
         raise Refusal("networks with dropout cannot be trained side by side: set metric.stack=1")
     if len({len(part) for part in images}) != 1:
