@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import json
 import pickle
 import shutil
 import struct
@@ -16,7 +17,7 @@ from PIL import Image
 from torchvision import datasets
 
 from xaibench.build import build
-from xaibench.datasets.torchvision_sets import CIFAR10, MNIST, FashionMNIST, ImageNet
+from xaibench.datasets.torchvision_sets import CIFAR10, MNIST, FashionMNIST, Food101, ImageNet
 from xaibench.errors import UserError
 
 CONF = Path(__file__).parents[2] / "conf" / "dataset"
@@ -92,7 +93,7 @@ def test_the_fingerprint_depends_on_split_and_files_but_not_on_the_place(source,
         assert make(str(tmp_path / "elsewhere")).fingerprint not in prints
 
 
-@pytest.mark.parametrize("make", [MNIST, FashionMNIST, CIFAR10])
+@pytest.mark.parametrize("make", [MNIST, FashionMNIST, CIFAR10, Food101])
 def test_missing_files(make, tmp_path, monkeypatch, capsys):
     def offline(*_, **__):
         raise urllib.error.URLError("Name or service not known")
@@ -132,7 +133,31 @@ def test_imagenet_through_torchvision(tmp_path):
         ImageNet(str(tmp_path / "nowhere"))
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "imagenet", "imagefolder"])
+def test_food_101_from_its_folders(tmp_path):
+    listed = {"pho": ["pho/1", "pho/2"], "apple_pie": ["apple_pie/7"], "tacos": ["tacos/3"]}
+    (tmp_path / "food-101" / "meta").mkdir(parents=True)
+    for split in ("train", "test"):
+        (tmp_path / "food-101" / "meta" / f"{split}.json").write_text(json.dumps(listed))
+    for shade, name in enumerate(name for names in listed.values() for name in names):
+        path = tmp_path / "food-101" / "images" / f"{name}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (12, 9), (50 * shade,) * 3).save(path)
+    dataset = Food101(str(tmp_path), "train")
+    assert dataset.class_names == ("apple pie", "pho", "tacos")
+    theirs = datasets.Food101(str(tmp_path), "train")
+    assert [(e.label, e.image.getpixel((0, 0))) for e in dataset] == [(y, x.getpixel((0, 0))) for x, y in theirs]
+    few = Food101(str(tmp_path), "train", classes=2)
+    assert few.class_names == ("apple pie", "pho") and [example.label for example in few] == [1, 1, 0]
+    assert len({dataset.fingerprint, few.fingerprint, Food101(str(tmp_path)).fingerprint}) == 3
+    with pytest.raises(UserError, match=r"dataset\.split=validation: Food-101 has none"):
+        Food101(str(tmp_path), "validation")
+    with pytest.raises(UserError, match=r"dataset\.classes=4: expected 2 to 3, or null for all"):
+        Food101(str(tmp_path), classes=4)
+
+
+@pytest.mark.parametrize(
+    "name", ["mnist", "fashion_mnist", "cifar10", "food101", "tiny_imagenet", "imagenet", "imagefolder"]
+)
 def test_yamls_fit_their_classes(name, tmp_path):
     spec = yaml.safe_load((CONF / f"{name}.yaml").read_text())
     assert (spec.pop("limit"), spec.pop("seed")) == (None, 0)

@@ -1,5 +1,6 @@
 """The thesis's network: at its width it has the thesis's layers and number of parameters."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -7,15 +8,18 @@ from xaibench.models.vgg_small import VGGSmall
 
 
 def test_at_width_64_the_parameters_are_the_theses():
-    network = VGGSmall(width=64, num_classes=200)
+    network = VGGSmall(64, 200, side=64, dropout_conv=0.25, dropout_dense=0.5)
 
     def count(*kinds) -> int:
         return sum(p.numel() for m in network.modules() if isinstance(m, kinds) for p in m.parameters())
 
     assert count(nn.Conv2d) == 7_635_264
     assert count(nn.BatchNorm2d) == 5_376 and count(nn.BatchNorm1d) == 8_192
-    # 32x32 pixels leave 2x2 places of 512 channels, 64x64 pixels 4x4: the only difference.
-    assert count(nn.Linear) == 21_385_416 - (4 * 4 - 2 * 2) * 512 * 2048
+    assert count(nn.Linear) == 21_385_416
+    assert [m.p for m in network.modules() if isinstance(m, nn.Dropout)] == [0.25] * 10 + [0.5] * 2
+    assert network.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 200)
+    with pytest.raises(ValueError, match="side=40: expected a multiple of 16"):
+        VGGSmall(side=40)
 
 
 def test_layers_are_named_as_in_the_thesis_and_run_in_that_order():

@@ -1,4 +1,4 @@
-"""MNIST, Fashion-MNIST, CIFAR-10 and ImageNet through torchvision's own classes and downloads."""
+"""MNIST, Fashion-MNIST, CIFAR-10, Food-101 and ImageNet through torchvision's own classes and downloads."""
 
 import contextlib
 import sys
@@ -18,6 +18,32 @@ from .pictures import PictureFolder
 Split = Literal["train", "validation", "test"]
 
 
+def _opened(source: type, root: str, download: bool, **half: Any) -> Any:
+    """A torchvision data set from the files in root, fetched if they are not there and `download` says so.
+
+    half: which half of it, as its class is asked. Raises UserError if the files are damaged, or not to be had.
+    """
+    name = source.__name__
+    try:
+        # First without the download: a folder that has the files may be read-only.
+        return source(root, **half)
+    except (RuntimeError, ValueError, AssertionError, OSError) as error:
+        if "not found" not in str(error):
+            raise UserError(
+                f"dataset.root={root}: the files of {name} there are damaged, remove them ({first_line(error)})"
+            ) from error
+    if not download:
+        raise UserError(f"dataset.root={root}: {name} is not there; set dataset.root, or dataset.download=true")
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is for results, and torchvision prints
+            return source(root, **half, download=True)
+    except (RuntimeError, OSError) as error:
+        raise UserError(
+            f"dataset.root={root}: {name} is not there and could not be downloaded ({first_line(error)})\n"
+            "set dataset.root to the folder that holds it"
+        ) from error
+
+
 class _TrainAndTest(Dataset):
     """A torchvision data set with a train and a test half.
 
@@ -33,7 +59,7 @@ class _TrainAndTest(Dataset):
 
     def __init__(self, root: str = "data", split: Split = "test", download: bool = True) -> None:
         root = str(Path(root).expanduser())
-        self._data = self._open(root, split != "test", download)
+        self._data = _opened(self.source, root, download, train=split != "test")
         total = len(self._data)
         tail = total - self.held_out
         self._ids = {"train": range(tail), "validation": range(tail, total), "test": range(total)}[split]
@@ -47,27 +73,6 @@ class _TrainAndTest(Dataset):
     def __getitem__(self, index: int) -> Example:
         image, label = self._data[self._ids[index]]
         return Example(image, label)
-
-    def _open(self, root: str, train: bool, download: bool) -> Any:
-        name = self.source.__name__
-        try:
-            # First without the download: a folder that has the files may be read-only.
-            return self.source(root, train=train)
-        except (RuntimeError, ValueError, AssertionError, OSError) as error:
-            if "not found" not in str(error):
-                raise UserError(
-                    f"dataset.root={root}: the files of {name} there are damaged, remove them ({first_line(error)})"
-                ) from error
-        if not download:
-            raise UserError(f"dataset.root={root}: {name} is not there; set dataset.root, or dataset.download=true")
-        try:
-            with contextlib.redirect_stdout(sys.stderr):  # stdout is for results, and torchvision prints
-                return self.source(root, train=train, download=True)
-        except (RuntimeError, OSError) as error:
-            raise UserError(
-                f"dataset.root={root}: {name} is not there and could not be downloaded ({first_line(error)})\n"
-                "set dataset.root to the folder that holds it"
-            ) from error
 
 
 class MNIST(_TrainAndTest):
@@ -86,6 +91,31 @@ class CIFAR10(_TrainAndTest):
     """Small photographs, 32x32 colour: 45 000 train, 5 000 validation, 10 000 test."""
 
     source, files, held_out = datasets.CIFAR10, "cifar-10-batches-py/*_batch*", 5000
+
+
+class Food101(PictureFolder):
+    """Photographs of 101 dishes (Bossard et al. 2014): 75 750 train, 25 250 test, of up to 512 pixels a side.
+
+    root: the folder that torchvision looks in. download: fetch the files (5 GB) if they are not there.
+    split: there is no validation split, so that trainings have what Loreth 2021 trained on; `validation` is refused.
+    classes: only the first so many classes, by name; None: all.
+    Raises UserError if the files are neither there nor to be had.
+    """
+
+    def __init__(
+        self, root: str = "data", split: Split = "test", classes: int | None = None, download: bool = True
+    ) -> None:
+        if split == "validation":
+            raise UserError("dataset.split=validation: Food-101 has none, use dataset.split=test")
+        found = _opened(datasets.Food101, str(Path(root).expanduser()), download, split=split)
+        count = len(found.classes) if classes is None else classes
+        if not 2 <= count <= len(found.classes):
+            raise UserError(f"dataset.classes={classes}: expected 2 to {len(found.classes)}, or null for all")
+        pairs = zip(found._image_files, found._labels)  # torchvision has no other name for them
+        samples = [(str(path), label) for path, label in pairs if label < count]
+        self.class_names = tuple(name.replace("_", " ") for name in found.classes[:count])
+        super().__init__(Path(root).expanduser() / "food-101" / "images", samples, {})
+        self.fingerprint = fingerprint(self._digests, "food101", pictures.VERSION, split, count)
 
 
 class ImageNet(PictureFolder):
