@@ -185,7 +185,12 @@ def _options(kind: type, values: Mapping[str, Any] | None, where: str) -> Any:
 def _target(value: Any) -> str:
     if value in ("label", "predicted") or re.fullmatch(r"fixed:\d+", str(value)):
         return str(value)
-    raise UserError(f"target={value}: expected label, predicted, or fixed:<class index> such as fixed:3")
+    if re.fullmatch(r"contrast:\d+,\d+", str(value)):
+        return str(value)
+    raise UserError(
+        f"target={value}: expected label, predicted, fixed:<class index> such as fixed:3,\n"
+        "or contrast:<two of them>, in quotes for the comma, such as \"target='contrast:3,5'\""
+    )
 
 
 def _changes(values: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -61,6 +61,12 @@ TRAINED = "trained"
 ORIGINAL = "original"
 
 
+def classes_of(target: str) -> tuple[int, ...]:
+    """The classes that a target names: one for `fixed:a`, two for `contrast:a,b`, none for the others."""
+    kind, _, classes = target.partition(":")
+    return tuple(int(k) for k in classes.split(",")) if kind in ("fixed", "contrast") else ()
+
+
 @dataclass(frozen=True)
 class Job:
     """One cell of a benchmark as plain data and labels; the runner builds the objects.

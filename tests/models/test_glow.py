@@ -295,3 +295,20 @@ def test_layers_equal_those_of_normflows(name):
     their_y, their_log_det = theirs.inverse(x)
     torch.testing.assert_close(y, their_y)
     torch.testing.assert_close(log_det, their_log_det.expand(3))
+
+
+def test_label_smoothing_is_the_mean_over_labels_drawn_anew():
+    """A tenth of the labels, drawn anew among two classes, are wrong half of the time."""
+    logits, labels = torch.randn(6, 2, generator=generator(1), dtype=torch.float64), torch.tensor([0, 1, 1, 0, 1, 0])
+    expected = 0.95 * loss_of(logits, labels) + 0.05 * loss_of(logits, 1 - labels)
+    torch.testing.assert_close(loss_of(logits, labels, label_smoothing=0.1), expected)
+    net, inputs = make(), images(6, 3, 8, 8)
+    plain, smooth = (objective("flow", net, inputs, labels, generator(7), 2.0, None, share) for share in (0.0, 0.1))
+    change = loss_of(plain.logits, labels, label_smoothing=0.1) - loss_of(plain.logits, labels)
+    torch.testing.assert_close(smooth.loss - plain.loss, 2 * change)
+
+
+def test_images_outside_the_range_are_refused():
+    inputs = 2 * images(2, 3, 8, 8) - 0.5
+    with pytest.raises(UserError, match=r"loss=flow: inputs from -0\.\d+ to 1\.\d+, expected pixels from 0 to 1"):
+        objective("flow", make(), inputs, torch.tensor([0, 1]))

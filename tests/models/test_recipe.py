@@ -165,7 +165,7 @@ def test_a_training_that_stops_learning_ends_and_keeps_the_lowest_loss(tmp_path)
     ("parameters", "said"),
     [
         ({"schedule": "milestone"}, "model.recipe.schedule=milestone: did you mean 'milestones'"),
-        ({"schedule": "milestones"}, r"expected epochs in model.recipe.milestones, as \[30\]"),
+        ({"schedule": "milestones"}, r"expected epochs in model.recipe.milestones, such as \[30\]"),
         ({"select": "lowest"}, "did you mean 'lowest_loss'"),
         ({"patience": 0}, "model.recipe.patience=0: expected a positive number, or null"),
         ({"gamma": 0}, "model.recipe.gamma=0: expected a positive number"),

@@ -64,6 +64,7 @@ def test_the_direction_decides_who_is_best(direction, target, best):
         # The truth is no control, and no rival either.
         ({"gradcam": 0.0, "gradient": 0.0, "oracle": 3.0}, (), True),
         ({"gradcam": 3.0, "oracle": 5.0}, (), False),
+        ({"gradcam": 0.0, "gradient": 0.0, "counterfactual": 3.0}, (), True),
         ({"random": 0.0, "constant": 0.0}, (), False),
     ],
 )
@@ -213,3 +214,10 @@ def test_the_command_line_shows_ranks_and_writes_them(xaibench):
     assert code == 2 and "did you mean 'pointing_game'?" in said
     code, out, said = xaibench("rank", "--method", "saliency")
     assert (code, out) == (0, "") and "two methods" in said
+
+
+def test_what_asks_the_network_for_its_counterfactual_is_an_oracle():
+    asked = rank.Contestant("integrated_gradients", "baseline=counterfactual_same,steps=10")
+    plain = rank.Contestant("integrated_gradients", "baseline=black")
+    truth = rank.Contestant("counterfactual", "goal=quantile:0.9")
+    assert [one.is_rival for one in (asked, plain, truth)] == [False, True, False]

@@ -286,7 +286,9 @@ def _diabetes() -> _Content:
     try:
         from sklearn.datasets import load_diabetes
     except ImportError as error:
-        raise UserError("dataset.path=diabetes: it comes with scikit-learn, which is not installed: pip install scikit-learn") from error
+        raise UserError(
+            "dataset.path=diabetes: it comes with scikit-learn, which is not installed: pip install scikit-learn"
+        ) from error
     found = load_diabetes(scaled=False)
     rows = [[*map(repr, row), repr(answer)] for row, answer in zip(found.data.tolist(), found.target.tolist())]
     digest = hashlib.sha256(repr(rows).encode()).hexdigest()

@@ -3,8 +3,10 @@
 from typing import cast
 
 from ..errors import Refusal, UserError
+from ..job import classes_of
 from ..methods.base import Method
 from ..metrics.base import Measure, Metric
+from ..models.invertible import Invertible
 from .setting import Setting
 
 
@@ -13,6 +15,10 @@ def check(setting: Setting, method: Method, metric: Measure) -> None:
     check_setting(setting)
     check_method(setting, method)
     _check_metric(setting, method, metric)
+
+
+# In pixels from 0 to 1, what normalising there and back may cost.
+TOLERANCE = 1e-4
 
 
 def check_setting(setting: Setting) -> None:
@@ -26,10 +32,21 @@ def check_setting(setting: Setting) -> None:
         single = "; for its single output set output=raw" if network.adapted.get("two_classes") else ""
         raise UserError(f"dataset={job.dataset} has real labels, {job.model} {outputs} outputs: expected 1{single}")
     _check_classes(setting, outputs)
+    if isinstance(network.module, Invertible):
+        pixels = network.preprocessing.denormalise(first.inputs)
+        low, high = pixels.min().item(), pixels.max().item()
+        if low < -TOLERANCE or high > 1 + TOLERANCE:
+            raise UserError(
+                f"dataset={job.dataset} has an image of values from {low:.3g} to {high:.3g}: {job.model} decodes "
+                "images of pixels from 0 to 1"
+            )
     if job.selection.filter.min_probability > 0 and not network.has_classes:
         raise UserError(f"dataset.filter.min_probability: {job.model} returns values, which have no probability")
-    if job.target.startswith("fixed:") and int(job.target[6:]) >= outputs:
+    named = classes_of(job.target)
+    if any(k >= outputs for k in named):
         raise UserError(f"target={job.target}: {job.model} has classes 0 to {outputs - 1}")
+    if len(named) == 2 and (named[0] == named[1] or job.output != "logit"):
+        raise UserError(f"target={job.target} output={job.output}: expected two different classes and output=logit")
 
 
 def _check_classes(setting: Setting, outputs: int) -> None:

@@ -18,7 +18,7 @@ from .. import rng
 from ..build import build
 from ..datasets.base import Batch, Dataset, Samples
 from ..errors import UserError
-from ..job import ORIGINAL, TRAINED, Job
+from ..job import ORIGINAL, TRAINED, Job, classes_of
 from ..methods.base import Method
 from ..metrics.base import Metric
 from ..models.classifier import Classifier, predicted
@@ -168,6 +168,15 @@ class Setting:
         """The setting of another Job over the same samples: by other weights, of other targets, by another network."""
         return Setting(job, self.root, self.kept, self.samples, original=self)
 
+    @property
+    def _rival(self) -> int | None:
+        """The class that the explained one is set against, by `target=contrast:a,b`."""
+        if self.job.target == ORIGINAL:
+            assert self.original is not None
+            return self.original._rival
+        named = classes_of(self.job.target)
+        return named[1] if len(named) == 2 else None
+
     # ---- the network ---------------------------------------------------------------------------------------------
 
     @property
@@ -182,6 +191,7 @@ class Setting:
             "name": job.model,
             "spec": job.model_spec,
             "output": job.output,
+            "rival": self._rival,
             "device": str(self.device),
         }
         name |= {"batch_size": job.runner.batch_size, "plan": job.runner.plan}
@@ -209,6 +219,7 @@ class Setting:
         except Untrained as planned:
             training, classifier = planned.row, load({**job.model_spec, "weights": "random"})
             classifier.weights_digest, classifier.weights_state = UNTRAINED, "trained"
+        classifier.rival = self._rival
         automatic = default_batch_size(classifier.input_size, self.device)
         classifier.batch_size = job.runner.batch_size or automatic
         by_recipe = job.model_spec.get("weights") == "recipe"
@@ -261,8 +272,8 @@ class Setting:
             return dataclasses.replace(batch, targets=torch.zeros_like(batch.labels, dtype=torch.int64))
         if self.job.target == "predicted":
             return dataclasses.replace(batch, targets=self.logits_of(samples).argmax(-1))
-        if self.job.target.startswith("fixed:"):
-            return dataclasses.replace(batch, targets=torch.full_like(batch.labels, int(self.job.target[6:])))
+        if named := classes_of(self.job.target):
+            return dataclasses.replace(batch, targets=torch.full_like(batch.labels, named[0]))
         return batch
 
     @property

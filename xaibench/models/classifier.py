@@ -39,6 +39,8 @@ class Classifier:
         adapted: What `probe.adapted` has put around the network; `two_classes` is among it for a single logit.
         places: What a place of its inputs is: `pixels` of a picture, `words` of a sentence, of which there may be fewer
             than `input_size` has room for, or `columns` of a table's row.
+        rival: A class whose logit is taken off the explained one's (`target=contrast:a,b` explains f_a - f_b); None
+            explains the logit by itself.
         output: What is explained: the `logit`; the `probability`, its softmax; the `sigmoid` of a network whose
             classes do not exclude each other, which is then every probability of it; or `raw` for a single-output one.
         batch_size: Most inputs per call of the network. It bounds memory and never changes a number.
@@ -57,6 +59,7 @@ class Classifier:
     adapted: Mapping[str, Any] = field(default_factory=dict)
     places: Literal["pixels", "words", "columns"] = "pixels"
     output: str = "logit"
+    rival: int | None = None
     batch_size: int = 32
 
     def __post_init__(self) -> None:
@@ -193,10 +196,23 @@ class Classifier:
             The explained output of each sample [B].
         """
         output = output or self.output
+        if output == "logit":
+            logits = self.contrast(logits)
         if output == "accuracy":
             return (logits.argmax(-1) == targets).to(logits)
         values = self.probabilities(logits) if output in ("probability", "sigmoid") else logits
         return values.gather(1, targets.view(-1, 1)).squeeze(1)
+
+    def contrast(self, logits: torch.Tensor) -> torch.Tensor:
+        """Each logit less the rival's; without a rival, the logits.
+
+        Args:
+            logits: [...,K].
+
+        Returns:
+            What may be explained, [...,K].
+        """
+        return logits if self.rival is None else logits - logits[..., self.rival, None]
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """The softmax of logits [...,K], or by `output=sigmoid` the sigmoid of each.

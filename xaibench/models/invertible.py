@@ -39,9 +39,14 @@ def invertible(classifier: Classifier, what: str) -> Invertible:
     return module
 
 
-def rivals(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The largest other logit's class [B] than the target's, and by how much the target's is larger [B]; of [B,K]."""
+def rivals(logits: torch.Tensor, targets: torch.Tensor, rival: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest other logit's class [B] than the target's, and by how much the target's is larger [B]; of [B,K].
+
+    rival: instead of the largest, where it is not the target itself.
+    """
     others = logits.scatter(1, targets[:, None], -torch.inf).argmax(1)
+    if rival is not None:
+        others = torch.where(targets == rival, others, rival)
     return others, (logits.gather(1, targets[:, None]) - logits.gather(1, others[:, None]))[:, 0]
 
 
@@ -64,15 +69,15 @@ class Line:
     @classmethod
     @torch.no_grad()
     def of(cls, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor | None, what: str) -> "Line":
-        """Of images [B,C,H,W], from each target (None: the prediction) to its strongest rival. Raises Refusal as
-        `invertible` does."""
+        """Of images [B,C,H,W], from each target (None: the prediction) to the classifier's rival, or without one to
+        the strongest. Raises Refusal as `invertible` does."""
         network = invertible(classifier, what)
         parts = [network.encode(inputs[part])[:2] for part in classifier.chunks(len(inputs))]
         z = torch.cat([part[0] for part in parts])
         kept = tuple(torch.cat(columns) for columns in zip(*(part[1] for part in parts)))
         logits, weight = network.head(z.flatten(1)), network.head.weight
         targets = logits.argmax(1) if targets is None else targets
-        others, value = rivals(logits, targets)
+        others, value = rivals(logits, targets, classifier.rival)
         return cls(classifier, network, z, kept, (weight[targets] - weight[others]).view_as(z), others, value)
 
     def step(self, wanted: torch.Tensor) -> torch.Tensor:

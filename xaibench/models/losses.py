@@ -41,6 +41,7 @@ def objective(
     random: torch.Generator | None = None,
     supervised: float = 1.0,
     weights: "Weights | None" = None,
+    label_smoothing: float = 0.0,
 ) -> Objective:
     """The loss of a batch of inputs [B,C,H,W] with labels [B] or, for OF_VECTORS, [B,L]; differentiable.
 
@@ -49,16 +50,22 @@ def objective(
     """
     if loss != "flow":
         logits = module(inputs)
-        return Objective(loss_of(logits, labels, loss, weights=weights), logits)
+        return Objective(loss_of(logits, labels, loss, "mean", weights, label_smoothing), logits)
     if not isinstance(module, Flow):
         raise UserError(
             f"model.recipe.loss=flow: {type(module).__name__} does not say how likely its inputs are\n"
             "expected a network with `answers_and_bits`, such as model=two4two_inn"
         )
+    if inputs.min() < 0 or inputs.max() > 1:
+        raise UserError(
+            f"model.recipe.loss=flow: inputs from {inputs.min().item():.3g} to {inputs.max().item():.3g}, expected "
+            "pixels from 0 to 1, so neither model.mean nor model.std"
+        )
     noise = torch.rand(inputs.shape, generator=random).to(inputs) / LEVELS
     logits, bits = module.answers_and_bits(inputs + noise)
     mean = bits.mean()
-    return Objective(mean + supervised * loss_of(logits, labels), logits, {"bits_per_dimension": mean.detach()})
+    answered = loss_of(logits, labels, "cross_entropy", label_smoothing=label_smoothing)
+    return Objective(mean + supervised * answered, logits, {"bits_per_dimension": mean.detach()})
 
 
 def loss_of(
@@ -67,6 +74,7 @@ def loss_of(
     loss: Loss = "auto",
     reduction: str = "mean",
     weights: "Weights | None" = None,
+    label_smoothing: float = 0.0,
 ) -> torch.Tensor:
     """What training lowers, given logits [B,K] and labels (see `recipe.Recipe`): its mean, or by `none` its values [B].
 
@@ -79,7 +87,7 @@ def loss_of(
     if loss == "auto":
         loss = "squared_error" if logits.shape[1] == 1 else "cross_entropy"
     if loss == "cross_entropy":
-        return F.cross_entropy(logits, labels, reduction=reduction)
+        return F.cross_entropy(logits, labels, reduction=reduction, label_smoothing=label_smoothing)
     if loss in OF_A_SCALAR:
         if logits.shape[1] != 1:
             raise UserError(f"model.recipe.loss={loss}: the network has {logits.shape[1]} outputs, expected one")

@@ -24,7 +24,7 @@ Augment = Literal["none", "crop_flip"]
 Schedule = Literal["constant", "step", "one_cycle", "milestones", "decay", "plateau"]
 Progress = Callable[[int, int, Mapping[str, float]], None]
 # Parameters that came later: recipes that leave them as they are keep the keys of their trainings.
-ADDED = ("loss", "supervised", "max_norm", "milestones", "gamma", "every", "patience")
+ADDED = ("loss", "supervised", "label_smoothing", "max_norm", "milestones", "gamma", "every", "patience")
 
 
 class ImageSource(Protocol):
@@ -92,6 +92,8 @@ class Recipe:
         of each zone, see `losses.zone_losses`. `flow`, for an invertible network, the bits per dimension of its
         inputs, to which U(0, 1/255) is added, plus `supervised` times the cross-entropy of its logits (Sixt 2022,
         section 6.3, whose beta it is).
+    label_smoothing: this share of every label is spread evenly over the classes, in cross-entropies (the study draws
+        this share of the labels anew, which is the same on average).
     max_norm: a longer gradient is shortened to this norm.
     """
 
@@ -108,6 +110,7 @@ class Recipe:
     seed: int = 0
     loss: Loss = "auto"
     supervised: float = 1.0
+    label_smoothing: float = 0.0
     max_norm: float | None = None
     milestones: Sequence[int] = ()
     gamma: float = 0.1
@@ -138,6 +141,8 @@ class Recipe:
                 raise UserError(f"model.recipe.{name}={getattr(self, name)}: expected a positive number")
         if self.supervised < 0:
             raise UserError(f"model.recipe.supervised={self.supervised}: expected a number of 0 or more")
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"model.recipe.label_smoothing={self.label_smoothing}: expected a share from 0 to below 1")
         for name in ("max_norm", "patience"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise UserError(f"model.recipe.{name}={getattr(self, name)}: expected a positive number, or null")
@@ -384,7 +389,7 @@ def _step(
     random: torch.Generator | None,
     weights: Weights | None = None,
 ) -> Objective:
-    found = objective(recipe.loss, module, inputs, labels, random, recipe.supervised, weights)
+    found = objective(recipe.loss, module, inputs, labels, random, recipe.supervised, weights, recipe.label_smoothing)
     optimizer.zero_grad()
     found.loss.backward()
     if recipe.max_norm is not None:

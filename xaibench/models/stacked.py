@@ -70,12 +70,10 @@ def train_stacked(
                 inputs, labels = (torch.stack(column) for column in zip(*batches))
                 logits = vmap(forward)(dict(zip(parameters, holder)), buffers, inputs)
                 # The sum of the networks' own mean losses: none of them feels the others.
-                loss = (
-                    loss_of(logits.flatten(0, 1), labels.flatten(), recipe.loss, "none")
-                    .view(labels.shape)
-                    .mean(1)
-                    .sum()
+                losses = losses = loss_of(
+                    logits.flatten(0, 1), labels.flatten(), recipe.loss, "none", label_smoothing=recipe.label_smoothing
                 )
+                loss = losses.view(labels.shape).mean(1).sum()
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from ..scores import paired
 from ..scores.leaderboard import Cell, comparable
-from ..scores.rank import TRUTH, Contestant, Overall
+from ..scores.rank import Contestant, Overall
 from . import figures
 from .tables import Board, Glance, named, records
 
@@ -116,7 +116,7 @@ def _agreement(board: Board, glance: Glance) -> Iterator[Drawing]:
         ranked = [
             [row["cells"][n]["rank"] for n in glance.wide]
             for row in glance.rows
-            if row["method"] in glance.means and row["method"].name != TRUTH
+            if row["method"] in glance.means and not row["method"].is_oracle
         ]
         if len(ranked) < 3 or len(names) < 2:
             return

@@ -1,6 +1,7 @@
 """Which methods can be told apart, and do the metrics agree: from score files to tests, ranks and flags."""
 
 import itertools
+import re
 import string
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,15 +21,16 @@ from .summary import finite, read_again
 
 # Controls that know nothing of the network: a metric under which one of them wins measures something else.
 CONTROLS = ("random", "constant", "sobel", "input")
-# The ground truth is no null control. It should win where the mask is the definition, and competes with nobody.
-TRUTH = "oracle"
+# What knows the answer is no null control, and competes with nobody: the ground truth, which should win where the mask
+# is the definition, and the network's own counterfactual, as a map or as the baseline of one.
+ORACLES = ("oracle", "counterfactual")
 # A method with fewer than this share of the samples defined is left out, so that the others keep their samples.
 DEFINED = 0.5
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """A row of a table: a method with its overrides, be it a rival, a control or the truth."""
+    """A row of a table: a method with its overrides, be it a rival, a control or an oracle."""
 
     name: str
     variant: str = ""
@@ -47,8 +49,13 @@ class Contestant:
 
     @property
     def is_rival(self) -> bool:
-        """Whether it is a method proper: neither a control nor the truth."""
-        return self.name not in (*CONTROLS, TRUTH)
+        """Whether it is a method proper: neither a control nor an oracle."""
+        return not self.is_control and not self.is_oracle
+
+    @property
+    def is_oracle(self) -> bool:
+        """Whether it knows the answer."""
+        return self.name in ORACLES or re.search("(^|,)baseline=[^=]*counterfactual", self.variant) is not None
 
 
 @dataclass(frozen=True)
@@ -338,7 +345,7 @@ def overall(comparisons: Sequence[Comparison]) -> list[Overall]:
 
 
 def _ranked_by(comparison: Comparison) -> set[Contestant]:
-    return {contestant for contestant in comparison.contestants if contestant.name != TRUTH}
+    return {contestant for contestant in comparison.contestants if not contestant.is_oracle}
 
 
 def _overall(model: str, dataset: str, headlines: list[Comparison]) -> Overall | None:

@@ -88,6 +88,8 @@ def require_layer(classifier: Classifier, layer: str, parameter: str = "method.l
 def require_loss(classifier: Classifier, loss: Loss) -> None:
     """Raises Refusal where the loss says nothing about the network's outputs."""
     outputs = classifier.outputs
+    if classifier.rival is not None:
+        raise Refusal("a bottleneck keeps what tells one class: set target=fixed:<class>, not a contrast")
     if loss == "cross_entropy" and outputs == 1:
         raise Refusal(f"{classifier.name} has one output, whose cross entropy is always 0: set method.loss=deviation")
     if loss == "cross_entropy" and classifier.output == "sigmoid":

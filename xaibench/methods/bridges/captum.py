@@ -36,6 +36,17 @@ OURS = ("forward_func", "model", "layer", "inputs", "target", "additional_forwar
         "return_input_shape", "self", "kwargs")  # fmt: skip
 
 
+class Contrast(nn.Module):
+    """Logits [B,K], each less the rival's of `target=contrast:a,b`."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.contrast = classifier.contrast
+
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        return self.contrast(logits)
+
+
 class Captum(Method):
     """The map of an attributor of captum.attr: [B,C,H,W], or [B,1,H,W] for a layer's, in Captum's units and signs.
 
@@ -201,6 +212,8 @@ class Captum(Method):
         if classifier.explains_probability:
             last = nn.Sigmoid() if classifier.output == "sigmoid" else nn.Softmax(-1)
             module = nn.Sequential(module, last).eval()
+        if classifier.rival is not None:
+            module = nn.Sequential(module, Contrast(classifier)).eval()
         layer = (classifier.layer(self.layer),) if "layer" in inspect.signature(self.kind).parameters else ()
         return self.kind(module, *layer, **{name: _tuples(value) for name, value in self.constructor.items()})
 

@@ -113,6 +113,8 @@ def target_alone(logits: torch.Tensor, targets: torch.Tensor, start: Start = "lo
 
 
 def refuse_probability(classifier: Classifier, name: str) -> None:
-    """Raise Refusal where a probability is explained: relevance is handed down from a logit."""
+    """Raise Refusal where a probability or a difference of logits is explained: relevance is handed down from one."""
     if classifier.explains_probability:
         raise Refusal(f"{name} hands a logit down, a probability has no such parts: set output=logit")
+    if classifier.rival is not None:
+        raise Refusal(f"{name} hands one logit down, not the difference of two: set target=fixed:<class>")

@@ -7,7 +7,7 @@ import torch
 
 from ...datasets.base import Dataset, Samples
 from ...errors import Refusal
-from ...job import Job
+from ...job import Job, classes_of
 from ...models.classifier import Classifier
 from ..base import Metric
 from ..ranking import Collapse, Sign
@@ -56,7 +56,7 @@ class BAM(Metric):
             raise Refusal(f"{self.name} is about the network that sees {self.task}s: set dataset.task={self.task}")
 
     def needs(self, job: Job, classifier: Classifier) -> dict[str, Job]:
-        if job.target.startswith("fixed:"):
+        if classes_of(job.target):
             raise Refusal(f"{self.name} explains the class that a network gets right: target=label, not {job.target}")
         return {}
 

@@ -30,6 +30,8 @@ class OtherClass:
         classes = classifier.outputs
         if classes < 2:
             raise Refusal(f"{classifier.name} has one output, there is no other class to explain")
+        if classifier.rival is not None:
+            raise Refusal("a metric of two classes' maps explains each by itself: set target=fixed:<class>")
         if self.fixed is not None and self.fixed >= classes:
             raise Refusal(f"metric.other={self.other}: {classifier.name} has classes 0 to {classes - 1}")
 
