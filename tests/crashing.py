@@ -21,6 +21,7 @@ POINTS = {
     "renamed": ("xaibench.store.cache", "_sync_folder", "after"),
     "merged, before the small ones go": ("xaibench.store.cache", "Artefact._forget", "before"),
     "before the manifest": ("xaibench.store.cache", "Artefact.finish", "before"),
+    "rows kept": ("xaibench.engine.stage", "Stage.keep", "after"),
     "in the middle of a metric": ("xaibench.metrics.removal.degradation", "Degradation.evaluate", "before"),
     "in the middle of a training": ("xaibench.models.recipe", "_train_epoch", "before"),
     "a training kept": ("xaibench.store.cache", "Artefact.save_whole", "after"),

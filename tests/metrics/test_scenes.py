@@ -2,13 +2,16 @@
 
 import dataclasses
 import io
+import signal
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from torch import nn
 
+from tests import crashing
 from tests.metrics.helpers import evaluated
 from xaibench.datasets.base import Batch
 from xaibench.errors import Refusal
@@ -186,6 +189,13 @@ def small_network():
     return Classifier("small", module, (3, 24, 24))
 
 
+def all_made(*arguments):
+    """What `make` yields, the rows of each part at their places."""
+    parts = list(make(*arguments))
+    order = torch.tensor([row for rows, _ in parts for row in rows]).argsort()
+    return {name: torch.cat([columns[name] for _, columns in parts])[order] for name in parts[0][1]}
+
+
 MAKING = Making(GENERATORS["pixel"], 8, steps=80, warm_up=30, least=10, tries=2, learning_rate=0.05, probability=0.6,
                 change=0.5)  # fmt: skip
 
@@ -196,9 +206,9 @@ MAKING = Making(GENERATORS["pixel"], 8, steps=80, warm_up=30, least=10, tries=2,
 def test_a_scene_is_the_same_whoever_is_beside_it(scenario, generator):
     network, making = small_network(), dataclasses.replace(MAKING, generator=GENERATORS[generator], steps=16, least=5)
     making = dataclasses.replace(making, warm_up=8)
-    together = make(network, SCENARIOS[scenario], making, sample_generators(0, "x", range(4)))
+    together = all_made(network, SCENARIOS[scenario], making, sample_generators(0, "x", range(4)))
     for row in (3, 1):
-        alone = make(network, SCENARIOS[scenario], making, sample_generators(0, "x", [row]))
+        alone = all_made(network, SCENARIOS[scenario], making, sample_generators(0, "x", [row]))
         for name, values in together.items():
             assert torch.allclose(values[row].double(), alone[name][0].double(), rtol=0, atol=1e-9), name
     assert not torch.equal(together["scene"][0], together["scene"][1])
@@ -210,7 +220,7 @@ def test_an_accepted_scene_has_the_property_of_its_scenario(scenario, monkeypatc
     and the network is asked again."""
     monkeypatch.setattr(fills, "BACKGROUND", (0.5, 0.0))
     network = small_network()
-    made = make(network, SCENARIOS[scenario], MAKING, sample_generators(0, "y", range(6)))
+    made = all_made(network, SCENARIOS[scenario], MAKING, sample_generators(0, "y", range(6)))
     accepted = torch.nonzero(made["accepted"])[:, 0].tolist()
     assert accepted
     places = masks(made["corners"], 8, 24, 24)
@@ -289,6 +299,34 @@ def test_scenes_are_made_once_for_all_methods_and_further_ones_are_added(xaibenc
     assert set(board["method"]) == {"random", "gradient"}
     named = {"null_feature", "null_share_total", "null_share_union", "accepted", "holds_on_fresh", "output_change"}
     assert named <= set(board["statistic"])
+
+
+def test_a_killed_run_makes_no_scene_again(tmp_path):
+    """Killed when the first scenes of a block are accepted: their files stay as they are, and the others are made."""
+
+    def kept():
+        """Sample -> its file, when it was written, and the scene."""
+        found = {}
+        for path in tmp_path.glob("cache/responses/*/*/null_feature/*/shard-*.h5"):
+            with h5py.File(path) as shard:
+                written = path.stat().st_mtime_ns
+                found |= {int(n): (path, written, scene) for n, scene in zip(shard["sample"], shard["scene"][:])}
+        return found
+
+    arguments = ["run", "method=random", "metric=null_feature", *FEW, "metric.least=30", "dataset.limit=4"]
+    # The first rows kept are the logits of the four samples.
+    process = crashing.run(tmp_path, arguments, "rows kept", 2)
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL, (tmp_path / "log.txt").read_text()
+    before = kept()
+    assert 0 < len(before) < 4
+    process = crashing.run(tmp_path, arguments)
+    process.join(120)
+    assert process.exitcode == 0, (tmp_path / "log.txt").read_text()
+    after = kept()
+    assert len(after) == 4
+    for sample, (path, written, scene) in before.items():
+        assert after[sample][:2] == (path, written) and (after[sample][2] == scene).all()
 
 
 def test_what_cannot_make_scenes_is_refused():

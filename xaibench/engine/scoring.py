@@ -200,11 +200,14 @@ class PerSample:
         batch = self.setting.load(samples)
         with self.responses.timed():
             responses = _in_order([(rows, self._respond_to(part)) for rows, part in batch.by_size()])
-        return {name: tensor.cpu().numpy() for name, tensor in responses.items()}
+        return _arrays(responses)
 
     def _respond_to(self, batch: Batch) -> dict[str, torch.Tensor]:
+        def keep(rows: Sequence[int], responses: Mapping[str, torch.Tensor]) -> None:
+            self.responses.keep([batch.samples[row] for row in rows], _arrays(responses))
+
         generators = rng.sample_generators(self.setting.job.seed, "response", batch.samples)
-        context = Context(generators=generators, data=self.setting.split.samples)
+        context = Context(generators=generators, keep=keep, data=self.setting.split.samples)
         return self.metric.respond(self.setting.classifier.sized(batch.inputs), batch, context)
 
     def _explain(
@@ -294,6 +297,10 @@ class PerSample:
         pairs = zip(self.metric.cost(network), self.maps.method.cost(network))
         forwards, backwards = (own + further * of_map for own, of_map in pairs)
         return forwards, backwards
+
+
+def _arrays(responses: Mapping[str, torch.Tensor]) -> Arrays:
+    return {name: tensor.cpu().numpy() for name, tensor in responses.items()}
 
 
 def _in_order(found: Sequence[tuple[torch.Tensor, Mapping[str, torch.Tensor]]]) -> dict[str, torch.Tensor]:

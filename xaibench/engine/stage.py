@@ -47,7 +47,8 @@ class Stage:
     """An artefact with a row per sample, and the function that computes the rows of some samples.
 
     It is filled in blocks of a fixed size along `order`, so that neither a crash nor who asks first changes which
-    samples share a batch (and with it the last bits of their numbers).
+    samples share a batch (and with it the last bits of their numbers). Where a row takes minutes, `compute` may `keep`
+    rows before the block is complete: a killed run then goes on with the others, which no longer share their batch.
 
     order: all samples that it may hold. size: samples per block, asked only when something is missing.
     compute: samples -> columns. It reads rows of the stages in `reads`, which are filled before it.
@@ -119,6 +120,12 @@ class Stage:
         filled = [self._fill_block(self._block(number), wait, report) for number in wanted]
         return all(filled)
 
+    def keep(self, samples: Sequence[int], columns: Arrays) -> None:
+        """Write rows of a block that is being computed."""
+        if self.checksums is not None:
+            columns = {**columns, "input_crc32": self.checksums(samples)}
+        self.artefact.write(samples, columns)
+
     def blocks(self) -> Iterator[Sequence[int]]:
         """The samples in blocks, in order."""
         return map(self._block, range(-(-len(self.order) // self._size)))
@@ -154,9 +161,12 @@ class Stage:
                 missing = self.artefact.missing(block)
                 if missing:
                     columns = self.compute(missing)
-                    if self.checksums is not None:
-                        columns = {**columns, "input_crc32": self.checksums(missing)}
-                    self.artefact.write(missing, columns)
+                    left = self.artefact.missing(missing)
+                    if len(left) < len(missing):
+                        rows = [missing.index(sample) for sample in left]
+                        columns = {name: values[rows] for name, values in columns.items()}
+                    if left:
+                        self.keep(left, columns)
         report(self.kind, len(block))
         return True
 

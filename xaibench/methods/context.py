@@ -12,6 +12,10 @@ from ..datasets.base import Samples
 ABSENT: Any = None
 
 
+def keep_nothing(rows: Sequence[int], responses: Mapping[str, torch.Tensor]) -> None:
+    """The `keep` of who calls `respond` without a cache."""
+
+
 @dataclass(frozen=True)
 class Context:
     """Handed to `Method.attribute`, `Method.propagate`, `Metric.respond` and `Metric.evaluate`.
@@ -40,6 +44,8 @@ class Context:
             that the method chooses for at most `batch_size` inputs [b,C,H,W] and targets, of the samples `rows` (a
             slice) of the batch; only where the metric declares `reads_paths`. Purposes as for `explain`. beside: the
             name of another selector (`methods.pathways.selectors.SELECTORS`), at the method's sparsity.
+        keep: `keep(rows, responses)`: writes what `respond` has for some rows of the batch, so that they need not be
+            made again should the run be killed before the others are there. `respond` returns them nevertheless.
         data: The samples of the split, from which others can be loaded.
         sign_of_logit: What the method declares of its maps, see `Method`; None where it declares nothing.
     """
@@ -55,5 +61,6 @@ class Context:
     explain: Callable[..., torch.Tensor] = ABSENT
     propagate: Callable[..., list[dict[str, torch.Tensor]]] = ABSENT
     path: Callable[..., list[torch.Tensor]] = ABSENT
+    keep: Callable[[Sequence[int], Mapping[str, torch.Tensor]], None] = keep_nothing
     data: Samples = ABSENT
     sign_of_logit: bool | None = None

@@ -70,7 +70,7 @@ def train_stacked(
                 inputs, labels = (torch.stack(column) for column in zip(*batches))
                 logits = vmap(forward)(dict(zip(parameters, holder)), buffers, inputs)
                 # The sum of the networks' own mean losses: none of them feels the others.
-                losses = losses = loss_of(
+                losses = loss_of(
                     logits.flatten(0, 1), labels.flatten(), recipe.loss, "none", label_smoothing=recipe.label_smoothing
                 )
                 loss = losses.view(labels.shape).mean(1).sum()

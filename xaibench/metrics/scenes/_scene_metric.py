@@ -106,13 +106,19 @@ class SceneMetric(Metric):
         return {name: getattr(self, name) for name in names}
 
     def respond(self, classifier: Classifier, batch: Batch, context: Context) -> dict[str, torch.Tensor]:
-        """The scenes, see `_scenes.make`; of the batch only the generators and the count are looked at."""
+        """The scenes, see `_scenes.make`, handed over one by one; of the batch only the count is looked at."""
         making = Making(
             generator=GENERATORS[self.generator],
             size=self.side(classifier),
             **{name: getattr(self, name) for name in list(self.responses_spec())[2:]},
         )
-        return make(classifier, SCENARIOS[self.scenario], making, context.generators)
+        found: dict[str, torch.Tensor] = {}
+        for rows, part in make(classifier, SCENARIOS[self.scenario], making, context.generators):
+            context.keep(rows, part)
+            for name, values in part.items():
+                whole = found.setdefault(name, values.new_zeros(len(context.generators), *values.shape[1:]))
+                whole[rows] = values
+        return found
 
     def side(self, classifier: Classifier) -> int:
         """The patches' side in pixels."""

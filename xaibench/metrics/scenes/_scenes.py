@@ -4,7 +4,7 @@ Khakzar et al. 2022 (Do explanations explain? Model knows best), equations 1 to 
 the text is silent.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,6 +28,8 @@ FRESH = 20
 # Places of pinned patches, as shares of the side (5 and 133 of 224 pixels).
 PINNED = ((5 / 224, 5 / 224), (133 / 224, 133 / 224))
 
+# Rows of a batch, and columns with a row for each.
+Part = tuple[list[int], dict[str, torch.Tensor]]
 Coalition = frozenset[int]
 NOTHING, FIRST, SECOND, BOTH = frozenset[int](), frozenset({0}), frozenset({1}), frozenset({0, 1})
 
@@ -94,33 +96,32 @@ class Making:
 
 def make(
     classifier: Classifier, scenario: Scenario, making: Making, generators: Sequence[torch.Generator]
-) -> dict[str, torch.Tensor]:
+) -> Iterator[Part]:
     """A scene for each generator; no scene's numbers depend on the others of the batch.
 
-    Returns, by name: scene [B,C,H,W], the network's input as it was accepted (that of the last step otherwise);
-    corners [B,patches,2], the upper left corners (row, column); classes [B,2]; accepted [B], 0 or 1; attempts [B] and
-    steps [B] over all of them; probability [B], the least of the patches' own; change [B], the mean relative change of
-    the differences; holds [B], the share of FRESH backgrounds and places on which the scene would be accepted again.
+    Yields scenes as soon as they are accepted, or have failed for the last time: their rows among the generators, and
+    by name: scene [B,C,H,W], the network's input as it was accepted (that of the last step otherwise); corners
+    [B,patches,2], the upper left corners (row, column); classes [B,2]; accepted [B], 0 or 1; attempts [B] and steps [B]
+    over all of them; probability [B], the least of the patches' own; change [B], the mean relative change of the
+    differences; holds [B], the share of FRESH backgrounds and places on which the scene would be accepted again.
     """
-    count = len(generators)
-    found: dict[str, torch.Tensor] = {
-        "scene": torch.zeros(count, *classifier.input_size),
-        "corners": torch.zeros(count, scenario.patches, 2, dtype=torch.int64),
-        "classes": torch.zeros(count, 2, dtype=torch.int64),
-        **{name: torch.zeros(count) for name in ("accepted", "attempts", "steps", "probability", "change", "holds")},
-    }
-    left = list(range(count))
-    for _ in range(making.tries):
-        if not left:
-            break
+    left = list(range(len(generators)))
+    spent = torch.zeros(len(generators))
+    for attempt in range(1, making.tries + 1):
         own = [generators[row] for row in left]
         classes = torch.stack([_classes(classifier.outputs, scenario.one_class, g) for g in own])
-        made = _Attempt(classifier, scenario, making, classes, own).run()
-        for name, values in made.items():
-            total = found[name][left] + values.cpu() if name in ("attempts", "steps") else values.cpu()
-            found[name][left] = total.to(found[name])
-        left = [row for row, done in zip(left, made["accepted"].tolist()) if not done]
-    return found
+        failed: list[int] = []
+        for places, made in _Attempt(classifier, scenario, making, classes, own).run():
+            rows = torch.tensor(left)[places]
+            spent[rows] += made["steps"]
+            ends = (made["accepted"] > 0) | (attempt == making.tries)
+            failed += rows[~ends].tolist()
+            if ends.any():
+                counted = {"attempts": torch.full((len(rows),), float(attempt)), "steps": spent[rows]}
+                yield rows[ends].tolist(), {name: values.cpu()[ends] for name, values in (made | counted).items()}
+        left = sorted(failed)
+        if not left:
+            return
 
 
 def masks(corners: torch.Tensor, size: int, height: int, width: int) -> torch.Tensor:
@@ -172,44 +173,36 @@ class _Attempt:
         rests = [difference.rest for difference in scenario.differences]
         self.given = [rest for rest in dict.fromkeys(rests) if not any(rest == full for full, _ in self.seen)]
 
-    def run(self) -> dict[str, torch.Tensor]:
-        """The columns of `make` for these scenes."""
+    def run(self) -> Iterator[Part]:
+        """Scenes as they leave, at the latest with the last step: their rows, and columns as those of `make`."""
         rows = torch.arange(len(self.generators))
-        parts: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []
         for step in range(1, self.making.steps + 1):
             patches = self._patches()
             backgrounds, corners = self._drawn()
             logits, scenes = self._logits(patches, backgrounds, corners)
             activity, changes, relatives = self._state(logits)
             good = self._good(activity, changes) if step > self.making.least else torch.zeros(len(rows)).bool()
-            last = step == self.making.steps
-            leaves = torch.ones_like(good) if last else good
+            leaves = torch.ones_like(good) if step == self.making.steps else good
             if leaves.any():
                 at = torch.nonzero(leaves)[:, 0].to(scenes.device)
-                parts.append(
-                    (
-                        rows[leaves],
-                        {
-                            "scene": scenes[at].detach(),
-                            "corners": corners[at],
-                            "classes": self.classes[at],
-                            "accepted": good[leaves].float(),
-                            "attempts": torch.ones(len(at)),
-                            "steps": torch.full((len(at),), float(step)),
-                            "probability": activity[at].amin(1).detach(),
-                            "change": relatives[at].mean(1).detach(),
-                            "holds": self._holds(patches, at),
-                        },
-                    )
+                yield (
+                    rows[leaves].tolist(),
+                    {
+                        "scene": scenes[at].detach(),
+                        "corners": corners[at],
+                        "classes": self.classes[at],
+                        "accepted": good[leaves].float(),
+                        "steps": torch.full((len(at),), float(step)),
+                        "probability": activity[at].amin(1).detach(),
+                        "change": relatives[at].mean(1).detach(),
+                        "holds": self._holds(patches, at),
+                    },
                 )
                 if leaves.all():
-                    break
+                    return
             gradients = self._gradients(logits, activity, changes, step)
             rows = rows[~leaves]
             self._keep(torch.nonzero(~leaves)[:, 0].to(scenes.device), gradients)
-        order = torch.cat([places for places, _ in parts]).argsort()
-        joined = {name: torch.cat([columns[name] for _, columns in parts]) for name in parts[0][1]}
-        return {name: values[order.to(values.device)] for name, values in joined.items()}
 
     # ---- a step --------------------------------------------------------------------------------------------------
 
