@@ -166,7 +166,7 @@ class Chest(Dataset):
         return found
 
     def _severities(self, position: int) -> tuple[int, ...]:
-        """The severity of each zone. A part of an image is its own, and one is common to its zones: they go together."""
+        """The severity of each zone: a part of it is drawn for the image, so that its zones go together."""
         common, *own = self._generator("severities", position).random(7)
         return tuple(int(min((WORST + 1) * (0.6 * common + 0.5 * one - 0.05), WORST)) for one in own)
 
@@ -227,7 +227,7 @@ def _opacity(rng: np.random.Generator, zones: np.ndarray, severities: Sequence[i
 
 def _inside(rng: np.random.Generator, lung: np.ndarray, margin: float) -> tuple[float, float]:
     """A place in a lung, that far from the edges of its box where there is room."""
-    rows, columns = lung.any(1).nonzero()[0], lung.any(0).nonzero()[0]
+    rows, columns = np.flatnonzero(lung.any(1)), np.flatnonzero(lung.any(0))
     y = _between(rng, rows[0] + 6 + margin, rows[-1] + 1 - 6 - margin)
     middle, room = columns.mean() + 0.5, max(len(columns) / 2 - 3 - margin, 0.5)
     return _between(rng, middle - room, middle + room), y
@@ -256,7 +256,7 @@ def _plate(rng: np.random.Generator, lung: np.ndarray) -> np.ndarray:
 
 
 def _fluid(rng: np.random.Generator, lung: np.ndarray) -> np.ndarray:
-    rows = lung.any(1).nonzero()[0]
+    rows = np.flatnonzero(lung.any(1))
     return 0.3 * (lung & (rows[-1] + 1 - _Y < _between(rng, 0.15, 0.3) * len(rows)))
 
 
@@ -274,9 +274,9 @@ def _patches(rng: np.random.Generator, lung: np.ndarray) -> np.ndarray:
 
 def _rim(rng: np.random.Generator, lung: np.ndarray) -> np.ndarray:
     """A darker crescent between the lung's outer edge and the same lung pushed inwards; the lung's upper half."""
-    columns, rows = lung.any(0).nonzero()[0], lung.any(1).nonzero()[0]
+    columns, rows = np.flatnonzero(lung.any(0)), np.flatnonzero(lung.any(1))
     push = int(_between(rng, 3, 5)) * (1 if columns.mean() < SIDE / 2 else -1)
-    return -0.15 * (lung & ~np.roll(lung, push, axis=1) & (_Y < rows.mean()))
+    return -0.15 * (lung & ~np.roll(lung, push, axis=1) & (rows.mean() > _Y))
 
 
 FINDINGS: dict[str, Callable[[np.random.Generator, np.ndarray], np.ndarray]] = {
@@ -292,5 +292,5 @@ FINDINGS: dict[str, Callable[[np.random.Generator, np.ndarray], np.ndarray]] = {
 
 
 def _box(mask: np.ndarray) -> tuple[float, float, float, float]:
-    rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)

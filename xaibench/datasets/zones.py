@@ -29,15 +29,15 @@ def lungs_of(mask: np.ndarray) -> np.ndarray:
     if count < 2:
         raise ValueError(f"it has {count} connected parts: expected two lungs")
     sizes = ndimage.sum_labels(mask, parts, range(1, count + 1))
-    lungs = [parts == 1 + place for place in np.argsort(-sizes, kind="stable")[:2]]
-    return np.stack(sorted(lungs, key=lambda lung: float(lung.nonzero()[1].mean())))
+    lungs = [np.asarray(parts == 1 + place) for place in np.argsort(-sizes, kind="stable")[:2]]
+    return np.stack(sorted(lungs, key=lambda lung: float(np.nonzero(lung)[1].mean())))
 
 
 def zones_of(lungs: np.ndarray) -> np.ndarray:
-    """The zones A to F of two lungs [2,H,W], that on the left of the image first: bool [6,H,W]. They cover the lungs."""
+    """The zones A to F, bool [6,H,W], of two lungs [2,H,W], the left one of the image first; they cover the lungs."""
     zones = []
     for lung in lungs:
-        rows = lung.any(1).nonzero()[0]
+        rows = np.flatnonzero(lung.any(1))
         top, bottom = rows[0], rows[-1] + 1
         third = np.clip((np.arange(len(lung)) + 0.5 - top) * 3 // (bottom - top), 0, 2)
         zones += [lung & (third == part)[:, None] for part in range(3)]

@@ -16,4 +16,5 @@ class ChestCNN(SmallCNN):
 
     def __init__(self, num_classes: int = 8, pool: Literal["max", "mean"] = "max") -> None:
         super().__init__(num_classes)
-        self.pool = nn.MaxPool2d(8) if pool == "max" else nn.AvgPool2d(8)
+        if pool == "mean":
+            self.add_module("pool", nn.AvgPool2d(8))
