@@ -13,7 +13,10 @@ from ..job import Job
 from ..methods.base import Method
 from ..metrics.base import Measure, Metric
 from ..models.classifier import Classifier
+from ..models.loading import names_file
 from ..models.recipe import Recipe
+from ..store.files import existing
+from ..store.memo import contents
 
 Spec = dict[str, Any]
 
@@ -76,9 +79,12 @@ def responses(scoring: Metric, spec: Mapping[str, Any]) -> Spec:
 
 
 def recipe(training: Recipe, spec: Mapping[str, Any]) -> Spec:
-    """A recipe's parameters; of a class from outside also its name and code."""
-    outside = source_of(spec, "model.recipe")
-    return {**training.described(), **({TARGET: spec[TARGET], **outside} if outside else {})}
+    """A recipe's parameters, of a file of initial weights its content; of a class from outside also name and code."""
+    outside, described = source_of(spec, "model.recipe"), training.described()
+    if training.initial is not None and names_file(training.initial):
+        path = existing(training.initial, "model.recipe.initial")
+        described["initial"] = next(iter(contents(path.parent, [path]).values()))
+    return {**described, **({TARGET: spec[TARGET], **outside} if outside else {})}
 
 
 def _contents(spec: Mapping[str, Any], where: str, has_fingerprint: bool) -> Spec:

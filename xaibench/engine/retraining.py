@@ -61,6 +61,10 @@ class Retrained:
                 f"metric={job.metric} retrains for the explained label, and model.recipe.loss={recipe.loss} reads "
                 "vectors of labels: expected cross_entropy or squared_error"
             )
+        if recipe.initial is not None or recipe.frozen is not None:
+            raise Refusal(
+                f"metric={job.metric} retrains from random weights: model.recipe.initial and frozen have to be null"
+            )
         test = str(job.dataset_spec.get("split", TEST))
         if test == TRAIN:
             raise UserError(f"metric={job.metric} trains on the train split and tests on dataset.split: not train")

@@ -16,7 +16,7 @@ from ..datasets.images import Images
 from ..errors import UserError
 from ..job import Job
 from ..models import checkpoint
-from ..models.loading import build_module, check_input, load_classifier
+from ..models.loading import build_module, check_input, load_classifier, start_from
 from ..models.preprocessing import Preprocessing
 from ..models.randomise import PERMUTED_LABELS
 from ..models.recipe import Progress, Recipe, accuracy, train
@@ -98,7 +98,10 @@ def trained_weights(job: Job, root: Path, device: torch.device) -> Path:
         log.info("training %s on %d samples of %s%s", job.model, len(samples), job.dataset, labels)
         images = Images(samples, recipe.reads_vectors)
         images = PermutedLabels(images, job.weights_state) if permuted else images
-        module = build_module(job.model_spec, seed=recipe.seed).to(device)
+        module = build_module(job.model_spec, seed=recipe.seed)
+        if recipe.initial is not None:
+            start_from(module, recipe.initial, job.model_spec, recipe.frozen)
+        module.to(device)
         state = artefact.folder / "state.safetensors"
         # Of permuted labels nothing holds for other images: what counts is how well they are learnt by heart.
         validation = images if held_out is None else Images(held_out, recipe.reads_vectors)

@@ -112,6 +112,34 @@ def build_module(spec: Mapping[str, Any], seed: int = 0) -> nn.Module:
     return untangle(module)
 
 
+def start_from(module: nn.Module, initial: str, spec: Mapping[str, Any], frozen: str | None = None) -> None:
+    """Give a new network the weights of another task, in place: those of the same name and shape, see `recipe.Recipe`.
+
+    Raises UserError if there are none, or not all that the layer `frozen` and those before it need.
+    """
+    where = "model.recipe.initial"
+    if _is_enum_name(initial):
+        from . import torchvision_nets
+
+        state: Mapping[str, torch.Tensor] = torchvision_nets.pretrained(str(spec.get("arch")), initial, where)[0]
+    else:
+        state = checkpoint.read(initial, where)
+    own = module.state_dict()
+    taken = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+    missing = list(own) if frozen is None and not taken else []
+    if frozen is not None:
+        # In the order of the modules: the layer and all before it.
+        paths = [path for path, _ in module.named_modules()]
+        last = max((place for place, path in enumerate(paths) if f"{path}.".startswith(f"{frozen}.")), default=-1)
+        missing = [name for name in own if name.rpartition(".")[0] in paths[: last + 1] and name not in taken]
+    if missing:
+        what = f"what is frozen by {frozen}" if frozen else "any layer of the network"
+        raise UserError(
+            f"{where}={initial}: it does not hold {what}, such as {missing[0]} {list(own[missing[0]].shape)}"
+        )
+    module.load_state_dict(taken, strict=False)
+
+
 def _uncompiled(module: nn.Module) -> nn.Module:
     """The module behind `torch.compile`, wherever it was used: what was compiled can be neither traced nor hooked."""
     module = getattr(module, "_orig_mod", module)

@@ -19,12 +19,15 @@ from ..store.files import remove_leftovers
 from . import checkpoint as files
 from .classifier import Classifier
 from .losses import OF_VECTORS, Loss, Objective, Weights, objective, right
+from .transfer import frozen
 
 Augment = Literal["none", "crop_flip"]
 Schedule = Literal["constant", "step", "one_cycle", "milestones", "decay", "plateau"]
 Progress = Callable[[int, int, Mapping[str, float]], None]
 # Parameters that came later: recipes that leave them as they are keep the keys of their trainings.
-ADDED = ("loss", "supervised", "label_smoothing", "max_norm", "milestones", "gamma", "every", "patience")
+ADDED = (
+    "loss", "supervised", "label_smoothing", "max_norm", "milestones", "gamma", "every", "patience", "initial", "frozen",
+)  # fmt: skip
 
 
 class ImageSource(Protocol):
@@ -95,6 +98,10 @@ class Recipe:
     label_smoothing: this share of every label is spread evenly over the classes, in cross-entropies (the study draws
         this share of the labels anew, which is the same on average).
     max_norm: a longer gradient is shortened to this norm.
+    initial: weights to start from, of another task: a file, or torchvision's by name, such as DEFAULT. What the file
+        has of a network's layers is taken, by name and shape; the others, such as a new head, start at random.
+    frozen: a layer (module path) up to which the network keeps these weights, it included. What lies before runs once
+        per image and is kept in memory, so that only what lies behind costs time. It allows no augmentation.
     """
 
     epochs: int
@@ -116,6 +123,8 @@ class Recipe:
     gamma: float = 0.1
     every: int = 2
     patience: int | None = None
+    initial: str | None = None
+    frozen: str | None = None
 
     @property
     def validates(self) -> bool:
@@ -149,6 +158,11 @@ class Recipe:
         if self.schedule == "milestones" and not self.milestones:
             raise UserError(
                 "model.recipe.schedule=milestones: expected epochs in model.recipe.milestones, such as [30]"
+            )
+        if self.frozen is not None and (self.augment != "none" or self.folds or self.loss == "flow"):
+            raise UserError(
+                f"model.recipe.frozen={self.frozen}: what is frozen runs once, so augment=none, batch_norm=as_is and "
+                "another loss than flow"
             )
 
     def described(self) -> dict[str, Any]:
@@ -215,7 +229,11 @@ def train(
             f"select={recipe.select}, schedule={recipe.schedule}, patience={recipe.patience} needs validation images"
         )
     seed = recipe.seed if seed is None else seed
-    device = next(module.parameters()).device
+    device, whole = next(module.parameters()).device, module
+    if recipe.frozen is not None:
+        sources = [images] if validation is None else [images, validation]
+        module, (images, *rest) = frozen(module, recipe.frozen, sources)
+        validation = rest[0] if rest else None
     _prepare_one(module, recipe)
     optimizer = recipe.make_optimizer(module)
     identity = {
@@ -254,7 +272,8 @@ def train(
                 files.write(checkpoint, _state(module, optimizer, history, best), identity)
             if progress is not None:
                 progress(epoch + 1, recipe.epochs, found)
-    finish(module.to(memory_format=torch.contiguous_format), recipe, {} if recipe.select == "last" else best)
+    finish(module, recipe, {} if recipe.select == "last" else best)
+    whole.to(memory_format=torch.contiguous_format)
     return history
 
 

@@ -38,10 +38,41 @@ def torchvision_net(arch: str, num_classes: int = 1000) -> nn.Module:
     return net
 
 
-def pretrained(arch: str, name: str) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+class TransferNet(nn.Module):
+    """The first layers of one of torchvision's classifiers and a linear head on their means over places.
+
+    Inputs [B,3,H,W] -> outputs [B,num_classes]. arch: a network whose layers are a sequence `features`, such as
+    mobilenet_v2, vgg16 or densenet121. layer: the last one that is kept, such as `features.14`. num_classes: outputs.
+    Parameters are named as torchvision's, so that its weights fit (`model.recipe.initial`); those of the head are new.
+    """
+
+    def __init__(self, arch: str = "mobilenet_v2", layer: str = "features.14", num_classes: int = 1) -> None:
+        super().__init__()
+        layers = getattr(torchvision_net(arch), "features", None)
+        if not isinstance(layers, nn.Sequential):
+            raise UserError(f"model.arch={arch}: its layers are no sequence `features`, as those of mobilenet_v2 are")
+        names = [f"features.{name}" for name, _ in layers.named_children()]
+        if layer not in names:
+            raise UserError(f"model.layer={layer}: {nearest(layer, names)}")
+        kept = list(layers.named_children())[: names.index(layer) + 1]
+        self.features = nn.Sequential()
+        for name, part in kept:
+            self.features.add_module(name, part)
+        with torch.no_grad():
+            channels = self.features.eval()(torch.zeros(1, 3, 64, 64)).shape[1]
+        self.features.train()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
+        self.head = nn.Linear(channels, num_classes)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.head(self.flatten(self.pool(self.features(inputs))))
+
+
+def pretrained(arch: str, name: str, where: str = "model.weights") -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
     """torchvision's weights by their enum name: the state dict, downloaded if needed, and the class names.
 
-    Raises UserError for an unknown name or a failed download.
+    where: the setting that names them, for messages. Raises UserError for an unknown name or a failed download.
     """
     weights = _weights(arch, name)
     try:
@@ -50,8 +81,8 @@ def pretrained(arch: str, name: str) -> tuple[dict[str, torch.Tensor], tuple[str
             state = models.get_model(arch, weights=weights).state_dict()
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"model.weights={name}: {weights.url} could not be downloaded ({first_line(error)})\n"
-            "give a state-dict file instead, model.weights=FILE.pt, or put that file into TORCH_HOME/hub/checkpoints"
+            f"{where}={name}: {weights.url} could not be downloaded ({first_line(error)})\n"
+            f"give a state-dict file instead, {where}=FILE.pt, or put that file into TORCH_HOME/hub/checkpoints"
         ) from error
     return state, tuple(weights.meta.get("categories", ()))
 
