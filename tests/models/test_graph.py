@@ -467,8 +467,28 @@ def test_a_step_that_returns_several_tensors_has_a_derivative():
     hot = F.one_hot(targets, 5).double()
     found = graph.back(graph.run(inputs), hot, Composite())["input"]
     torch.testing.assert_close(found, network.gradient(inputs, targets))
-    with pytest.raises(Refusal, match="which is a call of getitem"):
+    with pytest.raises(Refusal, match="which is a module LSTM"):
         LRP(Epsilon()).check(network)
+
+
+class Transposed(nn.Module):
+    """Axes in another order by an attribute, which is no size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(x[:, 0]).mT.mean(1) * x.shape[1])
+
+
+def test_a_transposed_tensor_is_no_size():
+    network = classifier(Transposed(), (4, 8, 6))
+    inputs, targets = seeded(2, (4, 8, 6)), torch.tensor([0, 3])
+    graph, hot = Graph.of(network), F.one_hot(targets, 5).double()
+    found = graph.back(graph.run(inputs), hot, Composite())["input"]
+    torch.testing.assert_close(found, network.gradient(inputs, targets))
+    assert found.any()
 
 
 class Branching(nn.Module):

@@ -80,6 +80,8 @@ OPERATORS = {getattr(operator, f"i{name}"): getattr(operator, name) for name in 
 ) if hasattr(operator, f"i{name}")}  # fmt: skip
 Call = Callable[..., Any]
 SIZES = (getattr, "size", "dim")
+# Attributes that are the tensor itself with its axes in another order, and no size.
+TRANSPOSED = ("T", "mT", "H", "mH")
 
 
 class _Tracer(fx.Tracer):
@@ -237,10 +239,17 @@ class _Builder:
 
     def _step(self, node: fx.Node, sources: tuple[int, ...], call: Callable[..., Any]) -> Step:
         moving = self._moving(sources)
+        if moving and node.target is getattr and node.args[1] in TRANSPOSED:
+            return Route(node.name, sources, call)
         if not moving or node.target in SIZES or node.target in BLANKS:
             return Constant(node.name, sources, call)
         module = self.modules[str(node.target)] if node.op == "call_module" else None
-        other = Other(node.name, sources, call, _what(node, module))
+        made = node.args[0] if node.target is operator.getitem else None
+        if isinstance(made, fx.Node) and made in self.several:  # the module that returns several, and not its first one
+            what, whose = made, self.modules[str(made.target)] if made.op == "call_module" else None
+        else:
+            what, whose = node, module
+        other = Other(what.name, sources, call, _what(what, whose))
         if any(source in self.several for source in node.all_input_nodes):
             return Route(node.name, sources, call) if self._routes(node) else other
         kind = KINDS.get(node.target if module is None else type(module), Other)
