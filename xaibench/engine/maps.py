@@ -146,12 +146,14 @@ def padded(found: Sequence[tuple[torch.Tensor, torch.Tensor]], batch: Batch) -> 
 
 
 def constant(maps: torch.Tensor, valid: torch.Tensor | None = None) -> np.ndarray:
-    """Which of maps [B,H,W] have one value only, 0 or another, and rank no pixel before another: int64 [B].
+    """Which of maps [B,H,W] or [B,C,H,W] have one value only, 0 or another, and rank no pixel before another: int64
+    [B].
 
     valid [B,H,W]: the places that are looked at.
     """
     if valid is not None:
-        maps = maps.where(valid, maps[:, :1, :1])
+        places = valid if maps.dim() == 3 else valid[:, None]
+        maps = maps.where(places, maps[..., :1, :1])
     flat = maps.flatten(1)
     return (flat.amax(1) == flat.amin(1)).cpu().numpy().astype(np.int64)
 

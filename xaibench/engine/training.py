@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 
 from .. import rng
 from ..build import build
-from ..datasets.base import Samples
+from ..datasets.base import Dataset, HasWords, Samples
 from ..datasets.images import Images
 from ..errors import UserError
 from ..job import Job
@@ -20,6 +20,7 @@ from ..models.loading import build_module, check_input, load_classifier, start_f
 from ..models.preprocessing import Preprocessing
 from ..models.randomise import PERMUTED_LABELS
 from ..models.recipe import Progress, Recipe, accuracy, train
+from ..models.sentences import LearnsWords, OfIds, Sentences
 from ..store import provenance
 from ..store.cache import Artefact
 from . import keys
@@ -96,20 +97,37 @@ def trained_weights(job: Job, root: Path, device: torch.device) -> Path:
             return path
         labels = " with permuted labels" if permuted else ""
         log.info("training %s on %d samples of %s%s", job.model, len(samples), job.dataset, labels)
-        images = Images(samples, recipe.reads_vectors)
-        images = PermutedLabels(images, job.weights_state) if permuted else images
         module = build_module(job.model_spec, seed=recipe.seed)
         if recipe.initial is not None:
             start_from(module, recipe.initial, job.model_spec, recipe.frozen)
         module.to(device)
-        state = artefact.folder / "state.safetensors"
+        trained, preprocessing = module, samples.preprocessing
+        if isinstance(module, LearnsWords):
+            module.learn(_words(samples.dataset, job))
+            trained, preprocessing = OfIds(module), Sentences.of(module)
+
+        def images_of(part: Samples) -> Images:
+            return Images(Samples(part.dataset, preprocessing, part.ids, device), recipe.reads_vectors)
+
+        images = images_of(samples)
+        images = PermutedLabels(images, job.weights_state) if permuted else images
         # Of permuted labels nothing holds for other images: what counts is how well they are learnt by heart.
-        validation = images if held_out is None else Images(held_out, recipe.reads_vectors)
+        validation = images if held_out is None else images_of(held_out)
+        state = artefact.folder / "state.safetensors"
         report = epochs(f"training {job.model}")
-        train(module, recipe, images, validation=validation, checkpoint=state, progress=report)
+        train(trained, recipe, images, validation=validation, checkpoint=state, progress=report)
         checkpoint.write(path, module.state_dict())
         state.unlink(missing_ok=True)
     return path
+
+
+def _words(dataset: Dataset, job: Job) -> Iterable[Sequence[str]]:
+    """The words of each sentence of a data set. Raises UserError if it has none."""
+    if not isinstance(dataset, HasWords):
+        raise UserError(
+            f"dataset={job.dataset} has no sentences, which {job.model} reads: try planted_words or reviews"
+        )
+    return dataset.words()
 
 
 def epochs(title: str) -> Progress:

@@ -55,6 +55,10 @@ class Baselines:
         for word in COUNTERFACTUALS:
             if word in self.words:
                 invertible(classifier, f"baseline={word}")
+        for word in self.words:
+            fills.check_fill(word, classifier, "method.baseline")
+        if self.from_data and classifier.places == "words":
+            raise Refusal("method.baseline=dataset: other sentences have other lengths, and no word for a word")
 
     @property
     def passes(self) -> int:

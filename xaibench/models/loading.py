@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from .classifier import Classifier
 from .digest import weights_digest
 from .preprocessing import IMAGENET, Preprocessing
 from .relus import last_conv, untangle
+from .sentences import ReadsWords, Sentences
 
 log = logging.getLogger(__name__)
 
@@ -71,10 +72,16 @@ def load_classifier(
         checkpoint.fit(module, state, f"model.weights={weights}")
 
     preprocessing = _preprocessing(spec, values)
+    places: Literal["pixels", "words"] = "pixels"
+    if isinstance(module, ReadsWords):
+        preprocessing, places = Sentences.of(module), "words"
+        size = (module.table.embedding_dim, 1, module.length)
+    else:
+        size = _input_size(spec, preprocessing)
     return Classifier(
         name=name,
         module=on_device(device, module),
-        input_size=_input_size(spec, preprocessing),
+        input_size=size,
         preprocessing=preprocessing,
         class_names=class_names,
         layers=_layers(spec, module),
@@ -82,6 +89,7 @@ def load_classifier(
         weights_digest=weights_digest(module.state_dict(), definition),
         weights_state="random:0" if "weights" in spec and state is None else "trained",
         returns=spec.get("returns"),
+        places=places,
         output=output,
         batch_size=batch_size,
     )

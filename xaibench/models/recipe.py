@@ -26,7 +26,8 @@ Schedule = Literal["constant", "step", "one_cycle", "milestones", "decay", "plat
 Progress = Callable[[int, int, Mapping[str, float]], None]
 # Parameters that came later: recipes that leave them as they are keep the keys of their trainings.
 ADDED = (
-    "loss", "supervised", "label_smoothing", "max_norm", "milestones", "gamma", "every", "patience", "initial", "frozen",
+    "loss", "supervised", "label_smoothing", "max_norm", "milestones", "gamma", "every", "patience", "initial",
+    "frozen",
 )  # fmt: skip
 
 

@@ -7,11 +7,15 @@ from typing import Literal, get_args
 import torch
 from torch.nn import functional
 
-from ..errors import nearest
+from ..errors import Refusal, nearest
+from ..models.classifier import Classifier
 from ..models.preprocessing import Preprocessing
+from ..models.sentences import Sentences
 
-Fill = Literal["zero", "black", "white", "value", "channel_mean", "blur"]
+Fill = Literal["zero", "black", "white", "value", "channel_mean", "blur", "unknown"]
 FILLS: tuple[str, ...] = get_args(Fill)
+# What is a colour, or made of neighbouring pixels; `linear` is the imputer.
+OF_PIXELS = ("black", "white", "value", "blur", "noise", "reference", "linear")
 # Mean and standard deviation of a `background`, in pixel values (Khakzar et al. 2022, released code).
 BACKGROUND = (0.5, 0.1)
 
@@ -22,7 +26,8 @@ def filled(
     """The completely replaced version of normalised inputs [B,C,H,W]: a new tensor like them.
 
     word: `zero` is 0 after normalisation, `black` and `white` are the pixel values 0 and 1, `value` is one pixel value
-        for all, `channel_mean` is the image's own mean per channel, `blur` is the image under a Gaussian.
+        for all, `channel_mean` is the image's own mean per channel, `blur` is the image under a Gaussian; `unknown` is
+        the vector that a network of sentences has for unknown words.
     preprocessing: the classifier's; it gives pixel values their normalised values.
     sigma: of the blur, in pixels of the input. value: from 0 to 1. Raises ValueError for another word.
     """
@@ -38,7 +43,17 @@ def filled(
         return inputs.mean((2, 3), keepdim=True).expand_as(inputs).clone()
     if word == "blur":
         return blurred(inputs, sigma)
+    if word == "unknown" and isinstance(preprocessing, Sentences):
+        return preprocessing.unknown.to(inputs).view(-1, 1, 1).expand_as(inputs).clone()
     raise ValueError(f"fill={word}: {nearest(word, FILLS)}")
+
+
+def check_fill(word: str, classifier: Classifier, parameter: str) -> None:
+    """Raise Refusal for a word that means nothing for the inputs of a network. parameter: what was set to the word."""
+    if word in OF_PIXELS:
+        classifier.require_pictures(f"{parameter}={word} is made of pixels (zero is not)")
+    if word == "unknown" and classifier.places != "words":
+        raise Refusal(f"{parameter}=unknown is the vector of unknown words, and {classifier.name} reads no words")
 
 
 def noise(inputs: torch.Tensor, preprocessing: Preprocessing, generators: Sequence[torch.Generator]) -> torch.Tensor:

@@ -60,11 +60,14 @@ class Moments:
 
 def estimate(classifier: Classifier, layers: Sequence[str], samples: Samples) -> dict[str, torch.Tensor]:
     """Moments of the named layers over the samples, in one pass: `<layer>.mean`, `.std`, `.active` (share of samples
-    with a value other than 0), each of the layer's shape, in the network's precision."""
+    with a value other than 0), each of the layer's shape, in the network's precision. Of sentences, no places of which
+    belong together, they are those of a channel at any place, [C,1,1]."""
     moments = {layer: Moments() for layer in layers}
     for batch in samples:
         for part in classifier.chunks(len(batch.inputs)):
             for layer, values in activations(classifier, layers, batch.inputs[part].to(classifier.dtype)).items():
+                if classifier.places == "words":
+                    values = values.movedim(1, -1).flatten(0, -2)[..., None, None]
                 moments[layer].update(values)
     found = {}
     for layer, moment in moments.items():

@@ -69,6 +69,7 @@ class IBAReadout(Masking, Fitted):
         require_positive(self, "bound")
 
     def check(self, classifier: Classifier) -> None:
+        classifier.require_pictures("the readout's convolutions look at pixels around each")
         require_layer(classifier, self.layer)
         for readout in self.readouts:
             if len(shape := output_shape(classifier, readout)) not in (1, 3):

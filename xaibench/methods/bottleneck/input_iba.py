@@ -140,6 +140,8 @@ class InputIBA(Optimisation, Fitted):
     input_noise: noise of the second bottleneck: N(mean_G, std_G^2), as Remark 1 needs it (`generated`), or
         N(0, 1) in normalised inputs (`standard`, released). input_sample: see `through` of `InputBottleneck`:
         `generated` or `image` (released).
+    critic: `convolutions` (pictures, from 4x4 features on) or, of sentences, `recurrent`: an LSTM over the places, of
+        which `critic_widths` says what follows.
     map: Lambda as it is in force (`mask`), or sigmoid(alpha) before its smoothing (`unsmoothed`, released).
     copies, initial, min_std, min_active: as for `IBA`, both bottlenecks.
     """
@@ -169,8 +171,10 @@ class InputIBA(Optimisation, Fitted):
     input_noise: Literal["generated", "standard"] = "generated"
     input_sample: Literal["generated", "image"] = "generated"
     map: Literal["mask", "unsmoothed"] = "mask"
+    critic: Literal["convolutions", "recurrent"] = "convolutions"
 
     fit_parameters = ("layer",)
+    added = {"critic": "convolutions"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -193,8 +197,11 @@ class InputIBA(Optimisation, Fitted):
 
     def check(self, classifier: Classifier) -> None:
         shape = require_layer(classifier, self.layer)
-        if min(shape[1:]) < 4:
-            raise Refusal(f"layer '{self.layer}' of {classifier.name} has maps of {shape[1:]}: the critic needs 4x4")
+        where = f"layer '{self.layer}' of {classifier.name} has maps of {shape[1]}x{shape[2]}"
+        if self.critic == "recurrent" and shape[1] > 1:
+            raise Refusal(f"{where}, no sequence: set method.critic=convolutions")
+        if self.critic == "convolutions" and min(shape[1:]) < 4:
+            raise Refusal(f"{where}: the critic needs 4x4, or is method.critic=recurrent for a sequence")
         require_loss(classifier, "cross_entropy")
 
     def cost(self, classifier: Classifier) -> tuple[int, int]:
@@ -249,7 +256,8 @@ class InputIBA(Optimisation, Fitted):
         mean = torch.zeros_like(image[:, :1, :1]).requires_grad_(True)
         std = torch.ones_like(image[:, :1, :1]).requires_grad_(True)
         shape = solution.noise.shape[1:]
-        critic = seeded(lambda: critic_network(shape, plan.widths), generator).to(image)
+        kind = RecurrentCritic if self.critic == "recurrent" else critic_network
+        critic = seeded(lambda: kind(shape, plan.widths), generator).to(image)
         rates = [{"params": p, "lr": rate} for p, rate in zip((logits, mean, std), plan.rates)]
         players = torch.optim.RMSprop(rates), torch.optim.RMSprop(critic.parameters(), lr=plan.critic_rate)
         target = self._target(solution, row, generator)
@@ -316,3 +324,20 @@ def critic_network(shape: Sequence[int], widths: Sequence[int]) -> nn.Sequential
     for inputs, outputs in pairwise(sizes):
         layers += [nn.Linear(inputs, outputs), nn.LeakyReLU(0.2)]
     return nn.Sequential(*layers, nn.Linear(sizes[-1], 1))
+
+
+class RecurrentCritic(nn.Module):
+    """Features [n,c,1,t] -> one unbounded value each [n,1], from the last output of an LSTM as wide as they."""
+
+    def __init__(self, shape: Sequence[int], widths: Sequence[int]) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(shape[0], shape[0], batch_first=True)
+        layers: list[nn.Module] = []
+        sizes = [shape[0], *widths]
+        for inputs, outputs in pairwise(sizes):
+            layers += [nn.Linear(inputs, outputs), nn.LeakyReLU(0.2)]
+        self.head = nn.Sequential(*layers, nn.Linear(sizes[-1], 1))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """How real they look."""
+        return self.head(self.lstm(features[:, :, 0].mT)[0][:, -1])

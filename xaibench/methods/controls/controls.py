@@ -37,12 +37,37 @@ class Constant(Control):
         return torch.ones_like(inputs[:, :1])
 
 
+class LastPlace(Control):
+    """1 at the last place, 0 elsewhere: [B,1,H,W]. What a network that reads from left to right could be said to do."""
+
+    def attribute(
+        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
+    ) -> torch.Tensor:
+        maps = torch.zeros_like(inputs[:, :1])
+        maps[..., -1, -1] = 1
+        return maps
+
+
+class Position(Control):
+    """Each place's number, row by row, from 1 on, over how many there are: [B,1,H,W], in (0, 1]."""
+
+    def attribute(
+        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
+    ) -> torch.Tensor:
+        places = inputs[0, 0].numel()
+        ramp = torch.arange(1, places + 1, device=inputs.device).to(inputs) / places
+        return ramp.view(1, 1, *inputs.shape[2:]).repeat(len(inputs), 1, 1, 1)
+
+
 class Sobel(Control):
     """Edge magnitude of the grey image: [B,1,H,W], never negative, in normalised units per pixel.
 
     The grey value is the mean over the channels of the normalised input; the two Sobel kernels are scaled to be
     derivatives (divided by 8), and the border pixels are repeated outwards.
     """
+
+    def check(self, classifier: Classifier) -> None:
+        classifier.require_pictures("sobel looks for edges")
 
     def attribute(
         self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context

@@ -9,7 +9,7 @@ import torch
 from ...errors import one_of
 from ...models.classifier import Classifier
 from ...models.preprocessing import Preprocessing
-from ...perturb.fills import FILLS, Fill, filled
+from ...perturb.fills import FILLS, Fill, check_fill, filled
 from ...perturb.perturbed import masked, replacing
 from ..base import Method
 
@@ -47,6 +47,11 @@ class Coalitions(Method):
         one_of("fill", self.fill, FILLS)
         if not self.sigma > 0:
             raise ValueError(f"sigma={self.sigma}: expected a positive number of pixels")
+
+    def check(self, classifier: Classifier) -> None:
+        check_fill(self.fill, classifier, "method.fill")
+        if self.segments == "slic":
+            classifier.require_pictures("method.segments=slic finds superpixels (grid makes players of places)")
 
     def most_players(self, classifier: Classifier) -> int:
         """The number of players M: that of a grid, and for superpixels the most there can be."""

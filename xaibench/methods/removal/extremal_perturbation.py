@@ -91,6 +91,7 @@ class ExtremalPerturbation(Method):
         self.momentum, self.area_weight, self.area_growth, self.flip = momentum, area_weight, area_growth, flip
 
     def check(self, classifier: Classifier) -> None:
+        classifier.require_pictures("extremal_perturbation blurs masks and pictures")
         _, height, width = classifier.input_size
         reach = self.width * _spacing(self.spacing, (height, width))
         if min(height, width) < reach:

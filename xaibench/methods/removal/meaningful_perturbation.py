@@ -76,6 +76,7 @@ class MeaningfulPerturbation(Method):
     def check(self, classifier: Classifier) -> None:
         if not classifier.has_classes or classifier.outputs == 1:
             raise Refusal(f"meaningful_perturbation lowers a class's probability, {classifier.name} has none")
+        classifier.require_pictures("meaningful_perturbation blurs masks and pictures")
         _, height, width = classifier.input_size
         if max(height, width) <= self.spacing:
             name, size = classifier.name, f"{height}x{width} pixels"

@@ -4,7 +4,7 @@ import torch
 
 from ...errors import Refusal, one_of
 from ...models.classifier import Classifier
-from ...perturb.fills import FILLS, Fill, filled
+from ...perturb.fills import FILLS, Fill, check_fill, filled
 from ..base import Method
 from ..context import Context
 from ..copies import over_copies
@@ -36,6 +36,7 @@ class Occlusion(Method):
         self.patch, self.stride, self.fill, self.sigma = patch, patch if stride is None else stride, fill, sigma
 
     def check(self, classifier: Classifier) -> None:
+        check_fill(self.fill, classifier, "method.fill")
         _, height, width = classifier.input_size
         if self.patch > min(height, width):
             raise Refusal(f"occlusion: patch={self.patch} does not fit into the input of {height}x{width} pixels")

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from ...errors import one_of
 from ...models.classifier import Classifier
-from ...perturb.fills import FILLS, Fill, filled
+from ...perturb.fills import FILLS, Fill, check_fill, filled
 from ...perturb.perturbed import masked, replacing
 from ..base import Method
 from ..context import Context
@@ -50,6 +50,9 @@ class Rise(Method):
         if not sigma > 0:
             raise ValueError(f"sigma={sigma}: expected a positive number of pixels")
         self.samples, self.cells, self.probability, self.fill, self.sigma = samples, cells, probability, fill, sigma
+
+    def check(self, classifier: Classifier) -> None:
+        check_fill(self.fill, classifier, "method.fill")
 
     def cost(self, classifier: Classifier) -> tuple[int, int]:
         return (self.samples, 0)

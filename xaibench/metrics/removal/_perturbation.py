@@ -10,7 +10,7 @@ from ...datasets.base import Batch
 from ...errors import Refusal
 from ...models.classifier import Classifier
 from ...models.preprocessing import Preprocessing
-from ...perturb.fills import filled
+from ...perturb.fills import check_fill, filled
 from ...perturb.imputer import impute
 from ...perturb.perturbed import Remove, Run, masked, replacing
 from ...rng import draw_seeds, from_seeds
@@ -22,7 +22,7 @@ NONE: Mapping[str, torch.Tensor] = {}
 
 # What a removed pixel shows: the words of `fills`, which do not depend on what else is removed; `noise`, uniform pixel
 # values; and `linear`, the noisy linear imputer of ROAD, which infers the removed pixels from those that are left.
-Fill = Literal["zero", "black", "white", "channel_mean", "blur", "noise", "linear"]
+Fill = Literal["zero", "black", "white", "channel_mean", "blur", "noise", "linear", "unknown"]
 
 # Of `linear`: the standard deviation of what ROAD adds to every imputed pixel, in units of pixel values from 0 to 1.
 IMPUTATION_NOISE = 0.01
@@ -96,6 +96,10 @@ class Removal:
             raise ValueError(f"sigma={sigma}: expected a positive number of pixels")
         self.fill, self.sigma = fill, sigma
 
+    def check(self, classifier: Classifier, parameter: str = "metric.fill") -> None:
+        """Raise Refusal for a fill that means nothing for the inputs of a network. parameter: where it was set."""
+        check_fill(self.fill, classifier, parameter)
+
     def spec(self) -> dict[str, object]:
         """What the fill depends on, for `Metric.responses_spec`."""
         return {"fill": self.fill} | ({"sigma": self.sigma} if self.fill == "blur" else {})
@@ -158,6 +162,7 @@ class PathMetric(Metric):
 
     def check(self, classifier: Classifier) -> None:
         check_output(self.output, classifier)
+        self.removal.check(classifier)
 
     def responses_spec(self) -> dict[str, Any]:
         return {**self.removal.spec(), "output": self.output}

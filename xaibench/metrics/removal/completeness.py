@@ -40,6 +40,9 @@ class Completeness(Metric):
     def __init__(self, fill: Fill = "zero", sigma: float = 5.0) -> None:
         self.removal = Removal(fill, sigma)
 
+    def check(self, classifier: Classifier) -> None:
+        self.removal.check(classifier)
+
     def cost(self, classifier: Classifier) -> tuple[int, int]:
         return (2, 0)
 

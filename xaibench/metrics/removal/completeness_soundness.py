@@ -67,6 +67,7 @@ class CompletenessSoundness(Metric):
     def check(self, classifier: Classifier) -> None:
         if not classifier.has_classes:
             raise Refusal(f"completeness_soundness: {classifier.name} has no classes, hence no probabilities")
+        self.removal.check(classifier)
         classes = classifier.outputs
         if self.labels is not None and self.labels > classes:
             raise Refusal(f"metric.labels={self.labels}: {classifier.name} has {classes} classes; null takes them all")

@@ -79,6 +79,9 @@ class Infidelity(Metric):
         if not normalize:
             self.statistics = tuple(replace(s, high=None) for s in self.statistics)
 
+    def check(self, classifier: Classifier) -> None:
+        self.removal.check(classifier)
+
     def cost(self, classifier: Classifier) -> tuple[int, int]:
         return 1 + self.draws, 0
 

@@ -63,6 +63,8 @@ class InsertionDeletion(Metric):
 
     def check(self, classifier: Classifier) -> None:
         check_output(self.output, classifier)
+        self.deletion.check(classifier, "metric.deletion_fill")
+        self.insertion.check(classifier, "metric.insertion_fill")
 
     def cost(self, classifier: Classifier) -> tuple[int, int]:
         # The original ends both paths; each has its own fill.

@@ -60,6 +60,7 @@ class Road(Metric):
 
     def check(self, classifier: Classifier) -> None:
         check_output(self.output, classifier)
+        classifier.require_pictures("road infers a removed pixel from those around it")
         counts, (height, width) = self._counts(classifier), classifier.input_size[1:]
         if len({0, *counts, height * width}) < len(counts) + 2:
             raise Refusal(f"percentages={list(self.percentages)}: too close for an input of {height}x{width} pixels")

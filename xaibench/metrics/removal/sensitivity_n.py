@@ -43,7 +43,8 @@ class SensitivityN(Metric):
     tile: side of a feature in pixels: 1, or square tiles; those cut off by the far edges are features too. All
         channels of a feature are removed together.
     points: how many values of n. sizes: `log`, evenly spaced logarithms from 1 to `largest`, or `percent`, evenly
-        spaced up to `largest`; both are rounded to whole features, and each n occurs once.
+        spaced up to `largest`; both are rounded to whole features, and each n occurs once. (Of sentences, which
+        differ in length, each percentage has its sets, as in InputIBA's code: in a short one several have the same n.)
     largest: the largest n, as a share of the features. At all features there is one set: nothing correlates.
     sets: index sets for each n.
     fill: what a removed feature shows. sigma: of the blur, for `fill: blur`, in pixels.
@@ -83,6 +84,12 @@ class SensitivityN(Metric):
         self.collapse, self.sign = collapse, sign
 
     def check(self, classifier: Classifier) -> None:
+        self.removal.check(classifier)
+        if classifier.places == "words" and self.sizes == "log":
+            raise Refusal(
+                f"metric.sizes=log: the sentences that {classifier.name} reads differ in length, and with it the "
+                "values of n: set metric.sizes=percent"
+            )
         if self._features(classifier) < 2:
             height, width = classifier.input_size[1:]
             raise Refusal(f"tile={self.tile}: an input of {height}x{width} pixels would be a single feature")
@@ -113,6 +120,9 @@ class SensitivityN(Metric):
         return {**draws, "renaming_seed": seeds, "drops": lost.view_as(without)}
 
     def axes(self, classifier: Classifier) -> dict[str, torch.Tensor]:
+        if classifier.places == "words":
+            shares = torch.arange(1, self.points + 1, dtype=torch.float64) / self.points
+            return {"correlation_curve": self.largest * shares}
         counts = torch.tensor(self._counts(classifier), dtype=torch.float64)
         return {"correlation_curve": counts / self._features(classifier)}
 
@@ -134,14 +144,15 @@ class SensitivityN(Metric):
         return math.prod(tile_grid(*classifier.input_size[1:], self.tile))
 
     def _counts(self, classifier: Classifier) -> list[int]:
-        """The values of n: ascending, at least 1 and at most all features but one."""
+        """The values of n: ascending, at least 1 and at most all features but one; of words one for each point."""
         features = self._features(classifier)
         end = self.largest * features
         if self.sizes == "log":
             grid = torch.linspace(0, math.log(max(end, 1)), self.points, dtype=torch.float64).exp().tolist()
         else:
             grid = [end * step / self.points for step in range(1, self.points + 1)]
-        return sorted({min(max(round(n), 1), features - 1) for n in grid})
+        counts = [min(max(round(n), 1), features - 1) for n in grid]
+        return counts if classifier.places == "words" else sorted(set(counts))
 
     def _family(self, classifier: Classifier) -> torch.Tensor:
         return _index_sets(self._features(classifier), tuple(self._counts(classifier)), self.sets)

@@ -58,6 +58,7 @@ class SmallestSufficientRegion(Metric):
         self.collapse, self.sign = collapse, sign
 
     def check(self, classifier: Classifier) -> None:
+        classifier.require_pictures("smallest_sufficient_region enlarges a crop to the size of the picture")
         if not classifier.has_classes:
             raise Refusal(f"smallest_sufficient_region: {classifier.name} has no classes, hence no probability")
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 
+from ...errors import Refusal
 from ...models.classifier import Classifier
 from ...perturb.fills import Fill
 from ..base import Columns, Measure, Statistic
@@ -109,6 +110,13 @@ class Roar(Measure):
     def random(self, masking: Masking) -> Masking:
         """The control beside a masking. Keeping is removing to a random ranking: ROAR and KAR share the networks."""
         return Masking("random", masking.fraction, False, masking.fill)
+
+    def check(self, classifier: Classifier) -> None:
+        if classifier.places == "words":
+            raise Refusal(
+                f"retraining {classifier.name} without some words is not built: it learns their vectors, from which "
+                "they would have to be taken, at the same time"
+            )
 
     def axes(self, classifier: Classifier) -> dict[str, torch.Tensor]:
         """The fractions, from 0 on."""
