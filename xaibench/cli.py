@@ -164,8 +164,8 @@ def _train(arguments: list[str]) -> int:
     from .engine.device import find_device
     from .engine.training import train_and_test
 
-    path, accuracy = train_and_test(job, find_device(job.runner.device))
-    print(f"{path}\ntest accuracy {accuracy:.4f}; used by model.weights=recipe")
+    path, name, value = train_and_test(job, find_device(job.runner.device))
+    print(f"{path}\ntest {name} {value:.4f}; used by model.weights=recipe")
     return 0
 
 

@@ -59,13 +59,13 @@ layers: {}
 recipe: {_target_: xaibench.models.recipe.Recipe, epochs: 20, batch_size: 20, lr: 0.02}
 """
 CONF = "# Corner.\n_target_: world.Corner\nlimit: null\nseed: 0\nfilter: {correct: false, min_probability: 0.0}\n"
-CORNER = ["--config-dir=conf", "model=linear", "dataset=corner", "metric.window=3", "metric.hog_cell=2"]
+CORNER = ["--config-dir=conf", "model=plane", "dataset=corner", "metric.window=3", "metric.hog_cell=2"]
 
 
 @pytest.fixture
 def world(here: Path) -> Path:
     (here / "world.py").write_text(WORLD)
-    for group, name, text in (("model", "linear", MODEL), ("dataset", "corner", CONF)):
+    for group, name, text in (("model", "plane", MODEL), ("dataset", "corner", CONF)):
         (here / "conf" / group).mkdir(parents=True)
         (here / "conf" / group / f"{name}.yaml").write_text(text)
     return here
@@ -293,7 +293,7 @@ def test_label_randomisation_trains_once_and_compares_with_networks_of_permuted_
     assert code == 0, said
     assert "training" not in said
     found = {}
-    for path in world.glob("results/scores/linear/corner/label_randomization/*.csv"):
+    for path in world.glob("results/scores/plane/corner/label_randomization/*.csv"):
         rows = pd.read_csv(path)
         found[path.name.partition("-")[0]] = rows[rows["sample"] >= 0].groupby("statistic")["value"].mean()
     assert found["sobel"]["ssim"] == 1

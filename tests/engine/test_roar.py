@@ -51,7 +51,7 @@ input_size: [1, 8, 8]
 layers: {}
 recipe: {_target_: xaibench.models.recipe.Recipe, epochs: 6, batch_size: 20, lr: 0.02, select: last}
 """
-ARGUMENTS = ["run", "--config-dir", "conf", "model=linear", "dataset=corner", "target=label", "metric.target=label"]
+ARGUMENTS = ["run", "--config-dir", "conf", "model=plane", "dataset=corner", "target=label", "metric.target=label"]
 FEW = ["metric.fractions=[0.0625,0.5]", "metric.repeats=2"]  # 4 pixels, 32 pixels
 
 
@@ -62,7 +62,7 @@ def world(here: Path) -> Path:
 
 def make_world(folder: Path) -> Path:
     for group, name, text in (
-        ("model", "linear", MODEL),
+        ("model", "plane", MODEL),
         ("dataset", "corner", "# Corner.\n_target_: corner_world.Corner\nsplit: test\n"),
     ):
         (folder / "conf" / group).mkdir(parents=True)
@@ -197,7 +197,7 @@ def test_a_killed_run_loses_no_finished_training(tmp_path, point, number, kept):
 
 def test_what_cannot_work_is_refused_before_any_work(xaibench: Callable, world: Path):
     code, _, said = xaibench(*ARGUMENTS, "metric=roar", "method=oracle", "model.recipe=null")
-    assert code == 2 and "model=linear has no recipe" in said
+    assert code == 2 and "model=plane has no recipe" in said
     code, _, said = xaibench(*ARGUMENTS, "metric=roar", "method=oracle", "dataset.split=train")
     assert code == 2 and "dataset.split: not train" in said
     code, _, said = xaibench(*ARGUMENTS, "metric=roar", "metric.fractions=[0.5,0.1]")

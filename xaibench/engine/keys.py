@@ -13,6 +13,7 @@ from ..job import Job
 from ..methods.base import Method
 from ..metrics.base import Measure, Metric
 from ..models.classifier import Classifier
+from ..models.fitting import Fitting
 from ..models.loading import names_file
 from ..models.recipe import Recipe
 from ..store.files import existing
@@ -78,7 +79,7 @@ def responses(scoring: Metric, spec: Mapping[str, Any]) -> Spec:
     return {**named, "version": scoring.version, **scoring.responses_spec()}
 
 
-def recipe(training: Recipe, spec: Mapping[str, Any]) -> Spec:
+def recipe(training: Recipe | Fitting, spec: Mapping[str, Any]) -> Spec:
     """A recipe's parameters, of a file of initial weights its content; of a class from outside also name and code."""
     outside, described = source_of(spec, "model.recipe"), training.described()
     if training.initial is not None and names_file(training.initial):

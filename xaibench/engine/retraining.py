@@ -20,6 +20,7 @@ from ..job import Selection
 from ..methods.base import Method
 from ..metrics.ranking import places
 from ..metrics.retraining.roar import Masking, Roar
+from ..models.fitting import Fitting
 from ..models.loading import build_module
 from ..models.preprocessing import scaled
 from ..models.recipe import Recipe, accuracy_on, seconds_of_step, train
@@ -55,7 +56,7 @@ class Retrained:
                 f"metric={job.metric} retrains, and model={job.model} has no recipe: set model.recipe "
                 "(lenet, resnet8, resnet20 and smallcnn have one)"
             )
-        recipe: Recipe = build(job.model_spec["recipe"], "model.recipe")
+        recipe: Recipe | Fitting = build(job.model_spec["recipe"], "model.recipe")
         if recipe.reads_vectors:
             raise Refusal(
                 f"metric={job.metric} retrains for the explained label, and model.recipe.loss={recipe.loss} reads "
@@ -170,7 +171,7 @@ class Trainings:
         setting: Setting,
         maps: dict[str, Maps],
         metric: Roar,
-        recipe: Recipe,
+        recipe: Recipe | Fitting,
         timed: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self.setting, self.maps, self.metric, self.recipe, self.timed = setting, maps, metric, recipe, timed
@@ -239,6 +240,8 @@ class Trainings:
         if not count:
             return ""
         images = self._images[TRAIN]
+        if isinstance(recipe, Fitting):
+            return f"{count} fits to {len(images)} rows"
         module = build_module(self.job.model_spec, seed=0).to(self.setting.device)
         per_epoch = seconds_of_step(module, recipe, images) * len(images) / recipe.batch_size
         took = about(count * recipe.epochs * per_epoch)
@@ -288,7 +291,11 @@ class Trainings:
             )
             state = artefacts[0].folder / "state.safetensors"
             with self.timed():
-                if self.stack > 1:
+                if isinstance(self.recipe, Fitting):
+                    for module, part in zip(modules, images):
+                        all_rows = part.batch(torch.arange(len(part)), next(module.parameters()))
+                        self.recipe.fit(module, *all_rows, seed=seed)
+                elif self.stack > 1:
                     train_stacked(modules, self.recipe, images, [seed] * len(modules), held_out)
                 else:
                     validation = held_out[0] if held_out else None
@@ -360,7 +367,11 @@ class Trainings:
 
     def _default_stack(self) -> int:
         network = self.setting.classifier.module
-        if self.setting.device.type != "cuda" or sum(p.numel() for p in network.parameters()) > SMALL:
+        if (
+            isinstance(self.recipe, Fitting)
+            or self.setting.device.type != "cuda"
+            or sum(p.numel() for p in network.parameters()) > SMALL
+        ):
             return 1
         return len(self.metric.maskings())
 

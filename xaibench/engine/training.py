@@ -16,6 +16,7 @@ from ..datasets.images import Images
 from ..errors import UserError
 from ..job import Job
 from ..models import checkpoint
+from ..models.fitting import Fitting
 from ..models.loading import build_module, check_input, load_classifier, start_from
 from ..models.preprocessing import Preprocessing
 from ..models.randomise import PERMUTED_LABELS
@@ -65,7 +66,7 @@ def trained_weights(job: Job, root: Path, device: torch.device) -> Path:
     """
     if not job.model_spec.get("recipe"):
         raise UserError(f"model={job.model} has no recipe to train it by; set model.weights to a file or to random")
-    recipe: Recipe = build(job.model_spec["recipe"], "model.recipe")
+    recipe: Recipe | Fitting = build(job.model_spec["recipe"], "model.recipe")
     untrained = load_classifier(job.model, {**job.model_spec, "weights": "random"}, device=device)
     samples = split_samples(job.dataset_spec, SPLIT, None, 0, untrained.preprocessing, device)
     spec: dict[str, Any] = {
@@ -114,8 +115,11 @@ def trained_weights(job: Job, root: Path, device: torch.device) -> Path:
         # Of permuted labels nothing holds for other images: what counts is how well they are learnt by heart.
         validation = images if held_out is None else images_of(held_out)
         state = artefact.folder / "state.safetensors"
-        report = epochs(f"training {job.model}")
-        train(trained, recipe, images, validation=validation, checkpoint=state, progress=report)
+        if isinstance(recipe, Fitting):
+            recipe.fit(module, *images.batch(torch.arange(len(images)), next(module.parameters())))
+        else:
+            report = epochs(f"training {job.model}")
+            train(trained, recipe, images, validation=validation, checkpoint=state, progress=report)
         checkpoint.write(path, module.state_dict())
         state.unlink(missing_ok=True)
     return path
@@ -155,10 +159,12 @@ class PermutedLabels(Images):
         return self.images.load(positions)[0], self.images.load(self.order[positions])[1]
 
 
-def train_and_test(job: Job, device: torch.device) -> tuple[Path, float]:
-    """`xaibench train`: the checkpoint, and how right it answers the data set's test split, see `losses.right`."""
+def train_and_test(job: Job, device: torch.device) -> tuple[Path, str, float]:
+    """`xaibench train`: the checkpoint, and by name and value how right it answers the data set's test split: its
+    accuracy, see `losses.right`, or R squared where labels are real."""
     path = trained_weights(job, job.cache, device)
     classifier = load_classifier(job.model, {**job.model_spec, "weights": str(path)}, device=device)
     samples = split_samples(job.dataset_spec, "test", None, 0, classifier.preprocessing, device)
-    recipe: Recipe = build(job.model_spec["recipe"], "model.recipe")
-    return path, accuracy(classifier, samples, recipe.loss)
+    recipe: Recipe | Fitting = build(job.model_spec["recipe"], "model.recipe")
+    real = not recipe.reads_vectors and samples.load(samples.ids[:1]).labels.is_floating_point()
+    return path, "R squared" if real else "accuracy", accuracy(classifier, samples, recipe.loss)

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..errors import UserError, first_line
 from ..store.files import existing, write_atomically
+from .fitting import Sized
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
 State = dict[str, torch.Tensor]
@@ -65,6 +66,8 @@ def read_own(path: Path, metadata: Mapping[str, str]) -> State | None:
 
 def fit(module: nn.Module, state: State, where: str) -> None:
     """Load a state dict into the network. Raises UserError naming the first differences and how many there are."""
+    if isinstance(module, Sized):
+        module.take_sizes(state)
     own = module.state_dict()
     shapes = [
         f"{name} is {list(state[name].shape)} where the network has {list(tensor.shape)}"

@@ -16,5 +16,6 @@ def weights_digest(state: Mapping[str, torch.Tensor], definition: Mapping[str, A
     sha = hashlib.sha256(json.dumps(definition, sort_keys=True, default=str).encode())
     for name, tensor in sorted(state.items()):
         sha.update(f"{name}\x1f{tensor.dtype}\x1f{tuple(tensor.shape)}\x1f".encode())
-        sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        if tensor.numel():
+            sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()

@@ -83,8 +83,9 @@ class Recipe:
     augment: `crop_flip` shifts by up to 4 pixels, black at the border, and mirrors half of the images.
     batch_norm: `folded` trains with batch normalisation behind every biased convolution and folds it in at the end, so
         that the trained network is what its class says; `as_is` trains the network as it is.
-    select: `last` keeps the weights of the last epoch, `best` those of the epoch with the highest accuracy on the
-        validation split, `lowest_loss` those of the one with the lowest loss there, the first one of equals.
+    select: `last` keeps the weights of the last epoch, `best` those of the epoch with the highest accuracy (of real
+        labels R squared) on the validation split, `lowest_loss` those of the one with the lowest loss there, the first
+        one of equals.
     patience: the training ends when the loss on the validation split has not been lower for so many epochs; None:
         after `epochs`.
     seed: of the order, the augmentation and the network's own randomness; the initial weights are the caller's.
@@ -215,9 +216,9 @@ def train(
 ) -> dict[str, list[float]]:
     """Train the network in place -> {"loss": one per epoch, "accuracy": one per epoch}, over the epoch's own batches.
 
-    With `loss: flow` there are the "bits_per_dimension" too.
-    seed: instead of the recipe's. validation: for recipes that look at it, which add the accuracy and the loss there,
-    "validation" and "validation_loss", to what is returned.
+    With `loss: flow` there are the "bits_per_dimension" too; with real labels there is no accuracy.
+    seed: instead of the recipe's. validation: for recipes that look at it, which add the accuracy (of real labels
+    R squared) and the loss there, "validation" and "validation_loss", to what is returned.
     checkpoint: a file for the state (weights, optimiser, history), replaced after every epoch. If it holds the state
     of this very training, that is taken up, and the weights end up bit for bit what they are without the interruption
     (on one machine, with one thread count); any other content is ignored and replaced.
@@ -265,7 +266,11 @@ def train(
             if recipe.validates and validation is not None:
                 share, loss = _validated(module.eval(), recipe, validation, weights)
                 shares, losses = (history.setdefault(name, []) for name in ("validation", "validation_loss"))
-                if share > max(shares, default=-1) if recipe.select == "best" else loss < min(losses, default=math.inf):
+                if (
+                    share > max(shares, default=-math.inf)
+                    if recipe.select == "best"
+                    else loss < min(losses, default=math.inf)
+                ):
                     best = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
                 shares.append(share)
                 losses.append(loss)
@@ -337,37 +342,45 @@ def fold_batch_norm(module: nn.Module) -> None:
 
 
 def accuracy(classifier: Classifier, batches: Iterable[LabelledBatch], loss: Loss = "auto") -> float:
-    """How right a network answers samples, see `losses.right`: their mean. loss: what it was trained by."""
+    """How right a network answers samples, see `share_right`. loss: what it was trained by."""
     found = []
     for batch in batches:
         labels = batch.vectors if loss in OF_VECTORS and batch.vectors is not None else batch.labels
-        found.append(right(classifier.logits(batch.inputs), labels, loss))
-    rights = torch.cat(found)
-    return rights.sum().item() / len(rights)
+        found.append((classifier.logits(batch.inputs), labels))
+    return share_right(found, loss)
 
 
 @torch.no_grad()
 def accuracy_on(module: nn.Module, images: ImageSource, batch_size: int = 64, loss: Loss = "auto") -> float:
-    """How right a network in evaluation mode answers images, see `losses.right`: their mean."""
-    like, total = next(module.parameters()), 0.0
-    for positions in torch.arange(len(images)).split(batch_size):
-        inputs, labels = images.batch(positions, like)
-        total += right(module(inputs), labels, loss).sum().item()
-    return total / len(images)
+    """How right a network in evaluation mode answers images, see `share_right`."""
+    like = next(module.parameters())
+    batches = (images.batch(positions, like) for positions in torch.arange(len(images)).split(batch_size))
+    return share_right([(module(inputs), labels) for inputs, labels in batches], loss)
+
+
+def share_right(answers: Sequence[tuple[torch.Tensor, torch.Tensor]], loss: Loss) -> float:
+    """The mean of how right answers are (`losses.right`), given batches of logits and labels. Of real labels [B] it is
+    R squared, 1 - squared error / variance of the labels: 1 for all right, 0 for their mean, and below for worse."""
+    if loss not in OF_VECTORS and answers[0][1].is_floating_point():
+        values, labels = (torch.cat(column).double() for column in zip(*answers))
+        errors = (values[:, 0] - labels).square().sum()
+        return 1 - (errors / (labels - labels.mean()).square().sum()).item()
+    rights = torch.cat([right(logits, labels, loss) for logits, labels in answers])
+    return rights.sum().item() / len(rights)
 
 
 @torch.no_grad()
 def _validated(
     module: nn.Module, recipe: Recipe, images: ImageSource, weights: Weights | None, batch_size: int = 64
 ) -> tuple[float, float]:
-    """The accuracy (see `accuracy_on`) and the loss, the means over images, of a network in evaluation mode."""
-    like, total, lost = next(module.parameters()), 0.0, 0.0
+    """The accuracy (see `accuracy_on`) and the mean loss of a network in evaluation mode."""
+    like, lost, answers = next(module.parameters()), 0.0, []
     for positions in torch.arange(len(images)).split(batch_size):
         inputs, labels = images.batch(positions, like)
         found = objective(recipe.loss, module, inputs, labels, None, recipe.supervised, weights)
-        total += right(found.logits, labels, recipe.loss).sum().item()
+        answers.append((found.logits, labels))
         lost += found.loss.item() * len(positions)
-    return total / len(images), lost / len(images)
+    return share_right(answers, recipe.loss), lost / len(images)
 
 
 def _train_epoch(
@@ -394,8 +407,10 @@ def _train_epoch(
         optimizer.param_groups[0]["lr"] = recipe.rate(step, steps, losses)
         inputs, labels = images.batch(positions, like, recipe.augment, random)
         found = _step(module, recipe, optimizer, inputs, labels, random, weights)
-        share = right(found.logits.detach(), labels, recipe.loss).mean()
-        for name, value in {"loss": found.loss.detach(), "accuracy": share, **found.reported}.items():
+        means = {"loss": found.loss.detach(), **found.reported}
+        if recipe.reads_vectors or not labels.is_floating_point():
+            means["accuracy"] = right(found.logits.detach(), labels, recipe.loss).mean()
+        for name, value in means.items():
             totals[name] = totals.get(name, 0) + value.double() * len(positions)
     return {name: total.item() / len(images) for name, total in totals.items()}
 

@@ -52,7 +52,7 @@ def train_stacked(
             module.load_state_dict({name: tensor[index].detach() for name, tensor in states.items()})
 
     count = len(images[0])
-    best: list[tuple[float, dict[str, torch.Tensor]]] = [(-1.0, {})] * len(modules)
+    best: list[tuple[float, dict[str, torch.Tensor]]] = [(-math.inf, {})] * len(modules)
     with (
         torch.enable_grad(),
         torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
