@@ -10,6 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torchvision import models
+from torchvision.models import convnext as convnext_net
+from torchvision.models import swin_transformer
+from torchvision.models.efficientnet import MBConvConfig
+from torchvision.models.mobilenetv3 import InvertedResidualConfig
 
 from tests.methods.nets import VGGLike, classifier, seeded
 from xaibench.errors import Refusal
@@ -22,7 +26,7 @@ from xaibench.methods.rules.rules import AlphaBeta, Composite, Epsilon, Gamma, p
 from xaibench.models.classifier import Classifier
 from xaibench.models.resnet_cifar import ResNetCifar
 from xaibench.models.tracing.graph import Graph
-from xaibench.models.tracing.steps import Affine, Convolution, Other, Rectifier, Scale
+from xaibench.models.tracing.steps import Affine, Convolution, Other, Product, Rectifier, Scale
 
 
 class Everything(nn.Module):
@@ -78,8 +82,65 @@ TORCHVISION = {
 }
 
 
+def transformer() -> nn.Module:
+    return models.VisionTransformer(16, 8, num_layers=2, num_heads=2, hidden_dim=12, mlp_dim=16, num_classes=7)
+
+
+def swin(block=swin_transformer.SwinTransformerBlock, merging=swin_transformer.PatchMerging) -> nn.Module:
+    """Windows of 4 on a grid of 8 x 8 (the second block's shifted), then of 4 x 4, too small to be shifted."""
+    sizes = ([4, 4], 8, [2, 2], [2, 2], [4, 4])
+    return models.SwinTransformer(*sizes, num_classes=7, block=block, downsample_layer=merging)
+
+
+def convnext() -> nn.Module:
+    return models.ConvNeXt(
+        [convnext_net.CNBlockConfig(8, 12, 2), convnext_net.CNBlockConfig(12, None, 1)], num_classes=7
+    )
+
+
+def efficientnet() -> nn.Module:
+    """Squeeze-and-excite gates and stochastic depth."""
+    blocks = [MBConvConfig(*sizes, 2, 1, 1) for sizes in ((1, 3, 1, 8, 8), (4, 5, 2, 8, 16))]
+    return models.EfficientNet(blocks, dropout=0.2, stochastic_depth_prob=0.2, num_classes=7)
+
+
+def mobilenet_v3() -> nn.Module:
+    """Gates of hard sigmoids, ReLU and Hardswish."""
+    blocks = [
+        InvertedResidualConfig(16, 3, 16, 16, True, "RE", 2, 1, 1),
+        InvertedResidualConfig(16, 5, 32, 24, True, "HS", 2, 1, 1),
+    ]
+    return models.MobileNetV3(blocks, 32, num_classes=7)
+
+
+def maxvit() -> nn.Module:
+    return models.MaxVit((32, 32), 8, 4, [8], [2], 4, 0.2, num_classes=7)
+
+
+# Transformers and convolutional networks of today, on small inputs.
+TODAY = {
+    "vit": (transformer, (3, 16, 16)),
+    "swin": (swin, (3, 32, 32)),
+    "swin_v2": (lambda: swin(swin_transformer.SwinTransformerBlockV2, swin_transformer.PatchMergingV2), (3, 30, 30)),
+    "maxvit": (maxvit, (3, 32, 32)),
+    "convnext": (convnext, (3, 32, 32)),
+    "efficientnet": (efficientnet, (3, 32, 32)),
+    "mobilenet_v3": (mobilenet_v3, (3, 32, 32)),
+}
+
+
+def drawn(module: nn.Module) -> nn.Module:
+    """Without weights that start from 0, such as heads, or 1e-6, such as the scales of ConvNeXt's layers."""
+    draw = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for weight in module.parameters():
+            weight += 0.2 * torch.randn(weight.shape, generator=draw)
+    return module
+
+
 def networks() -> list:
-    made = [("everything", Everything, (3, 16, 16)), ("vgg_like", VGGLike, (3, 16, 16))]
+    made = [(name, lambda make=make: drawn(make()), size) for name, (make, size) in TODAY.items()]
+    made += [("everything", Everything, (3, 16, 16)), ("vgg_like", VGGLike, (3, 16, 16))]
     made.append(("pooled", pooled, (3, 16, 16)))
     made.append(("resnet8", lambda: ResNetCifar(8), (3, 32, 32)))
     for name, options in TORCHVISION.items():
@@ -285,8 +346,8 @@ def test_few_networks_are_kept_in_memory():
     assert gone() is None
 
 
-class Gated(nn.Module):
-    """Squeeze and excitation: what no rule takes apart, but a derivative does."""
+class Counted(nn.Module):
+    """Running sums, beside a gate: what no rule takes apart, but a derivative does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -295,18 +356,19 @@ class Gated(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.conv(x)
         x = x * torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True)))
-        return self.head(F.relu(x).amax((2, 3)) - 0.5 * x.mean((2, 3)))
+        return self.head(F.relu(x).amax((2, 3)) - 0.5 * x.cumsum(2).mean((2, 3)))
 
 
 def test_other_steps_have_a_derivative_and_no_rule():
-    network = classifier(Gated())
+    network = classifier(Counted())
     inputs, targets = seeded(2), torch.tensor([0, 3])
     graph = Graph.of(network)
-    assert [step.name for step in graph.of_kind(Other)] == ["mul"]
+    assert [step.name for step in graph.of_kind(Other)] == ["cumsum"]
+    assert [(step.name, step.gate) for step in graph.of_kind(Product)] == [("mul", 1)]
     values = graph.run(inputs)
     found = graph.back(values, F.one_hot(targets, 5).double(), Composite())["input"]
     torch.testing.assert_close(found, network.gradient(inputs, targets))
-    with pytest.raises(Refusal, match="no rule for 'sigmoid' of Gated"):
+    with pytest.raises(Refusal, match="no rule for 'cumsum' of Counted, which is a call of cumsum\n"):
         LRP(AlphaBeta()).check(network)
 
 
@@ -430,14 +492,23 @@ def test_any_convolution_by_fixed_weights_is_the_ordinary_one_behind_its_padding
         torch.testing.assert_close(one, other, msg=f"{name} {type(method).__name__}")
 
 
+class Sorted(nn.Module):
+    """A block that sorts."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.cummax(2)[0]
+
+
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        (nn.ConvTranspose2d(6, 6, 3), "a module ConvTranspose2d"),
-        (lambda x: F.conv_transpose2d(x, torch.ones(6, 6, 1, 1, dtype=x.dtype)), "a call of conv_transpose2d"),
+        (nn.MaxPool3d(1), "a module MaxPool3d"),
+        (Sorted(), "a call of cummax in 'change'"),
         (lambda x: F.conv2d(x, x.mean((0, 2, 3)).view(1, 6, 1, 1).expand(6, 6, 1, 1)), "a conv2d whose weights depend"),
-        (lambda x: x * x.sigmoid(), "an activation that is not 0 at 0"),
-        (nn.GroupNorm(2, 6), "a module GroupNorm"),
+        (lambda x: F.relu(x.sigmoid()), "an activation that is not 0 at 0"),
+        (lambda x: x * (x - 1), "a product of two values"),
+        (lambda x: x.softmax(1), "a softmax"),
+        (nn.GroupNorm(2, 6), "a normalisation by the values themselves"),
     ],
 )  # fmt: skip
 def test_what_has_no_rule_is_called_what_it_is(change, what):
@@ -445,7 +516,7 @@ def test_what_has_no_rule_is_called_what_it_is(change, what):
     if "depend" in what:
         network.probe = lambda count: seeded(1).expand(count, -1, -1, -1)  # one that does not see that it mixes samples
     with pytest.raises(Refusal, match=f"there is no rule for '.*' of Changing, which is {what}"):
-        LRP(Epsilon()).check(network)
+        RAP().check(network)
 
 
 class Recurrent(nn.Module):

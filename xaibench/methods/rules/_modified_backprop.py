@@ -12,11 +12,32 @@ from ...errors import Refusal
 from ...models.classifier import Classifier
 from ...models.cut import INPUT
 from ...models.tracing.graph import Graph
-from ...models.tracing.steps import Activation, Affine, Constant, Convolution, Dense, Other, Route, Rule, Step
+from ...models.tracing.steps import (
+    Activation,
+    Affine,
+    Constant,
+    Convolution,
+    Dense,
+    Elementwise,
+    Normalisation,
+    Other,
+    Product,
+    Route,
+    Rule,
+    Softmax,
+    Step,
+)
 from ..base import Method
 from ..context import Context
 
 Start = Literal["logit", "one"]
+# Kinds of steps that not every method has a rule for, in words.
+WORDS: dict[type[Step], str] = {
+    Elementwise: "an activation that is not 0 at 0",
+    Product: "a product of two values that both depend on the input",
+    Softmax: "a softmax",
+    Normalisation: "a normalisation by the values themselves",
+}
 
 
 class ModifiedBackprop(Method):
@@ -47,11 +68,13 @@ class ModifiedBackprop(Method):
     def check(self, classifier: Classifier) -> None:
         others = [step for step in Graph.of(classifier).steps if not isinstance(step, self.served)]
         if others:
-            what = others[0].what if isinstance(others[0], Other) else "an activation that is not 0 at 0"
+            first = others[0]
+            what = first.what if isinstance(first, Other) else WORDS[type(first)]
+            served = [words for kind, words in WORDS.items() if issubclass(kind, self.served)]
             raise Refusal(
-                f"there is no rule for '{others[0].name}' of {classifier.name}, which is {what}\n"
-                "there are rules for Conv2d and linear layers, batch normalisation by kept statistics, pooling, sums, "
-                "concatenation, reshaping, and activations that are 0 at 0"
+                f"there is no rule for '{first.name}' of {classifier.name}, which is {what}\n"
+                "there are rules for convolutions and linear layers, batch normalisation by kept statistics, pooling, "
+                f"sums, concatenation, reshaping, activations that are 0 at 0{''.join(f', {one}' for one in served)}"
             )
 
     def attribute(

@@ -25,6 +25,8 @@ class ContrastiveLRP(ModifiedBackprop):
     positive: whether values below 0 are dropped, as the definition has it; without, the map is signed.
     """
 
+    served = LRP.served
+
     def __init__(self, rule: AffineRule | None = None, positive: bool = True) -> None:
         self.lrp, self.positive = LRP(AlphaBeta() if rule is None else rule), positive
 
@@ -59,6 +61,8 @@ class ContrastiveEBP(ModifiedBackprop):
     The last layer with weights passes on (Z+ - N+) R, Z+ being the rule of excitation backpropagation and N+ the same
     of negated weights; what lies below is excitation backpropagation, from a 1 at the target.
     """
+
+    served = LRP.served
 
     def check(self, classifier: Classifier) -> None:
         refuse_probability(classifier, "excitation backpropagation")

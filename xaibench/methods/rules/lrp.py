@@ -7,8 +7,23 @@ import torch
 
 from ...errors import Refusal, one_of
 from ...models.classifier import Classifier
-from ...models.tracing.steps import Affine, Average, Dense, Rule, Step, Sum, Tensors
+from ...models.tracing.steps import (
+    Affine,
+    Average,
+    Constant,
+    Dense,
+    Elementwise,
+    Normalisation,
+    Product,
+    Route,
+    Rule,
+    Softmax,
+    Step,
+    Sum,
+    Tensors,
+)
 from ..context import Context
+from ._attention import AttentionName, Factors, held, of_softmax
 from ._modified_backprop import ModifiedBackprop, Start, refuse_probability, target_alone
 from .rules import AffineRule, Box, Composite, Epsilon, Flat, Square, passed_on
 
@@ -34,10 +49,16 @@ class LRP(ModifiedBackprop):
         and the largest value of the image itself, as RAP's released code and Nuzzo 2020 have it).
     start: the relevance handed down: the `logit` itself, so that a negative one turns the map's sign, or `one`.
 
+    Gates and attention are weights of what they let through and get no relevance; a normalisation by the values
+    themselves is the affine layer that it is with its deviation held, under LRP-epsilon (see `AttentionLRP`, which can
+    do otherwise). Activations that are not 0 at 0 pass relevance on too.
+
     Bach et al. 2015; composites: Montavon et al. 2019, Kohlbrenner et al. 2020 (Sixt 2022, section 4.4: LRP_CMP).
     Raises ValueError for another word.
     """
 
+    served = (Affine, Elementwise, Route, Constant, Product, Softmax, Normalisation)
+    attention: AttentionName = "conservative"
     start: Start
 
     def __init__(
@@ -72,7 +93,13 @@ class LRP(ModifiedBackprop):
             first = image_box(inputs)
         else:
             first = {"same": None, "square": Square(), "flat": Flat()}[self.first]
-        special: dict[type[Step], Rule] = {}
+        kept = self.rule if isinstance(self.rule, Epsilon) else Epsilon(1e-6, self.rule.bias_kept)
+        special: dict[type[Step], Rule] = {
+            Elementwise: passed_on,
+            Product: Factors(self.attention, kept.epsilon),
+            Softmax: of_softmax,
+            Normalisation: held(kept),
+        }
         if not isinstance(self.rule, Square | Flat):
             special[Average] = Epsilon(0)
         if self.dense is not None:

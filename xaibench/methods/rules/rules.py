@@ -28,6 +28,11 @@ class AffineRule(ABC):
 
     version: int = 1
 
+    @property
+    def bias_kept(self) -> Bias:
+        """What the rule does with biases, as a word of LRP-epsilon's."""
+        return "dropped" if getattr(self, "bias", "dropped") == "dropped" else "kept"
+
     @abstractmethod
     def __call__(self, step: Affine, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
         """Signals at the inputs."""
@@ -48,7 +53,7 @@ class Epsilon(AffineRule):
     def __call__(self, step: Affine, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
         z = output if self.bias == "kept" or step.bias is None else output - step.bias
         z = z + self.epsilon * (1 - 2 * (z < 0).to(z)) if self.epsilon else z
-        return _times(inputs, step.transposed(_divided(signal, z), step.weight, inputs))
+        return _times(inputs, step.transposed(divided(signal, z), step.weight, inputs))
 
 
 class Gamma(AffineRule):
@@ -82,7 +87,7 @@ class Gamma(AffineRule):
         up, down = (step.weight + self.gamma * step.weight.clamp(**side) for side in ({"min": 0}, {"max": 0}))
         if self.form == "original":
             z, bias = step.linear(inputs, up), self._bias(step, min=0)
-            return _times(inputs, step.transposed(_divided(signal, z if bias is None else z + bias), up, inputs))
+            return _times(inputs, step.transposed(divided(signal, z if bias is None else z + bias), up, inputs))
         shares = [torch.zeros_like(x) for x in inputs]
         for here, same, other, side in ((output > 0, up, down, {"min": 0}), (output < 0, down, up, {"max": 0})):
             arriving = torch.where(here, signal, 0)
@@ -174,7 +179,7 @@ class Box(AffineRule):
             (tuple(self.high.expand_as(x) for x in inputs), negative, -1),
         ]
         z = cast(torch.Tensor, sum(sign * step.linear(values, weight) for values, weight, sign in terms))
-        share = _divided(signal, z)
+        share = divided(signal, z)
         parts = [_times(values, step.transposed(share * sign, weight, inputs)) for values, weight, sign in terms]
         return tuple(sum(of_input) for of_input in zip(*parts))
 
@@ -220,7 +225,7 @@ def _contributions(
     epsilon."""
     parts = sides(inputs, same, other)
     z = total(step, parts)
-    share = _divided(signal, (z if bias is None else z + bias) + epsilon)
+    share = divided(signal, (z if bias is None else z + bias) + epsilon)
     shares = [_times(values, step.transposed(share, weight, inputs)) for values, weight in parts]
     return tuple(sum(of_input) for of_input in zip(*shares))
 
@@ -242,10 +247,10 @@ def total(step: Affine, contributions: list[tuple[Tensors, torch.Tensor]]) -> to
 
 def _by_weights(step: Affine, inputs: Tensors, signal: torch.Tensor, weight: torch.Tensor) -> Tensors:
     total = step.linear(tuple(torch.ones_like(x) for x in inputs), weight)
-    return step.transposed(_divided(signal, total), weight, inputs)
+    return step.transposed(divided(signal, total), weight, inputs)
 
 
-def _divided(signal: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
+def divided(signal: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
     """signal / by; 0 where the denominator is 0, or so small that the quotient could not be represented."""
     nothing = by.abs() < torch.finfo(by.dtype).tiny ** 0.5
     return torch.where(nothing, 0, signal / torch.where(nothing, 1, by))

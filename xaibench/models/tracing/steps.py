@@ -3,11 +3,15 @@
 Rule-based attribution (LRP, excitation backpropagation, guided backpropagation, DeepLIFT, ...) replaces the derivative
 of each layer by a rule of its own. There are few kinds of steps, and a rule needs to know no more:
 
-    Affine      convolution, linear layer, batch normalisation, average pooling, sum: weights, perhaps a bias
-    Elementwise a function of each value by itself; an `Activation` has f(0) = 0, a `Rectifier` is a ReLU
-    Route       every value of the output is one of the inputs, or a constant: maximum pooling, concatenation, reshaping
-    Constant    no function of the input
-    Other       anything else: a derivative, but no rule
+    Affine         convolution, linear layer, batch normalisation, average pooling, sum: weights, perhaps a bias
+    Elementwise    a function of each value by itself; an `Activation` has f(0) = 0, a `Rectifier` is a ReLU
+    Product        of two values that depend on the input, element by element or as matrices: attention, gates
+    Softmax        along one dimension
+    Normalisation  by the values themselves: of layers, groups, by root mean square
+    Route          every value of the output is one of the inputs, or a constant: maximum pooling, concatenation,
+                   reshaping
+    Constant       no function of the input
+    Other          anything else: a derivative, but no rule
 """
 
 import math
@@ -131,12 +135,26 @@ class Scale(Affine):
         return inputs[0] * weight
 
     def transposed(self, signal: torch.Tensor, weight: torch.Tensor, inputs: Tensors) -> Tensors:
-        return (signal * weight,)
+        return ((signal * weight).sum_to_size(inputs[0].shape),)
+
+
+@dataclass(frozen=True, eq=False)
+class Contraction(Affine):
+    """Any other function of the input and weights that is linear in either: products with a constant matrix,
+    convolutions of one or three dimensions, transposed ones. product: of an input and such weights."""
+
+    product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+    def linear(self, inputs: Tensors, weight: torch.Tensor) -> torch.Tensor:
+        return self.product(inputs[0], weight)
+
+    def transposed(self, signal: torch.Tensor, weight: torch.Tensor, inputs: Tensors) -> Tensors:
+        return _pulled_back(lambda x: self.product(x, weight), inputs[0], signal)
 
 
 @dataclass(frozen=True, eq=False)
 class Average(Affine):
-    """Average pooling: every place of the output is the mean over a window, times the weight, which is the number 1."""
+    """Means and sums over windows or dimensions, and interpolation: linear, times the weight, which is the number 1."""
 
     pool: Callable[[torch.Tensor], torch.Tensor]
 
@@ -149,13 +167,14 @@ class Average(Affine):
 
 @dataclass(frozen=True, eq=False)
 class Sum(Affine):
-    """The sum of its inputs, of equal shape (a residual connection), each times the weight, which is the number 1."""
+    """The sum of its inputs (a residual connection), each times the weight, which is the number 1. Where a shape is
+    smaller, its values are added in several places."""
 
     def linear(self, inputs: Tensors, weight: torch.Tensor) -> torch.Tensor:
         return sum(inputs[1:], start=inputs[0]) * weight
 
     def transposed(self, signal: torch.Tensor, weight: torch.Tensor, inputs: Tensors) -> Tensors:
-        return (signal * weight,) * len(inputs)
+        return tuple((signal * weight).sum_to_size(x.shape) for x in inputs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,6 +242,82 @@ class Pooling(Maximum):
         return (torch.ops.aten.max_pool2d_with_indices_backward(signal, values, *self.windows, places), None)
 
 
+@dataclass(frozen=True, eq=False)
+class Product(Call):
+    """A function of two sources that is linear in either: x * y, matrices, einsum.
+
+    gate: which of the two (0 or 1) says how much of the other one passes: attention, a sigmoid, what divides. None
+        where that cannot be told. divides: whether the gate is a constant or one over something, as in a normalisation.
+    """
+
+    gate: int | None = None
+    divides: bool = False
+
+    @property
+    def elementwise(self) -> bool:
+        """Whether values are multiplied one by one, the smaller shape in several places."""
+        return self.function is torch.mul
+
+    def transposed(self, signal: torch.Tensor, inputs: Tensors, which: int) -> torch.Tensor:
+        """The signal at one of the two, the other one being a weight: the derivative."""
+        x, other = inputs[which], inputs[1 - which]
+        if self.elementwise:
+            return (signal * other).sum_to_size(x.shape)
+        if self.function is torch.matmul and x.dim() == other.dim() > 1:
+            found = signal @ other.mT if which == 0 else other.mT @ signal
+            return found.sum_to_size(x.shape)
+        order = (lambda one: self.function(one, other)) if which == 0 else (lambda one: self.function(other, one))
+        return _pulled_back(order, x, signal)[0]
+
+    def derivative(self, inputs: Sequence[Any], output: torch.Tensor, signal: torch.Tensor) -> Tensors:
+        return tuple(self.transposed(signal, tuple(inputs), which) for which in (0, 1))
+
+
+@dataclass(frozen=True, eq=False)
+class Softmax(Call):
+    """exp(x) / sum(exp(x)) along a dimension."""
+
+    dim: int
+
+    def derivative(self, inputs: Sequence[Any], output: torch.Tensor, signal: torch.Tensor) -> Tensors:
+        # What autograd calls.
+        return (torch.ops.aten._softmax_backward_data(signal, output, self.dim, inputs[0].dtype),)
+
+
+@dataclass(frozen=True, eq=False)
+class Normalisation(Call):
+    """factor(x) (x - mean(x)) + bias: the size of the values is divided by itself.
+
+    mean: of each value's group, of the shape of x or broadcast to it; None where it is not taken off. factor: of
+    centred values, the weights included. Groups lie within one sample.
+    """
+
+    mean: Callable[[torch.Tensor], torch.Tensor] | None
+    factor: Callable[[torch.Tensor], torch.Tensor]
+    bias: torch.Tensor | None
+
+    def centred(self, values: torch.Tensor) -> torch.Tensor:
+        """Values without their mean; its own transpose."""
+        return values if self.mean is None else values - self.mean(values)
+
+    def held(self, values: torch.Tensor) -> "Held":
+        """The affine step that it is for these values, their factor held."""
+        return Held(self.name, self.sources, self.factor(self.centred(values)), self.bias, self.centred)
+
+
+@dataclass(frozen=True, eq=False)
+class Held(Affine):
+    """y = weight * centred(x) + bias: a normalisation whose factor, the weight, is that of one batch of inputs."""
+
+    centred: Callable[[torch.Tensor], torch.Tensor]
+
+    def linear(self, inputs: Tensors, weight: torch.Tensor) -> torch.Tensor:
+        return self.centred(inputs[0]) * weight
+
+    def transposed(self, signal: torch.Tensor, weight: torch.Tensor, inputs: Tensors) -> Tensors:
+        return (self.centred(signal * weight),)
+
+
 class Constant(Call):
     """What no signal goes back through: what does not depend on the input, such as parameters and sizes."""
 
@@ -233,7 +328,7 @@ class Choice(Constant):
 
 @dataclass(frozen=True, eq=False)
 class Other(Call):
-    """What is none of these, and so has a derivative but no rule: products, normalisation by the input, attention.
+    """What is none of these, and so has a derivative but no rule.
 
     what: what it is, for messages."""
 

@@ -9,7 +9,7 @@ import inspect
 import math
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeGuard, cast
 
 import torch
@@ -18,87 +18,52 @@ from torch.nn import functional
 
 from ...errors import Refusal, first_line
 from ..classifier import Classifier
+from .kinds import (
+    BATCH_NORMS,
+    BLANKS,
+    CONVOLUTIONS,
+    DIFFERENCES,
+    DIVISORS,
+    GATES,
+    KINDS,
+    LINEAR,
+    MATRIX_PRODUCTS,
+    OPERATORS,
+    OTHER_CONVOLUTIONS,
+    PADS,
+    POWERS,
+    PRODUCTS,
+    QUOTIENTS,
+    SIZES,
+    SOFTMAXES,
+    SUMS,
+    TRANSPOSED,
+)
+from .normalisation import normalised
 from .steps import (
     Activation,
     Affine,
     Average,
     Choice,
     Constant,
+    Contraction,
     Convolution,
     Dense,
     Elementwise,
-    Maximum,
+    Normalisation,
     Other,
     Pooling,
+    Product,
     Rectifier,
     Route,
     Scale,
+    Softmax,
     Step,
     Sum,
 )
+from .tracer import Applied, Tracer, Untraceable
 
-# Modules, functions and methods of a tensor by kind. Activations have f(0) = 0.
-ELEMENTWISE = (
-    nn.Sigmoid, nn.Softplus, nn.Hardsigmoid, nn.LogSigmoid, functional.sigmoid, functional.softplus,
-    functional.hardsigmoid, functional.logsigmoid, torch.sigmoid, "sigmoid",
-)  # fmt: skip
-ACTIVATIONS = (
-    nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Tanh, nn.Softsign,
-    functional.leaky_relu, functional.elu, functional.celu, functional.selu, functional.gelu, functional.silu,
-    functional.mish, functional.hardswish, functional.tanh, torch.tanh, torch.selu, "tanh",
-)  # fmt: skip
-MAXIMA = (
-    nn.MaxPool2d, nn.AdaptiveMaxPool2d, functional.max_pool2d, torch.max_pool2d, functional.adaptive_max_pool2d,
-    torch.amax, "amax",
-)  # fmt: skip
-AVERAGES = (
-    nn.AvgPool2d, nn.AdaptiveAvgPool2d, functional.avg_pool2d, functional.adaptive_avg_pool2d, torch.mean, "mean",
-)  # fmt: skip
-ROUTES = (
-    nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.Identity, nn.Flatten, nn.Unflatten, nn.ZeroPad2d, nn.PixelShuffle,
-    nn.PixelUnshuffle, nn.ChannelShuffle, nn.UpsamplingNearest2d,
-    functional.dropout, functional.dropout2d, functional.pad, torch.flatten, torch.reshape, torch.squeeze,
-    torch.unsqueeze, torch.transpose, torch.permute, torch.cat, torch.concat, operator.getitem, "flatten", "view",
-    "reshape", "squeeze", "unsqueeze", "transpose", "permute", "contiguous", "clone",
-    "expand", "repeat", "flip", torch.flip,
-    torch.chunk, torch.split, torch.tensor_split, torch.unbind, torch.stack, "chunk", "split", "tensor_split", "unbind",
-)  # fmt: skip
-KINDS: dict[Any, Any] = {operation: kind for kind, operations in
-         ((Elementwise, ELEMENTWISE), (Activation, ACTIVATIONS), (Maximum, MAXIMA), (Average, AVERAGES),
-          (Route, ROUTES))
-         for operation in operations}  # fmt: skip
-SUMS = (operator.add, torch.add, "add")
-DIFFERENCES = (operator.sub, torch.sub, "sub")
-PRODUCTS = (operator.mul, torch.mul, "mul")
-QUOTIENTS = (operator.truediv, torch.div, "div")
-CONVOLUTIONS, LINEAR = (functional.conv2d, torch.conv2d), (functional.linear,)
-# What takes no more than shape and kind from its tensor.
-BLANKS = (torch.zeros_like, torch.ones_like, torch.full_like, "new_zeros", "new_ones", "new_full")
-# Operators that work in place, and the same out of place.
-OPERATORS = {getattr(operator, f"i{name}"): getattr(operator, name) for name in (
-    "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and_", "or_", "xor",
-) if hasattr(operator, f"i{name}")}  # fmt: skip
 Call = Callable[..., Any]
-SIZES = (getattr, "size", "dim")
-# Attributes that are the tensor itself with its axes in another order, and no size.
-TRANSPOSED = ("T", "mT", "H", "mH")
-
-
-class _Tracer(fx.Tracer):
-    """Traces to the layers of torch.nn, and keeps which node is the output of which module, containers included."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.outputs: dict[str, list[fx.Node]] = {}
-
-    def call_module(
-        self, module: nn.Module, forward: Call, arguments: tuple[Any, ...], keywords: dict[str, Any]
-    ) -> Any:
-        path = self.path_of_module(module)
-        result = super().call_module(module, forward, arguments, keywords)
-        if isinstance(result, fx.Proxy):
-            self.outputs.setdefault(path, []).append(result.node)
-        return result
 
 
 def trace(classifier: Classifier) -> tuple[list[Step], dict[str, list[int]]]:
@@ -108,30 +73,54 @@ def trace(classifier: Classifier) -> tuple[list[Step], dict[str, list[int]]]:
     trace does something else than the network.
     """
     name, module = classifier.name, classifier.module
-    tracer = _Tracer()
     classifier.refuse_torchscript()
+    if (count := len(_required(module))) > 1:
+        raise Refusal(f"{name} takes {count} inputs: a backward pass by rules needs a network of one")
+    tracer = Tracer(classifier)
     try:
-        nodes = list(tracer.trace(module).nodes)
+        nodes = tracer.trace_steps(module)
     except Exception as error:
-        raise Refusal(f"{name} cannot be traced by torch.fx: {first_line(error)}") from error
-    inputs = [node for node in nodes if node.op == "placeholder" and not node.args]
-    if len(inputs) != 1:
-        raise Refusal(f"{name} takes {len(inputs)} inputs: a backward pass by rules needs a network of one")
+        place = f" at '{tracer.failed}'" if tracer.failed else ""
+        said = str(error) if isinstance(error, Untraceable) else first_line(error)
+        raise Refusal(f"{name} cannot be traced by torch.fx{place}: {said}") from error
     # Two samples, so that a step which mixes them or takes the batch for a channel is seen.
     probe = classifier.probe(2)
-    builder = _Builder(name, module, inputs[0], probe)
+    builder = _Builder(name, module, nodes[0], probe)
     for node in nodes:
         builder.add(node)
     outputs = {path: [node for node in found if node in builder.places] for path, found in tracer.outputs.items()}
     places = {path: [builder.places[node] for node in found] for path, found in outputs.items()}
     with torch.no_grad():
         expected = module(probe.clone())
-    found = builder.values[-1]
+    found = builder.values[builder.output]
     if found.shape != expected.shape or not torch.allclose(
         found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())
     ):
         raise Refusal(f"the steps of {name} that torch.fx finds do not give its logits: it does something else as well")
-    return builder.steps, places
+    return _without_the_unread(builder.steps, places, builder.output)
+
+
+def _required(module: nn.Module) -> list[str]:
+    """The arguments that a forward pass has no defaults for."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(module.forward).parameters.values()
+    return [one.name for one in parameters if one.kind in kinds and one.default is inspect.Parameter.empty]
+
+
+def _without_the_unread(
+    steps: list[Step], places: dict[str, list[int]], output: int
+) -> tuple[list[Step], dict[str, list[int]]]:
+    """Steps and places without steps that neither the output (the last one, then) nor a module's output needs."""
+    needed = {0, output, *(place for found in places.values() for place in found if place <= output)}
+    for place in range(output, 0, -1):
+        if place in needed:
+            needed.update(steps[place - 1].sources)
+    moved = {place: now for now, place in enumerate(sorted(needed))}
+    kept = [
+        replace(steps[place - 1], sources=tuple(moved[source] for source in steps[place - 1].sources))
+        for place in sorted(needed - {0})
+    ]
+    return kept, {path: [moved[place] for place in found if place in moved] for path, found in places.items()}
 
 
 class _Builder:
@@ -146,8 +135,12 @@ class _Builder:
         self.steps: list[Step] = []
         self.places: dict[fx.Node, int] = {source: 0}
         self.values: list[Any] = [probe]
+        self.output = 0
         self.depends = {0}
+        self.fixed: set[int] = set()  # places of what is the same for every input and batch size
         self.several: dict[fx.Node, _Several] = {}
+        self.pads: dict[int, tuple[int, tuple[int, ...], str]] = {}  # where padding is: its source, sides, mode
+        self.gates: dict[int, bool] = {}  # places of gates: whether it is one over something
 
     def add(self, node: fx.Node) -> None:
         """The step of a node, where it has one of its own."""
@@ -158,18 +151,79 @@ class _Builder:
                 raise Refusal(
                     f"{self.name} returns several tensors: a backward pass by rules starts from one of logits"
                 )
+            result = node.args[0]
+            if not isinstance(result, fx.Node):
+                raise Refusal(
+                    f"{self.name} returns a {type(result).__name__}, a backward pass by rules starts from a tensor of "
+                    "logits: `xaibench run` takes them out, and so does a module around it that returns them alone"
+                )
+            self.output = self.places[result]
+            return
+        if self._works_in_fixed(node):
+            call, sources = self._call(node, False)
+            self._keep(node, call(*(self.values[source] for source in sources)))
             return
         changed = self._out_of_place(node)
         if not self._fold(node):
             call, sources = self._call(node, changed is not None)
+            if all(source in self.fixed for source in sources) and node.op != "placeholder":
+                self._keep(node, call(*(self.values[source] for source in sources)))
+                return
             step = self._step(node, sources, call)
             value = self._run(step)
             if not isinstance(step, Constant) and not isinstance(value, torch.Tensor):
                 self.several[node] = _Several(call, sources, self._routes(node))
                 return
             self.places[node] = self._append(step, value)
+            self._notice(node, step)
         if changed is not None:
             changed.replace_all_uses_with(node, delete_user_cb=lambda user: not self._done(user))
+
+    def _keep(self, node: fx.Node, value: Any) -> None:
+        """A step for what is the same for every input."""
+        self.places[node] = self._append(Constant(node.name, (), lambda: value), value)
+        self.fixed.add(self.places[node])
+
+    def _notice(self, node: fx.Node, step: Step) -> None:
+        """Keep what later steps want to know of this one: whether it is a gate, or padding."""
+        place, module = self.places[node], self.modules.get(str(node.target)) if node.op == "call_module" else None
+        target = type(module) if module is not None else node.target
+        moving = self._moving(step.sources)
+        if target in GATES or isinstance(step, Softmax):
+            self.gates[place] = False
+        elif target in DIVISORS or (isinstance(step, Elementwise) and target in POWERS):
+            if target in DIVISORS or (isinstance(node.args[1], int | float) and node.args[1] < 0):
+                self.gates[place] = True
+        elif isinstance(step, Route | Scale) and len(moving) == 1 and moving[0] in self.gates:
+            self.gates[place] = self.gates[moving[0]]
+        if isinstance(step, Route) and target in (functional.pad, *PADS):
+            given = (
+                {"pad": module.padding} if module is not None else self._given(node, ("input", "pad", "mode", "value"))
+            )
+            mode = PADDED.get(target, "constant")
+            mode = (given or {}).get("mode") or mode
+            value = getattr(module, "value", None) or (given or {}).get("value") or 0
+            if given is not None and value == 0 and len(given["pad"]) in (2, 4):
+                self.pads[place] = (step.sources[0], tuple(given["pad"]), mode)
+
+    def _given(self, node: fx.Node, names: tuple[str, ...]) -> dict[str, Any] | None:
+        """The arguments of a function but for its first, by name, if they are the same for every input."""
+        given: dict[str, Any] = {**dict(zip(names, node.args)), **node.kwargs}
+        given.pop(names[0], None)
+        if any(self.places.get(one) not in self.fixed for one in _nodes(given)):
+            return None
+        return dict(fx.node.map_arg(given, lambda one: self.values[self.places[one]]))
+
+    def _works_in_fixed(self, node: fx.Node) -> bool:
+        """Whether a node works in place on what is the same for every input, and no weights: it may, once."""
+        fixed = all(self.places.get(one) in self.fixed for one in node.all_input_nodes)
+        if not (fixed and node.args and _works_in_place(node, self.modules)):
+            return False
+        value = self.values[self.places[node.all_input_nodes[0]]]
+        weights = (*self.module.parameters(), *self.module.buffers())
+        return isinstance(value, torch.Tensor) and all(
+            value.untyped_storage().data_ptr() != weight.untyped_storage().data_ptr() for weight in weights
+        )
 
     def _out_of_place(self, node: fx.Node) -> fx.Node | None:
         """The node whose value this one changes in place, if it does; then its operation has become the one that does
@@ -210,21 +264,37 @@ class _Builder:
 
     def _fold(self, node: fx.Node) -> bool:
         """Whether the node is a batch normalisation that could be folded into the layer before it; then it has been."""
-        norm = self.modules.get(str(node.target)) if node.op == "call_module" else None
-        if not _normalises(norm):
+        scale = self._batch_norm(node)
+        if scale is None:
             return False
         before = node.all_input_nodes[0]
         place = self.places.get(before, 0)
         if place == 0 or len(before.users) > 1:
             return False
         step = self.steps[place - 1]
-        folded = step.scaled(*_factor_and_shift(norm)) if isinstance(step, Affine) else None
+        folded = step.scaled(*scale) if isinstance(step, Affine) else None
         if folded is None:
             return False
         self.steps[place - 1] = folded
         self.values[place] = self._run(folded)
         self.places[node] = place
         return True
+
+    def _batch_norm(self, node: fx.Node) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Factor and shift [k] of a batch normalisation by kept statistics, a module or a function; None for others."""
+        if node.op == "call_module":
+            norm = self.modules[str(node.target)]
+            return _factor_and_shift(*_kept(norm)) if _normalises(norm) else None
+        if node.target not in BATCH_NORMS or not isinstance(node.args[0], fx.Node):
+            return None
+        statistics, weights = ("running_mean", "running_var"), ("weight", "bias")
+        pairs = (*weights, *statistics) if node.target is torch.batch_norm else (*statistics, *weights)
+        names = ("input", *pairs, "training", "momentum", "eps", "cudnn_enabled")
+        given = self._given(node, names)
+        if given is None or given.get("training") or given["running_mean"] is None:
+            return None
+        mean, variance, weight, bias = (given.get(name) for name in (*statistics, *weights))
+        return _factor_and_shift(mean, variance, weight, bias, given.get("eps", 1e-5))
 
     def _routes(self, node: fx.Node) -> bool:
         """Whether a node moves values alone, and so does what it reads of those that return several tensors."""
@@ -252,30 +322,81 @@ class _Builder:
         other = Other(what.name, sources, call, _what(what, whose))
         if any(source in self.several for source in node.all_input_nodes):
             return Route(node.name, sources, call) if self._routes(node) else other
-        kind = KINDS.get(node.target if module is None else type(module), Other)
+        target = node.target if module is None else type(module)
+        kind = KINDS.get(target, Other)
         if kind is Route:
             return Route(node.name, sources, call)
         affine = self._arithmetic(node, sources, call) if module is None else self._layer((node.name, sources), module)
-        if affine is not None or len(moving) > 1:
-            return affine or other
+        if affine is not None:
+            return affine
+        if len(moving) > 1:
+            return self._product(node, moving, call, sources) or other
         # A function of one tensor: what else it reads (the size of a window) is the same for every input.
-        where, call = (node.name, tuple(moving)), self._bound(call, sources)
+        where, bound = (node.name, tuple(moving)), self._bound(call, sources)
         ceiling = _ceiling(node, module)
         if ceiling is not None:
-            return Rectifier(*where, call, ceiling)
+            return Rectifier(*where, bound, ceiling)
         if type(module) is nn.MaxPool2d and not module.return_indices:
-            return self._pooling(where, module, call)
+            return self._pooling(where, module, bound)
         if kind is Average:
-            return Average(*where, self._one(), None, call)
-        return other if kind is Other else kind(*where, call)
+            return Average(*where, self._one(), None, bound)
+        if kind is not Other:
+            return cast(Step, kind(*where, bound))
+        return self._of_one_tensor(node, module, bound) or other
+
+    def _of_one_tensor(self, node: fx.Node, module: nn.Module | None, call: Call) -> Step | None:
+        """A softmax, a normalisation, a power or a function of somebody's, of one tensor."""
+        (place,) = self._moving(self._places(node))
+        where, values = (node.name, (place,)), self.values[place]
+        if node.target in SOFTMAXES:
+            dim = (self._given(node, ("input", "dim")) or {}).get("dim")
+            return None if dim is None else Softmax(*where, call, dim)
+        parts = normalised(module, node.target, lambda names: self._given(node, names), values)
+        if parts is not None:
+            mean, factor, bias = parts
+            return Normalisation(*where, call, mean, factor, bias)
+        if node.target in POWERS or (node.target in PRODUCTS and node.args[0] is node.args[1]):
+            zero = bool((call(torch.zeros_like(values)) == 0).all())
+            return (Activation if zero else Elementwise)(*where, call)
+        if isinstance(node.target, Applied) and _is_elementwise(call, values):
+            zero = bool((call(torch.zeros_like(values)) == 0).all())
+            return (Activation if zero else Elementwise)(*where, call)
+        return None
+
+    def _places(self, node: fx.Node) -> tuple[int, ...]:
+        return tuple(self.places[one] for one in node.all_input_nodes if one in self.places)
+
+    def _product(self, node: fx.Node, moving: list[int], call: Call, sources: tuple[int, ...]) -> Step | None:
+        """A product of two tensors that depend on the input, or one over the other, if it is one."""
+        if len(moving) != 2 or (node.target not in MATRIX_PRODUCTS + PRODUCTS + QUOTIENTS):
+            return None
+        if node.target in QUOTIENTS:
+            first, second = self._in_order(node)
+            return (
+                None if node.kwargs else Product(node.name, (first, self._one_over(node, second)), torch.mul, 1, True)
+            )
+        function = self._bound(call, sources)
+        if node.target not in (torch.einsum,) and len(node.args) == 2:
+            function, moving = torch.mul if node.target in PRODUCTS else torch.matmul, [*self._in_order(node)]
+        gates = [self.gates.get(place) for place in moving]
+        # Of two gates, what divides is one.
+        only = [i for i, gate in enumerate(gates) if gate is not None]
+        only = only if len(only) < 2 else [i for i in only if gates[i]]
+        gate = only[0] if len(only) == 1 else None
+        return Product(node.name, tuple(moving), function, gate, bool(gate is not None and gates[gate]))
 
     def _bound(self, call: Callable[..., Any], sources: tuple[int, ...]) -> Callable[..., Any]:
-        """A call as a function of its one source that depends on the input."""
-        if len(sources) == 1:
+        """A call as a function of its sources that depend on the input."""
+        moving = [i for i, source in enumerate(sources) if source in self.depends]
+        if len(sources) == len(moving):
             return call
-        values = [None if source in self.depends else self.values[source] for source in sources]
-        moving = [source in self.depends for source in sources]
-        return lambda x: call(*(x if moves else value for moves, value in zip(moving, values)))
+        values = [None if i in moving else self.values[source] for i, source in enumerate(sources)]
+
+        def bound(*inputs: Any) -> Any:
+            given = dict(zip(moving, inputs))
+            return call(*(given.get(i, value) for i, value in enumerate(values)))
+
+        return bound
 
     def _pooling(self, where: tuple[str, tuple[int, ...]], module: nn.MaxPool2d, call: Call) -> Pooling:
         """Maximum pooling, behind a step that finds the maxima once for both passes."""
@@ -290,56 +411,129 @@ class _Builder:
         if isinstance(module, nn.Conv2d):
             mode = None if module.padding_mode == "zeros" else module.padding_mode
             options = {name: getattr(module, name) for name in ("stride", "padding", "dilation", "groups")}
-            return _convolution(where, module.weight, module.bias, mode, **options)
+            return self._behind_padding(_convolution(where, module.weight, module.bias, mode, **options))
         if isinstance(module, nn.Linear):
             return Dense(*where, module.weight.detach(), None if module.bias is None else module.bias.detach())
         if _normalises(module):
-            factor, shift = _factor_and_shift(module)
-            _, (source,) = where
-            channels = (-1, *(1,) * (self.values[source].dim() - 2))
-            return Scale(*where, factor.view(channels), shift.view(channels))
+            return self._per_channel(where, _factor_and_shift(*_kept(module)))
+        if isinstance(module, nn.modules.conv._ConvNd) and module.padding_mode == "zeros":
+            options = {name: getattr(module, name) for name in ("stride", "padding", "dilation", "groups")}
+            kind = type(module).__name__.lower().replace("transpose", "_transpose")
+            if module.transposed:
+                options["output_padding"] = module.output_padding
+            function = getattr(functional, kind, None)
+            if function is not None:
+                return _contraction(where, function, module.weight, module.bias, options)
         return None
 
-    def _arithmetic(self, node: fx.Node, sources: tuple[int, ...], call: Call) -> Affine | None:
-        """A sum or difference of tensors of one shape, arithmetic with a number, or a `_functional` layer as an affine
-        step, if it is one."""
-        if node.target in CONVOLUTIONS + LINEAR:
+    def _per_channel(self, where: tuple[str, tuple[int, ...]], scale: tuple[torch.Tensor, torch.Tensor]) -> Scale:
+        channels = (-1, *(1,) * (self.values[where[1][0]].dim() - 2))
+        return Scale(*where, *(values.view(channels) for values in scale))
+
+    def _behind_padding(self, step: Convolution) -> Convolution:
+        """A convolution that pads its input itself as the step does that it reads, if that is padding."""
+        (source,) = step.sources
+        if source not in self.pads or step.around is not None:
+            return step
+        source, sides, mode = self.pads[source]
+        left, right, top, bottom = (*sides, 0, 0, 0, 0)[:4]
+        own = tuple(step.options["padding"])
+        if mode == "constant" and own == (0, 0) and left == right >= 0 and top == bottom >= 0:
+            return replace(step, sources=(source,), options={**step.options, "padding": (top, left)})
+        return replace(step, sources=(source,), around={"pad": sides, "mode": mode})
+
+    def _arithmetic(self, node: fx.Node, sources: tuple[int, ...], call: Call) -> Step | None:
+        """A sum or difference of tensors, arithmetic with a number or another constant, or a `_functional` layer, if it
+        is one."""
+        if node.target in CONVOLUTIONS + LINEAR + OTHER_CONVOLUTIONS + BATCH_NORMS:
             return self._functional(node)
         target, tensors = node.target, [s for s in sources if isinstance(self.values[s], torch.Tensor)]
-        if len(node.args) != 2 or node.kwargs or len({self.values[source].shape for source in tensors}) != 1:
+        moving = self._moving(sources)
+        if target in MATRIX_PRODUCTS:
+            return self._by_constant(node, moving, tensors, call, sources)
+        if len(node.args) != 2 or node.kwargs:
             return None
         if len(tensors) == 2 and target in SUMS:
-            return Sum(node.name, sources, self._one(), None)
+            return Sum(node.name, self._in_order(node), self._one(), None)
         if len(tensors) == 2 and target in DIFFERENCES:
-            negative = Scale(f"minus_{node.name}", sources[1:], -self._one(), None)
+            first, second = self._in_order(node)
+            negative = Scale(f"minus_{node.name}", (second,), -self._one(), None)
             place = self._append(negative, self._run(negative))
-            return Sum(node.name, (sources[0], place), self._one(), None)
-        divided = target in QUOTIENTS and self.places.get(cast(Any, node.args[0]), -1) in self.depends
-        of_number = target in SUMS + DIFFERENCES + PRODUCTS or divided
-        moving = self._moving(sources)
-        if len(moving) == 1 == len(tensors) and of_number and node.args[0] is not node.args[1]:
+            if second in self.fixed:
+                self.depends.discard(place)
+            return Sum(node.name, (first, place), self._one(), None)
+        if len(moving) != 1:
+            return None
+        if len(tensors) == 2 and target in PRODUCTS + QUOTIENTS:
+            return self._by_constant(node, moving, tensors, call, sources)
+        if len(tensors) == 1 and node.args[0] is node.args[1]:
+            return Scale(node.name, tuple(moving), 2 * self._one(), None) if target in SUMS else None
+        below = target in QUOTIENTS and self.places.get(cast(Any, node.args[0]), -1) not in self.depends
+        if len(tensors) == 1 and target in SUMS + DIFFERENCES + PRODUCTS + QUOTIENTS and not below:
             # Affine with one input: its values at 0 and 1 say which.
             call = self._bound(call, sources)
             zero, one = (call(torch.full_like(self.values[moving[0]], x)).reshape(-1)[0] for x in (0.0, 1.0))
             return Scale(node.name, tuple(moving), one - zero, zero)
+        if len(tensors) == 1 and below and isinstance(node.args[0], int | float):
+            return Scale(node.name, (self._one_over(node, moving[0]),), node.args[0] * self._one(), None)
         return None
 
-    def _functional(self, node: fx.Node) -> Affine | None:
-        """A convolution or a linear layer that is a function, if its weights do not depend on the input."""
-        names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-        given: dict[str, Any] = {**dict(zip(names, node.args)), **node.kwargs}
-        x, *weights = (given.pop(name, None) for name in names[:3])
-        known: dict[Any, Any] = {
-            n: self.values[self.places[n]] for n in node.all_input_nodes if self.places.get(n) not in self.depends
-        }
-        if x in known or x not in self.places or any(isinstance(w, fx.Node) and w not in known for w in weights):
+    def _in_order(self, node: fx.Node) -> tuple[int, ...]:
+        return tuple(self.places[cast(Any, one)] for one in node.args)
+
+    def _one_over(self, node: fx.Node, source: int) -> int:
+        """The place of one over what is at `source`."""
+        below = Elementwise(f"one_over_{node.name}", (source,), torch.reciprocal)
+        place = self._append(below, self._run(below))
+        self.gates[place] = True
+        return place
+
+    def _by_constant(
+        self, node: fx.Node, moving: list[int], tensors: list[int], call: Call, sources: tuple[int, ...]
+    ) -> Step | None:
+        """A product with a tensor that does not depend on the input, if it is one."""
+        if len(moving) != 1 or len(tensors) != 2 or not {*sources} <= {*tensors}:
             return None
-        weight: Any = known.get(weights[0])
-        bias: Any = known.get(weights[1])
+        (constant,) = {*tensors} - {*moving}
+        value, first = self.values[constant], sources[0] == moving[0]
+        where = (node.name, tuple(moving))
+        if constant not in self.fixed:
+            # Its size is that of the batch.
+            if node.target in QUOTIENTS:
+                return None
+            if node.target in PRODUCTS:
+                return Product(node.name, (moving[0], constant), torch.mul, 1, True)
+            return Product(node.name, sources, call, sources.index(constant), True)
+        if node.target in PRODUCTS:
+            return Scale(*where, value, None)
+        if node.target in QUOTIENTS:
+            if first:
+                return Scale(*where, 1 / value, None)
+            return Scale(node.name, (self._one_over(node, moving[0]),), value, None)
+        if first and value.dim() == 2 and node.target is not torch.einsum:
+            return Dense(*where, value.mT, None)
+        return Contraction(*where, value, None, call if first else lambda x, y: call(y, x))
+
+    def _functional(self, node: fx.Node) -> Affine | None:
+        """A convolution, a linear layer or a batch normalisation that is a function, if its weights do not depend on
+        the input."""
+        scale = self._batch_norm(node)
+        if scale is not None:
+            return self._per_channel((node.name, (self.places[node.all_input_nodes[0]],)), scale)
+        names: tuple[str, ...] = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+        if "transpose" in getattr(node.target, "__name__", ""):
+            names = (*names[:5], "output_padding", "groups", "dilation")
+        given = self._given(node, names)
+        x: Any = node.args[0] if node.args else node.kwargs.get("input")
+        if given is None or self.places.get(x) not in self.depends or node.target in BATCH_NORMS:
+            return None
         where = (node.name, (self.places[x],))
+        weight, bias = given.pop("weight"), given.pop("bias", None)
         if node.target in LINEAR:
             return Dense(*where, weight, bias)
-        return _convolution(where, weight, bias, None, **cast(Any, fx.node.map_arg(given, known.__getitem__)))
+        if node.target in CONVOLUTIONS:
+            return self._behind_padding(_convolution(where, weight, bias, None, **given))
+        return _contraction(where, cast(Any, node.target), weight, bias, given)
 
     def _one(self) -> torch.Tensor:
         return torch.ones((), dtype=self.values[0].dtype, device=self.values[0].device)
@@ -416,14 +610,44 @@ def _convolution(
     return Convolution(*where, weight.detach(), None if bias is None else bias.detach().view(-1, 1, 1), options, around)
 
 
+def _contraction(
+    where: tuple[str, tuple[int, ...]], function: Call, weight: torch.Tensor, bias: torch.Tensor | None, options: Any
+) -> Contraction:
+    """A convolution of another kind: function(input, weight, None, **options)."""
+    bias = None if bias is None else bias.detach().view(-1, *[1] * (weight.dim() - 2))
+    return Contraction(*where, weight.detach(), bias, lambda x, w: function(x, w, None, **options))
+
+
+def _nodes(given: Any) -> list[fx.Node]:
+    found: list[fx.Node] = []
+    fx.node.map_arg(given, found.append)
+    return found
+
+
+@torch.no_grad()
+def _is_elementwise(call: Call, values: torch.Tensor) -> bool:
+    """Whether a function treats each value by itself: it does the same to values in another order, and to one alone."""
+    found = call(values)
+    if not isinstance(found, torch.Tensor) or found.shape != values.shape:
+        return False
+    order = torch.randperm(values.numel(), generator=torch.Generator().manual_seed(0)).to(values.device)
+    other = call(values.flatten()[order].view_as(values))
+    alone = call(values.flatten()[:1].view([1] * values.dim()))
+    return torch.allclose(other.flatten(), found.flatten()[order]) and torch.allclose(
+        alone.flatten(), found.flatten()[:1]
+    )
+
+
 def _what(node: fx.Node, module: nn.Module | None) -> str:
-    """What a node is, in words, for who has no rule for it."""
+    """What a node is and where, in words, for who has no rule for it."""
     if module is not None:
         return f"a module {type(module).__name__}"
     name = getattr(node.target, "__name__", str(node.target))
+    inside = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if path]
+    where = f" in '{inside[-1]}'" if inside else ""
     if node.target in CONVOLUTIONS + LINEAR:
-        return f"a {name} whose weights depend on the input"
-    return f"a call of {name}"
+        return f"a {name}{where} whose weights depend on the input"
+    return f"a call of {name}{where}"
 
 
 def _works_in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
@@ -509,10 +733,25 @@ def _normalises(module: nn.Module | None) -> TypeGuard[nn.modules.batchnorm._Bat
     return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
 
 
-def _factor_and_shift(norm: nn.modules.batchnorm._BatchNorm) -> tuple[torch.Tensor, torch.Tensor]:
+def _kept(norm: nn.modules.batchnorm._BatchNorm) -> tuple[Any, ...]:
+    return norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps
+
+
+def _factor_and_shift(
+    mean: torch.Tensor | None,
+    variance: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """What batch normalisation in evaluation does to each channel [k]: y = factor * x + shift."""
-    mean, variance = cast(torch.Tensor, norm.running_mean), cast(torch.Tensor, norm.running_var)
-    factor = (variance + norm.eps).rsqrt()
-    factor = factor if norm.weight is None else factor * norm.weight.detach()
-    shift = -mean * factor
-    return factor, shift if norm.bias is None else shift + norm.bias.detach()
+    factor = (cast(torch.Tensor, variance) + eps).rsqrt()
+    factor = factor if weight is None else factor * weight.detach()
+    shift = -cast(torch.Tensor, mean) * factor
+    return factor, shift if bias is None else shift + bias.detach()
+
+
+# The mode of padding of modules that pad with something else than a constant.
+PADDED: dict[Any, str] = {
+    nn.ReflectionPad2d: "reflect", nn.ReplicationPad2d: "replicate", nn.CircularPad2d: "circular",
+}  # fmt: skip
