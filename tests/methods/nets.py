@@ -5,6 +5,7 @@ from torch import nn
 
 from xaibench.models.classifier import Classifier
 from xaibench.models.preprocessing import Preprocessing
+from xaibench.models.smallvit import SmallViT
 
 SIZE = (3, 16, 16)
 LAYERS = {
@@ -54,6 +55,12 @@ class Pooled(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         return self.head(self.features(inputs))
+
+
+def transformer() -> nn.Module:
+    """A vision transformer of SIZE: 4x4 patches and a class token, two blocks with two heads each."""
+    torch.manual_seed(0)
+    return SmallViT(num_classes=5, width=16, depth=2, heads=2, side=SIZE[1], patch=4)
 
 
 class FullyConnected(nn.Module):

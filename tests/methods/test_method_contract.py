@@ -8,8 +8,9 @@ import torch
 
 from tests.methods.helpers import YAMLS, settings
 from tests.methods.helpers import samples as images
-from tests.methods.nets import SIZE, FullyConnected, Pooled, VGGLike, classifier, photographs, seeded
+from tests.methods.nets import SIZE, FullyConnected, Pooled, VGGLike, classifier, photographs, seeded, transformer
 from xaibench.build import build, locate
+from xaibench.methods.attention.attention import OfAttention
 from xaibench.methods.base import Fitted
 from xaibench.methods.bridges.captum import Captum
 from xaibench.methods.cam.gradcam import GuidedGradCAM
@@ -81,6 +82,8 @@ def flow():
 def net_for(name):
     """A network that the method can serve."""
     special = {"cam": Pooled, "dtd_full": FullyConnected, "dtd_train_free": FullyConnected, "counterfactual": flow}
+    if issubclass(locate(settings(name)["_target_"], "method"), OfAttention):
+        return transformer()
     return special.get(name, VGGLike)()
 
 

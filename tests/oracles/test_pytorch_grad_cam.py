@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.methods import shapes
-from tests.methods.nets import classifier, seeded
+from tests.methods.nets import SIZE, classifier, seeded, transformer
 from xaibench.methods.cam.gradcam import GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
 from xaibench.methods.cam.without_gradients import AblationCAM, EigenCAM, ScoreCAM
 from xaibench.methods.context import Context
@@ -36,11 +36,11 @@ def network(request):
     return classifier(module, shapes.SIZE, torch.float32, layers=layers, batch_size=3)
 
 
-def theirs(kind, network, inputs, layers):
+def theirs(kind, network, inputs, layers, **options):
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     network.module.requires_grad_(True)
-    with getattr(grad_cam, kind)(model=network.module, target_layers=layers) as oracle:
+    with getattr(grad_cam, kind)(model=network.module, target_layers=layers, **options) as oracle:
         maps = oracle(inputs.clone(), [ClassifierOutputTarget(target) for target in TARGETS])
     network.module.requires_grad_(False)
     return torch.as_tensor(maps)[:, None]
@@ -71,8 +71,8 @@ def test_class_activation_maps(network, kind):
     assert (scaled(maps) - expected).abs().max() <= TOLERANCE
 
 
-def enlarged(cams):
-    large = torch.nn.functional.interpolate(cams, size=shapes.SIZE[1:], mode="bilinear", align_corners=False)
+def enlarged(cams, size=shapes.SIZE):
+    large = torch.nn.functional.interpolate(cams, size=size[1:], mode="bilinear", align_corners=False)
     return scaled(large)
 
 
@@ -107,6 +107,53 @@ def test_eigencam(network):
     for cam, other in zip(cams, expected):
         differences = [(enlarged((sign * cam[None]).relu())[0] - other).abs().max() for sign in (1, -1)]
         assert min(differences) <= TOLERANCE
+
+
+def patches(tokens):
+    """What that library is given for transformers: tokens without the class token as 4x4 feature maps."""
+    return tokens[:, 1:].transpose(1, 2).unflatten(2, (4, 4))
+
+
+@pytest.fixture
+def vision_transformer():
+    """Before its last attention; steeper, since negative features let a denominator of Grad-CAM++ come near 0."""
+    module = transformer()
+    module.head.weight.data *= 100 * STEEP
+    layers = {"last_conv": "blocks.1.norm1"}
+    return classifier(module, SIZE, torch.float32, layers=layers, batch_size=3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_class_activation_maps_of_tokens(vision_transformer, kind):
+    inputs = seeded(3, SIZE, torch.float32)
+    maps = KINDS[kind]().attribute(vision_transformer, inputs, torch.tensor(TARGETS), Context())
+    assert maps.any()
+    layers = [vision_transformer.layer("last_conv")]
+    expected = theirs(kind, vision_transformer, inputs, layers, reshape_transform=patches)
+    assert (scaled(maps) - expected).abs().max() <= TOLERANCE
+
+
+def test_maps_of_tokens_without_gradients(vision_transformer, monkeypatch):
+    """As for feature maps: Score-CAM aligned, Ablation-CAM not divided, Eigen-CAM with either sign. Theirs of
+    Ablation-CAM takes the class token's number away too, by a layer of its own for transformers."""
+    from pytorch_grad_cam.ablation_layer import AblationLayerVit
+
+    monkeypatch.setattr(torch.nn, "UpsamplingBilinear2d", functools.partial(torch.nn.Upsample, mode="bilinear"))
+    inputs, targets, network = seeded(3, SIZE, torch.float32), torch.tensor(TARGETS), vision_transformer
+    for method in (AblationCAM(), EigenCAM(), ScoreCAM()):
+        if isinstance(method, ScoreCAM):
+            network.module.head.weight.data /= 100 * STEEP
+        kind = type(method).__name__
+        options = {"ablation_layer": AblationLayerVit()} if kind == "AblationCAM" else {}
+        expected = theirs(kind, network, inputs, [network.layer("last_conv")], reshape_transform=patches, **options)
+        cams = method.combined(network, inputs, targets)
+        if kind == "AblationCAM":
+            cams = cams / network.scores(inputs, targets).view(-1, 1, 1, 1)
+        assert (cams > 0).any()
+        for cam, other in zip(cams, expected):
+            signs = (1, -1) if kind == "EigenCAM" else (1,)
+            found = [enlarged((sign * cam[None]).relu(), SIZE)[0] for sign in signs]
+            assert min((one - other).abs().max() for one in found) <= TOLERANCE, kind
 
 
 def test_fullgrad(network):

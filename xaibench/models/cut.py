@@ -8,6 +8,7 @@ from torch import fx, nn
 
 from ..errors import Refusal
 from .classifier import Classifier
+from .tokens import token_grid
 
 INPUT, LOGITS = "input", "logits"
 
@@ -157,11 +158,17 @@ def output_shape(classifier: Classifier, layer: str) -> tuple[int, ...]:
 
 
 def feature_shape(classifier: Classifier, layer: str) -> tuple[int, int, int]:
-    """Shape (c,h,w) of a layer's feature maps; raises Refusal as `output_shape` does, and if it has none."""
+    """Shape (c,h,w) of a layer's feature maps, those of a transformer's tokens being its patches (`tokens`); raises
+    Refusal as `output_shape` does, and if it has none."""
     shape = output_shape(classifier, layer)
-    if len(shape) != 3:
-        raise Refusal(f"layer '{layer}' of {classifier.name} has no feature maps [B,C,H,W]: name a convolutional layer")
-    return shape
+    if len(shape) == 3:
+        return shape
+    if len(shape) == 2 and (grid := token_grid(shape[0], classifier.input_size[1:])):
+        return shape[1], grid.height, grid.width
+    raise Refusal(
+        f"layer '{layer}' of {classifier.name} has no feature maps [B,C,H,W], nor tokens of patches [B,n,C]: name a "
+        "layer that has"
+    )
 
 
 def _repeat(tensor: torch.Tensor, copies: int) -> torch.Tensor:

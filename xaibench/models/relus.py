@@ -12,8 +12,25 @@ _LAST_MAPS = ("permute", "layer4", "inception5b", "Mixed_7c", "trunk_output", "c
 
 
 def last_conv(module: nn.Module) -> str | None:
-    """The path of the module whose output is the last feature map of a torchvision classifier; None if unknown."""
-    return next((name for name in _LAST_MAPS if hasattr(module, name)), None)
+    """The path of the module whose output is the last feature map of a torchvision classifier; None if unknown.
+
+    Of a vision transformer it is the normalisation before the last attention: behind it only the class token is read,
+    so that no patch has a gradient.
+    """
+    return next((name for name in _LAST_MAPS if hasattr(module, name)), _before_last_attention(module))
+
+
+def _before_last_attention(module: nn.Module) -> str | None:
+    """The path of the layer normalisation that a module has in front of its attention, where that is the last one."""
+    attentions = [path for path, part in module.named_modules() if isinstance(part, nn.MultiheadAttention)]
+    if not attentions:
+        return None
+    parent, _, name = attentions[-1].rpartition(".")
+    siblings = dict(module.get_submodule(parent).named_children())
+    before = list(siblings)[: list(siblings).index(name)]
+    if not before or not isinstance(siblings[before[-1]], nn.LayerNorm):
+        return None
+    return f"{parent}.{before[-1]}" if parent else before[-1]
 
 
 def untangle(module: nn.Module) -> nn.Module:

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from ...datasets.base import Samples
 from ...errors import Refusal
 from ...models.classifier import Classifier
-from ...models.cut import activations, feature_shape
+from ...models.cut import activations, feature_shape, output_shape
+from ...models.tokens import Grid, feature_maps
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -88,6 +89,17 @@ def require_layer(classifier: Classifier, layer: str, parameter: str = "method.l
         raise
 
 
+def require_maps(classifier: Classifier, layer: str, method: str) -> tuple[int, int, int]:
+    """As `require_layer`. Raises Refusal for tokens, too, which `method` cannot serve."""
+    shape = require_layer(classifier, layer)
+    if len(output_shape(classifier, layer)) != 3:
+        raise Refusal(
+            f"layer '{layer}' of {classifier.name} returns tokens, and {method} has convolutions read its features: "
+            "iba serves tokens"
+        )
+    return shape
+
+
 def require_loss(classifier: Classifier, loss: Loss) -> None:
     """Raises Refusal where the loss says nothing about the network's outputs."""
     outputs = classifier.outputs
@@ -130,29 +142,33 @@ def blur_matrix(size: int, sigma: float, like: torch.Tensor) -> torch.Tensor:
     return matrix.scatter_add_(1, sources, weights.expand(size, -1)).to(like)
 
 
-def blur(maps: torch.Tensor, sigma: float) -> torch.Tensor:
+def blur(maps: torch.Tensor, sigma: float, grid: Grid | None = None) -> torch.Tensor:
     """Maps [...,H,W] smoothed over the last two axes; sigma 0 leaves them as they are.
 
+    grid: of tokens [B,n,C], whose patches are smoothed over their places, and the others are left as they are.
     As products with two small matrices, which on the CPU is several times faster than a depthwise convolution.
     """
     if sigma == 0:
         return maps
+    if grid is not None:
+        return grid.replaced(maps, blur(grid.maps(maps), sigma))
     height, width = maps.shape[-2:]
     return blur_matrix(height, sigma, maps) @ maps @ blur_matrix(width, sigma, maps).T
 
 
-def noise_share(alpha: torch.Tensor, smoothing: float) -> torch.Tensor:
-    """s = 1 - blur(sigmoid(alpha)), computed as blur(sigmoid(-alpha)), in (0, 1]."""
-    return blur(torch.sigmoid(-alpha), smoothing).clamp_min(torch.finfo(alpha.dtype).tiny)
+def noise_share(alpha: torch.Tensor, smoothing: float, grid: Grid | None = None) -> torch.Tensor:
+    """s = 1 - blur(sigmoid(alpha)), computed as blur(sigmoid(-alpha)), in (0, 1]. grid: as for `blur`."""
+    return blur(torch.sigmoid(-alpha), smoothing, grid).clamp_min(torch.finfo(alpha.dtype).tiny)
 
 
 def bits_per_pixel(nats: torch.Tensor, size: Sequence[int], channels: str = "sum") -> torch.Tensor:
-    """Information [B,C,h,w] in nats -> map [B,1,H,W] in bits per input pixel.
+    """Information [B,C,h,w] in nats, or of tokens [B,n,C], -> map [B,1,H,W] in bits per input pixel.
 
-    channels: `sum`, after which the map adds up to the bits of the whole bottleneck, or `max`. Bilinear
-    (align_corners false); resizing keeps each map's total.
+    channels: `sum`, after which the map adds up to the bits of the whole bottleneck, or `max`. Of tokens those of
+    patches count; what passes in a class token has no place in the image. Bilinear (align_corners false); resizing
+    keeps each map's total.
     """
-    nats = nats.clamp_min(0)  # below 0 by rounding only
+    nats = feature_maps(nats, size).clamp_min(0)  # below 0 by rounding only
     maps = (nats.sum(1, keepdim=True) if channels == "sum" else nats.amax(1, keepdim=True)) / math.log(2)
     resized = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
     total, found = maps.sum((2, 3), keepdim=True), resized.sum((2, 3), keepdim=True)
@@ -241,15 +257,22 @@ class Optimisation(Masking):
 class Bottleneck:
     """Noise at the features of B images: Z = lambda R + (1 - lambda) E, E ~ N(mean, std^2).
 
-    features [B,C,H,W]. mean, std [B or 1,C,H or 1,W or 1], std > 0. active, likewise: 1, or 0 for features that carry
-    nothing; those are set to 0 in Z and count as 0 nats.
+    features [B,C,H,W], or tokens [B,n,C], of which those that are no patch get noise like the others: what a class
+    token knows of the image would pass beside the mask otherwise. mean, std [B or 1,C,H or 1,W or 1], std > 0. active,
+    likewise: 1, or 0 for features that carry nothing; those are set to 0 in Z and count as 0 nats.
+    grid: of tokens.
     """
 
     def __init__(
-        self, features: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, active: torch.Tensor | float = 1.0
+        self,
+        features: torch.Tensor,
+        mean: torch.Tensor,
+        std: torch.Tensor,
+        active: torch.Tensor | float = 1.0,
+        grid: Grid | None = None,
     ) -> None:
         self.standardised = (features - mean) / std
-        self.active = active
+        self.active, self.grid = active, grid
         self.features, self.mean, self.std = features * active, mean * active, std * active
 
     def information(self, noise: torch.Tensor) -> torch.Tensor:
@@ -289,10 +312,12 @@ def layer_noise(
     layer: str,
     min_std: float,
     min_active: float,
+    grid: Grid | None = None,
 ) -> Bottleneck:
-    """A bottleneck at a layer's features [B,C,H,W], with the moments that `estimate` found."""
+    """A bottleneck at a layer's features [B,C,H,W], or tokens [B,n,C] with their grid, with the moments that `estimate`
+    found."""
     mean, std, active = (fitted[f"{layer}.{name}"].to(features)[None] for name in ("mean", "std", "active"))
-    return kind(features, mean, std.clamp_min(min_std), (active > min_active).to(features))
+    return kind(features, mean, std.clamp_min(min_std), (active > min_active).to(features), grid)
 
 
 def find_mask(
@@ -313,7 +338,7 @@ def find_mask(
     adam = torch.optim.Adam([alpha], lr=settings.learning_rate)
     at_once = max(1, most_rows // len(features))
     for _ in range(settings.steps):
-        smoothed = noise_share(alpha, settings.smoothing)
+        smoothed = noise_share(alpha, settings.smoothing, bottleneck.grid)
         # The gradient of every part is gathered at the smoothed mask, and goes through the smoothing once.
         noise = smoothed.detach().requires_grad_(True)
         (settings.beta * bottleneck.information(noise).flatten(1).mean(1)).sum().backward()

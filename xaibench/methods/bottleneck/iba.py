@@ -10,6 +10,7 @@ from ...datasets.base import Samples
 from ...errors import Refusal
 from ...models.classifier import Classifier
 from ...models.cut import Cut, Features
+from ...models.tokens import token_grid
 from ..base import Fitted
 from ..context import Context
 from ._bottleneck import (
@@ -72,7 +73,8 @@ class IBA(PerSample):
     prediction of the target stays: min CE + beta L_I. The map is the information of the final mask, in bits per
     input pixel, >= 0: its sum is the number of bits that pass the layer.
 
-    layer: an alias or module path; `input` puts the bottleneck on the image itself.
+    layer: an alias or module path; `input` puts the bottleneck on the image itself. At a transformer's tokens the
+        class token gets noise as well; the map shows the patches.
     The other parameters: see `Masking`, `Optimisation` and `PerSample`.
     """
 
@@ -122,7 +124,7 @@ class IBA(PerSample):
             with torch.no_grad():
                 features = cut.before(inputs[rows])
                 goal = self._goal(classifier, cut, features, targets[rows], None if labels is None else labels[rows])
-            bottleneck = self.bottleneck(features.values, fitted)
+            bottleneck = self.bottleneck(features.values, fitted, inputs.shape[2:])
 
             def losses(
                 z: torch.Tensor,
@@ -138,11 +140,13 @@ class IBA(PerSample):
 
             with torch.enable_grad():
                 alpha = find_mask(bottleneck, losses, self, generators[rows], classifier.batch_size)
-            yield Solution(rows, bottleneck, noise_share(alpha, self.smoothing), cut, features)
+            noise = noise_share(alpha, self.smoothing, bottleneck.grid)
+            yield Solution(rows, bottleneck, noise, cut, features)
 
-    def bottleneck(self, features: torch.Tensor, fitted: Mapping[str, torch.Tensor]) -> Bottleneck:
-        """The noise that goes with the layer's statistics."""
-        return layer_noise(self.kind, features, fitted, self.layer, self.min_std, self.min_active)
+    def bottleneck(self, features: torch.Tensor, fitted: Mapping[str, torch.Tensor], size: Sequence[int]) -> Bottleneck:
+        """The noise that goes with the layer's statistics; features of inputs of this size (H,W)."""
+        grid = token_grid(features.shape[1], size) if features.dim() == 3 else None
+        return layer_noise(self.kind, features, fitted, self.layer, self.min_std, self.min_active, grid)
 
     def _goal(
         self,

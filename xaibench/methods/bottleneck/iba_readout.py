@@ -23,8 +23,8 @@ from ._bottleneck import (
     layer_noise,
     noise_share,
     require,
-    require_layer,
     require_loss,
+    require_maps,
     require_positive,
     seeded,
 )
@@ -70,7 +70,7 @@ class IBAReadout(Masking, Fitted):
 
     def check(self, classifier: Classifier) -> None:
         classifier.require_pictures("the readout's convolutions look at pixels around each")
-        require_layer(classifier, self.layer)
+        require_maps(classifier, self.layer, "iba_readout")
         for readout in self.readouts:
             if len(shape := output_shape(classifier, readout)) not in (1, 3):
                 raise Refusal(f"readout '{readout}' of {classifier.name} is of shape {shape}: expected [C,H,W] or [C]")

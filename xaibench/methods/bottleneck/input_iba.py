@@ -21,8 +21,8 @@ from ._bottleneck import (
     bits_per_pixel,
     find_mask,
     noise_share,
-    require_layer,
     require_loss,
+    require_maps,
     seeded,
 )
 from .iba import IBA, Solution
@@ -196,7 +196,7 @@ class InputIBA(Optimisation, Fitted):
         )
 
     def check(self, classifier: Classifier) -> None:
-        shape = require_layer(classifier, self.layer)
+        shape = require_maps(classifier, self.layer, "input_iba")
         where = f"layer '{self.layer}' of {classifier.name} has maps of {shape[1]}x{shape[2]}"
         if self.critic == "recurrent" and shape[1] > 1:
             raise Refusal(f"{where}, no sequence: set method.critic=convolutions")

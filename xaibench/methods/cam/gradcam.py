@@ -9,7 +9,8 @@ from torch.nn import functional
 from ... import rng
 from ...errors import Refusal, one_of
 from ...models.classifier import Classifier
-from ...models.cut import Cut
+from ...models.cut import Cut, output_shape
+from ...models.tokens import feature_maps
 from ..base import Method
 from ..context import Context
 from ..rules.guided_backprop import GuidedBackprop
@@ -20,7 +21,9 @@ class GradCAM(Method):
 
     Selvaraju et al. 2017, eq. 1 and 2; enlarged bilinearly (align_corners false) to the input's size.
 
-    layer: alias or module path of the layer whose output is taken.
+    layer: alias or module path of the layer whose output is taken. Of a transformer's tokens the patches are the
+        places; it has to come before the last attention, behind which a network that reads its class token alone has
+        no gradient at any of them.
     relu: keep only what speaks for the explained output, as in the paper; otherwise the map is signed.
     """
 
@@ -30,7 +33,13 @@ class GradCAM(Method):
         self.layer, self.relu = layer, relu
 
     def check(self, classifier: Classifier) -> None:
-        self._features(classifier, classifier.blank, torch.zeros(1, dtype=torch.int64, device=classifier.device))
+        first = torch.zeros(1, dtype=torch.int64, device=classifier.device)
+        _, gradients = self._features(classifier, classifier.blank, first)
+        if not gradients.any() and len(output_shape(classifier, self.layer)) == 2:
+            raise Refusal(
+                f"{classifier.name} reads no patch behind layer '{self.layer}', so that all their gradients there are "
+                "0: name the normalisation before its last attention"
+            )
 
     def attribute(
         self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
@@ -51,7 +60,9 @@ class GradCAM(Method):
     def _features(
         self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The layer's output [B,k,h,w] and the gradient there of the explained output; refuses unfit layers."""
+        """The layer's feature maps [B,k,h,w] and the gradient there of the explained output; refuses unfit layers.
+
+        Where the layer returns tokens, their patches are the places of feature maps."""
         outputs = []
 
         def cut(module: nn.Module, arguments: Any, output: Any) -> torch.Tensor | None:
@@ -71,13 +82,16 @@ class GradCAM(Method):
             handle.remove()
         if len(outputs) != 1:
             raise Refusal(f"layer '{self.layer}' of {classifier.name} runs {len(outputs)} times, expected once")
-        features = outputs[0]
-        if not isinstance(features, torch.Tensor) or features.dim() != 4:
-            shape = list(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
-            raise Refusal(f"layer '{self.layer}' returns {shape}, expected feature maps [B,channels,h,w]")
+        features, size = outputs[0], inputs.shape[2:]
+        try:
+            maps = feature_maps(features, size).detach()
+        except ValueError as error:
+            raise Refusal(
+                f"layer '{self.layer}' returns {error}, expected feature maps [B,channels,h,w] or tokens [B,n,channels]"
+            ) from error
         if not total.requires_grad:
             raise Refusal(f"the output of {classifier.name} does not depend on layer '{self.layer}'")
-        return features.detach(), torch.autograd.grad(total, features)[0]
+        return maps, feature_maps(torch.autograd.grad(total, features)[0], size)
 
 
 class GradCAMPlusPlus(GradCAM):
@@ -163,7 +177,8 @@ class CAM(GradCAM):
         cut = Cut(classifier, self.layer, inputs[0])
         features, other = (cut.before(probe) for probe in inputs)
         values = torch.randn(features.values.shape, generator=draw).to(features.values)
-        pooled = values.mean((2, 3), keepdim=True).expand_as(values)
+        places = (2, 3) if values.dim() == 4 else (1,)
+        pooled = values.mean(places, keepdim=True).expand_as(values)
 
         def logits(values: torch.Tensor, features: Any = features) -> torch.Tensor:
             return cut.behind(values.clone(), features)

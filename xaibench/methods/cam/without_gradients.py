@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from ...models.classifier import Classifier
 from ...models.cut import Cut, activations, feature_shape
+from ...models.tokens import feature_maps
 from ..base import Method
 from ..context import Context
 
@@ -15,7 +16,8 @@ from ..context import Context
 class FeatureMaps(Method):
     """What the three have in common: the feature maps of a layer, combined, rectified, and enlarged bilinearly.
 
-    layer: alias or module path of the layer whose output is taken. relu: keep only what speaks for the output.
+    layer: alias or module path of the layer whose output is taken; of a transformer's tokens the patches are the
+        places. relu: keep only what speaks for the output.
     """
 
     sign_of_logit = False
@@ -35,6 +37,10 @@ class FeatureMaps(Method):
             cam = cam.relu() if self.relu else cam
             return functional.interpolate(cam, size=inputs.shape[2:], mode="bilinear", align_corners=False)
 
+    def features(self, classifier: Classifier, inputs: torch.Tensor) -> torch.Tensor:
+        """The feature maps [B,k,h,w] of inputs [B,C,H,W]."""
+        return feature_maps(activations(classifier, [self.layer], inputs)[self.layer], inputs.shape[2:])
+
     @abstractmethod
     def combined(self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The feature maps of inputs [B,C,H,W] as one [B,1,h,w], before it is rectified and enlarged."""
@@ -53,7 +59,7 @@ class ScoreCAM(FeatureMaps):
         return 1 + feature_shape(classifier, self.layer)[0], 0
 
     def combined(self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        features = activations(classifier, [self.layer], inputs)[self.layer]
+        features = self.features(classifier, inputs)
         scores = [
             classifier.scores(inputs[image] * _shown(features[image, channel], inputs.shape[2:]), targets[image])
             for image, channel in _pairs(features, classifier)
@@ -77,13 +83,14 @@ class AblationCAM(FeatureMaps):
         cut = Cut(classifier, self.layer, inputs[:1])
         features = cut.before(inputs)
         whole = classifier.select(cut.behind(features.values.clone(), features), targets)
-        without = []
-        for image, channel in _pairs(features.values, classifier):
+        maps, without = feature_maps(features.values, inputs.shape[2:]), []
+        for image, channel in _pairs(maps, classifier):
             values = features.values[image]
-            values[torch.arange(len(image)), channel] = 0
+            # Of tokens [n,places,channels], where the class token is without it too, or of maps [n,channels,...].
+            (values.transpose(1, 2) if values.dim() == 3 else values)[torch.arange(len(image)), channel] = 0
             without.append(classifier.select(cut.behind(values, features[image]), targets[image]))
-        weights = whole[:, None] - torch.cat(without).view(features.values.shape[:2])
-        return (weights[..., None, None] * features.values).sum(1, keepdim=True)
+        weights = whole[:, None] - torch.cat(without).view(maps.shape[:2])
+        return (weights[..., None, None] * maps).sum(1, keepdim=True)
 
 
 class EigenCAM(FeatureMaps):
@@ -97,7 +104,7 @@ class EigenCAM(FeatureMaps):
         return 1, 0
 
     def combined(self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        features = activations(classifier, [self.layer], inputs)[self.layer]
+        features = self.features(classifier, inputs)
         places = features.flatten(2).transpose(1, 2)
         centred = places - places.mean(1, keepdim=True)
         directions = torch.linalg.svd(centred, full_matrices=False).Vh[:, 0]

@@ -101,7 +101,8 @@ class BottleneckCapacity(Optimisation, Metric):
             hits1, hits5 = _top(logits, targets.repeat_interleave(copies))
             top1 += hits1.view(-1, copies).sum(1) / self.copies
             top5 += hits5.view(-1, copies).sum(1) / self.copies
-        untouched = noise_share(torch.full_like(solution.noise, self.initial), self.smoothing)
+        initial = torch.full_like(solution.noise, self.initial)
+        untouched = noise_share(initial, self.smoothing, solution.bottleneck.grid)
         return {
             "information": solution.information.flatten(1).mean(1),
             "initial_information": solution.bottleneck.information(untouched).flatten(1).mean(1),

@@ -1,0 +1,1 @@
+"""What the attentions of a transformer hand on, from the patches to the token that is read."""
