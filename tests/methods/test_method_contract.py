@@ -10,6 +10,7 @@ from tests.methods.helpers import YAMLS, settings
 from tests.methods.helpers import samples as images
 from tests.methods.nets import SIZE, FullyConnected, Pooled, VGGLike, classifier, photographs, seeded, transformer
 from xaibench.build import build, locate
+from xaibench.datasets.base import Dataset, Example, Samples
 from xaibench.methods.attention.attention import OfAttention
 from xaibench.methods.base import Fitted
 from xaibench.methods.bridges.captum import Captum
@@ -23,6 +24,7 @@ from xaibench.methods.removal.meaningful_perturbation import MeaningfulPerturbat
 from xaibench.methods.rules._modified_backprop import ModifiedBackprop
 from xaibench.methods.rules.dtd import FullDTD
 from xaibench.models.glow import Glow
+from xaibench.models.preprocessing import Preprocessing
 from xaibench.rng import sample_generators
 
 NAMES = [path.stem for path in YAMLS]
@@ -87,11 +89,26 @@ def net_for(name):
     return special.get(name, VGGLike)()
 
 
+class Halves(Dataset):
+    """64 inputs of which a region is known: the left half, more or less."""
+
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, index):
+        return Example(torch.zeros(SIZE), 0)
+
+    def regions(self, ids):
+        columns = torch.arange(SIZE[2]).expand(len(ids), SIZE[1], SIZE[2])
+        return {"lungs": columns < SIZE[2] // 2 + torch.tensor(ids).view(-1, 1, 1) % 3}
+
+
 def maps_of(method, network, inputs, ids):
     """Maps of the samples `ids` in one call, with everything a method may ask for."""
     inputs, generators = inputs[list(ids)], sample_generators(0, "maps", ids)
     fitted = method.fit(network, images(10), torch.Generator().manual_seed(0)) if method.fit else {}
-    context = Context(generators, fitted, samples=tuple(ids), masks=inputs[:, 0] > 0)
+    data = Samples(Halves(), Preprocessing(), range(64))
+    context = Context(generators, fitted, samples=tuple(ids), masks=inputs[:, 0] > 0, data=data)
     return method.attribute(network, inputs, torch.tensor([i % 5 for i in ids]), context)
 
 

@@ -209,6 +209,19 @@ class Samples:
             valid=None if valid is None else valid.to(self.device),
         )
 
+    def region(self, name: str, ids: Sequence[int]) -> torch.Tensor:
+        """A region of the named samples' images, as a data set with `regions(ids)` knows it.
+
+        Args:
+            name: Of the region.
+            ids: Of the samples.
+
+        Returns:
+            Bool [B,H,W], in input geometry.
+        """
+        regions: Mapping[str, torch.Tensor] = self.dataset.regions(ids)  # type: ignore[attr-defined]
+        return torch.stack([self.preprocessing.mask(mask) for mask in regions[name]]).to(self.device)
+
     def _row(self, index: int) -> "_Row":
         example = self.dataset[index]
         if example.mask is None and self.dataset.has_masks:

@@ -76,6 +76,7 @@ class Maps:
             samples=samples,
             labels=labels,
             masks=masks,
+            data=setting.split.samples,
         )
         maps = self.method.attribute(setting.classifier.sized(inputs), inputs, targets, context).detach()
         _check_shape(setting.job.method, maps, inputs)

@@ -21,7 +21,7 @@ class Context:
     """Handed to `Method.attribute`, `Method.propagate`, `Metric.respond` and `Metric.evaluate`.
 
     `generators` and `fitted` are there everywhere; `samples`, `labels` and `masks` for methods (metrics have these in
-    their batch); the others for metrics.
+    their batch); `data` for both, where there is a data set; the others for metrics.
 
     Args:
         generators: One per sample (CPU), seeded by run, purpose and sample; draw from them, and a sample's numbers do

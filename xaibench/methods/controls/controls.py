@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional
 
-from ...errors import Refusal
+from ...errors import Refusal, nearest
 from ...models.classifier import Classifier
 from ..base import Method
 from ..context import Context
@@ -99,3 +99,54 @@ class Oracle(Control):
         if context.masks is None:
             raise Refusal("oracle needs ground-truth masks: this data set has none")
         return context.masks[:, None].to(inputs)
+
+
+class Centre(Control):
+    """A Gaussian blob in the middle of the image: [B,1,H,W], 1 in its centre; things tend to lie there.
+
+    width: the standard deviation, as a share of the height and of the width.
+    """
+
+    def __init__(self, width: float = 0.25) -> None:
+        if not width > 0:
+            raise ValueError(f"width={width}: expected a positive share of the image's side")
+        self.width = width
+
+    def attribute(
+        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
+    ) -> torch.Tensor:
+        axes = [(torch.arange(side).to(inputs) + 0.5) / side - 0.5 for side in inputs.shape[2:]]
+        rows, columns = (torch.exp(-(axis**2) / (2 * self.width**2)) for axis in axes)
+        return (rows[:, None] * columns).expand(len(inputs), 1, -1, -1).clone()
+
+
+class Row(Control):
+    """The number of each pixel's row, from 0 at the top: [B,1,H,W]. In X-rays, what is lower tends to be worse."""
+
+    def attribute(
+        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
+    ) -> torch.Tensor:
+        height, width = inputs.shape[2:]
+        return torch.arange(height).to(inputs)[:, None].expand(len(inputs), 1, height, width).clone()
+
+
+class Region(Control):
+    """A region of the image that the data set knows, as a map: [B,1,H,W], 1 inside and 0 outside.
+
+    name: of the region, such as `lungs`. Refused where the data set has no such region.
+    """
+
+    own_samples_only = True
+
+    def __init__(self, name: str = "lungs") -> None:
+        self.name = name
+
+    def attribute(
+        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
+    ) -> torch.Tensor:
+        dataset = context.data.dataset if context.data is not None else None
+        known = dataset.regions(context.samples[:1]) if hasattr(dataset, "regions") else {}
+        if self.name not in known:
+            near = nearest(self.name, known) if known else "it has none, as dataset=chest and dataset=brixia do"
+            raise Refusal(f"method.name={self.name}: no region of the data set: {near}")
+        return context.data.region(self.name, context.samples)[:, None].to(inputs)
