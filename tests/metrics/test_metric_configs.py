@@ -51,6 +51,7 @@ def test_what_is_declared_decides_what_a_metric_is_given(convnet):
         **dict.fromkeys(("dim_diff", "masked_pearson"), "pooled"),
         **dict.fromkeys(("roar", "kar"), "retraining"),
     }
+    dissecting = ("network_dissection", "semantic_attribution")
     counterfactual = ("counterfactual_agreement", "counterfactual_audit")
     explaining = {"bam_idr", "bam_iir", "grid_pointing_game", "completeness_soundness", "max_sensitivity"}
     explaining |= {"class_difference", "class_sensitivity", "random_logit"}
@@ -60,7 +61,7 @@ def test_what_is_declared_decides_what_a_metric_is_given(convnet):
         ("propagates", {"csc", "singular_ratio"}),
         ("reads_paths", {"path_dead", "path_output", "path_overlap", "path_linearity"}),
         ("reads_other_logits", {"bam_mcs", "label_randomization"}),
-        ("fit", {"bottleneck_capacity", "concept_correlation", "factor_audit", *counterfactual}),
+        ("fit", {"bottleneck_capacity", "concept_correlation", "factor_audit", *dissecting, *counterfactual}),
     ):
         assert {name for name, metric in metrics.items() if getattr(metric, attribute)} == names
 

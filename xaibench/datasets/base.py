@@ -65,6 +65,30 @@ class Dataset(ABC):
     def __getitem__(self, index: int) -> Example:
         """The sample with this id."""
 
+    @property
+    def concept_names(self) -> tuple[str, ...]:
+        """What `concepts` marks: the classes, of a data set whose masks mark regions; nothing in others."""
+        return tuple(dict.fromkeys(self.class_names)) if self.has_masks and not self.graded_masks else ()
+
+    def concepts(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Where each concept is in some images of one size.
+
+        By default a class is where the mask of an image with this label is, and nowhere in the others.
+
+        Args:
+            indices: Ids of the samples.
+
+        Returns:
+            Name -> bool [N,H,W], for every one of `concept_names`; several may mark one pixel.
+        """
+        examples = [self[index] for index in indices]
+        masks = torch.stack([torch.as_tensor(example.mask) for example in examples])
+        labels = [self.class_names[int(example.label)] for example in examples]
+        return {
+            name: masks & torch.tensor([label == name for label in labels])[:, None, None]
+            for name in self.concept_names
+        }
+
 
 @runtime_checkable
 class HasWords(Protocol):
@@ -221,6 +245,25 @@ class Samples:
         """
         regions: Mapping[str, torch.Tensor] = self.dataset.regions(ids)  # type: ignore[attr-defined]
         return torch.stack([self.preprocessing.mask(mask) for mask in regions[name]]).to(self.device)
+
+    def concepts(self, ids: Sequence[int], names: Sequence[str]) -> torch.Tensor:
+        """Where concepts are in the named samples, as the network sees these.
+
+        Args:
+            ids: Of the samples.
+            names: Some of the data set's `concept_names`.
+
+        Returns:
+            Bool [N,K,H,W], in the order of `ids` and `names`, in input geometry.
+        """
+
+        def marked(index: int) -> torch.Tensor:
+            found = self.dataset.concepts([index])
+            return torch.stack([self.preprocessing.mask(found[name][0]) for name in names])
+
+        # One after the other: pictures of a folder have sizes of their own.
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            return torch.stack(list(pool.map(marked, ids))).to(self.device)
 
     def _row(self, index: int) -> "_Row":
         example = self.dataset[index]

@@ -84,6 +84,14 @@ class Two4Two(Dataset):
         parts = {name: torch.isin(blocks, torch.tensor(numbers)) for name, numbers in BLOCKS.items()}
         return parts | {"animal": blocks > 0, "background": blocks == 0}
 
+    @property
+    def concept_names(self) -> tuple[str, ...]:
+        return (*BLOCKS, "animal", "background")
+
+    def concepts(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        """As `regions`."""
+        return self.regions(indices)
+
     def _noise(self, purpose: str, indices: Sequence[int], count: int) -> np.ndarray:
         positions = SPLITS[self.split]
         seeds = [seed_of("two4two", self.generator_seed, purpose, positions[index]) for index in indices]

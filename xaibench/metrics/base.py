@@ -12,12 +12,27 @@ from ..job import Job
 from ..methods.context import Context
 from ..models.classifier import Classifier
 
-# What `evaluate` returns: name -> [B], a value per sample, or [B,X], a curve.
+# What `evaluate` returns: name -> [B], a value per sample, [B,X], a curve, or [B,...], a table.
 Columns = dict[str, torch.Tensor]
 
 
 # Kinds of statistics about two columns.
 OF_TWO = ("r_squared", "spearman", "determination", "roc_auc", "average_precision")
+
+
+@dataclass(frozen=True)
+class Units:
+    """What a statistic about the units of a layer needs besides its columns: see `scores.units`.
+
+    Args:
+        level: The IoU above which a unit is a detector.
+        area: The column [B,C] of the pixels of each concept.
+        concept: Which of the C concepts it is about; None for all of them.
+    """
+
+    level: float
+    area: str
+    concept: int | None = None
 
 
 @dataclass(frozen=True)
@@ -30,13 +45,15 @@ class Statistic:
         column: The per-sample column it averages.
         per: A second column; then the value is mean(column) / mean(per), and the bootstrap resamples both together
             (degradation's b and t1).
-        kind: `mean` (bootstrap interval), `proportion` (Wilson), `repeats` (few repeats: t interval), `median`, or one
-            of OF_TWO, a number about a column and `per`: see `scores.statistics.statistic`.
+        kind: `mean` (bootstrap interval), `proportion` (Wilson), `repeats` (few repeats: t interval), `median`, one of
+            OF_TWO, a number about a column and `per` (see `scores.statistics.statistic`), or one of `scores.units`,
+            about the units of a layer.
         low: The lower end of the range that the definition allows, or None.
         high: The upper end of it, or None.
         unit: Such as `probability x fraction removed`.
         target: The best value, if the direction is `target`.
         tolerance: The absolute change below which `check` never calls a regression.
+        units: Of a kind that is about units: what it needs besides.
     """
 
     name: str
@@ -49,6 +66,7 @@ class Statistic:
     unit: str = ""
     target: float | None = None
     tolerance: float = 0.005
+    units: Units | None = None
 
     def __post_init__(self) -> None:
         if self.kind in OF_TWO and self.per is None:
@@ -213,8 +231,9 @@ class Metric(Measure, ABC):
             context: What else there is.
 
         Returns:
-            Columns: name -> [B] (a raw value per sample) or [B,X] (a curve, with its axis in `axes`). NaN marks a value
-            that is undefined for this sample: it is excluded, counted and named.
+            Columns: name -> [B] (a raw value per sample), [B,X] (a curve, with its axis in `axes`) or [B,...] without
+            an axis (a table, which statistics about units read). NaN marks a value that is undefined for this sample:
+            it is excluded, counted and named.
         """
 
 

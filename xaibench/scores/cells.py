@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import UserError, first_line, nearest
-from ..store.cache import SCHEMA
+from ..store.cache import SCHEMA, CorruptShard, unpack
 from . import score_files
 
 IDENTITY = ("model", "dataset", "method", "method_variant", "metric", "metric_variant", "statistic")
@@ -44,6 +44,18 @@ class Cell:
     columns: pd.DataFrame
     curves: Mapping[str, Curve] = field(default_factory=dict)
     path: Path | None = None
+
+    def tables(self) -> dict[str, np.ndarray]:
+        """What lies beside the rows, by sample as `columns` are: curves and tables, [n,...] each.
+
+        Raises Damaged if that cannot be read.
+        """
+        assert self.path is not None  # as read
+        beside = self.path.with_suffix(".h5")
+        try:
+            return unpack(beside.read_bytes(), self.card["keys"]["score_key"])
+        except (OSError, CorruptShard) as error:
+            raise Damaged(self.path, f"{beside.name} beside it: {first_line(error)}", self.card) from error
 
     @property
     def folders(self) -> tuple[str, str]:

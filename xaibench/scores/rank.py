@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from . import paired, statistics
+from . import paired, statistics, units
 from .cells import Cell, Summary, comparable
 from .kept import KnownTests
 from .leaderboard import badness, is_rerun
@@ -270,7 +270,7 @@ def _of_group(group: Sequence[Cell]) -> list[Comparison]:
 
 
 def _comparison(cells: Mapping[Contestant, Cell], statistic: Mapping[str, Any], headline: bool) -> Comparison | None:
-    if statistic["kind"] in ("r_squared", "spearman"):
+    if statistic["kind"] in ("r_squared", "spearman", *units.KINDS):
         return None  # a number of all samples together, which none of them has a value of
     enough, common = _ranked(cells, statistic)
     if len(enough) < 2 or not common:

@@ -67,9 +67,10 @@ class Outcome:
 def write(record: Record, columns: Mapping[str, np.ndarray]) -> Outcome:
     """Write the CSV, the JSON and, where there are curves, the HDF5 of one cell; each whole or not at all.
 
-    columns: name -> [n] or [n,X] in the order of record.samples, with `status`, and `constant_maps` where they were
-    counted: how many maps of a row have one value only, and rank nothing. The CSV is a function of the numbers alone:
-    the same numbers give the same bytes. The card has the number of constant maps, and the digests of both files.
+    columns: name -> [n], [n,X] or, without an axis, [n,...] in the order of record.samples, with `status`, and
+    `constant_maps` where they were counted: how many maps of a row have one value only, and rank nothing. The CSV is a
+    function of the numbers alone: the same numbers give the same bytes. The card has the number of
+    constant maps, and the digests of both files.
     """
     score_key, found = digest(dict(record.keys)), outcome(record)
     rows, path = found.rows, found.card
@@ -80,12 +81,15 @@ def write(record: Record, columns: Mapping[str, np.ndarray]) -> Outcome:
     columns = {name: values[order] for name, values in columns.items() if name != "constant_maps"}
     samples = np.asarray(record.samples)[order]
 
-    curves = {name: values for name, values in columns.items() if values.ndim == 2}
-    if curves:
-        axes = {f"{name}_x": np.asarray(record.axes[name], dtype=np.float64) for name in curves}
+    # Curves have an axis, and their means are rows; tables have none, and statistics that read them.
+    wide = {name: values for name, values in columns.items() if values.ndim > 1}
+    tables = [name for name in wide if name not in record.axes]
+    if wide:
+        axes = {f"{name}_x": np.asarray(record.axes[name], dtype=np.float64) for name in wide if name not in tables}
         attributes = {"key": score_key, "schema": SCHEMA}
-        packed = pack({"sample": samples, **curves, **axes}, attributes)
+        packed = pack({"sample": samples, **wide, **axes}, attributes, compressed=tables)
         _write_changed(rows.with_suffix(".h5"), packed)
+    columns = {name: values for name, values in columns.items() if name not in tables}
     lines = [",".join(COLUMNS)]
     labels = [str(SCHEMA), *(_quoted(text) for text in (record.model, record.dataset, record.method, record.metric))]
     lines += [",".join([*labels, *row]) for row in _rows(record, samples, columns)]
@@ -101,7 +105,7 @@ def write(record: Record, columns: Mapping[str, np.ndarray]) -> Outcome:
         "metric": record.metric,
         "metric_variant": record.metric_variant,
         "keys": {**record.keys, "score_key": score_key},
-        "files": {".csv": sha256(text), **({".h5": sha256(packed)} if curves else {})},
+        "files": {".csv": sha256(text), **({".h5": sha256(packed)} if wide else {})},
         "sources": list(record.sources),
         "n": len(samples),
         "excluded": _excluded(columns),

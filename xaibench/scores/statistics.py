@@ -11,6 +11,8 @@ from scipy import special
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
+# The shares of draws below the ends of a percentile interval.
+ENDS = (0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2)
 # Below this many samples a bootstrap interval is too narrow to be trusted (docs/statistics.md has the coverage).
 FEW = 30
 PART = 2**22  # drawn values at a time, to bound the memory
@@ -79,7 +81,7 @@ def estimate(
     left_out = _left_out(column, per, kind) if bootstrap == "bca" else drawn
     if not (np.isfinite(drawn).all() and np.isfinite(left_out).all()):  # some draws have a mean of 0 to divide by
         return Estimate(value, math.nan, math.nan, n)
-    levels = np.array([0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
+    levels = np.array(ENDS)
     if bootstrap == "bca":
         levels = _bca_levels(levels, value, drawn, left_out)
     low, high = _quantiles(drawn, levels)
@@ -127,7 +129,7 @@ def resampled(columns: np.ndarray, per: np.ndarray | None, kind: str) -> np.ndar
     if kind not in OTHERWISE and len(columns) <= SHORT:
         times = _kept_times(len(columns))
         return times @ columns / len(columns) if per is None else _ratio(times @ columns, times @ per)
-    for counts in _draws(len(columns)):
+    for counts in draws(len(columns)):
         if kind == "median":
             found.append(np.stack([_medians(counts, column) for column in columns.T], axis=1))
         elif kind == "spearman":
@@ -149,7 +151,7 @@ def resampled(columns: np.ndarray, per: np.ndarray | None, kind: str) -> np.ndar
     return np.concatenate(found)
 
 
-def _draws(n: int) -> Iterator[np.ndarray]:
+def draws(n: int) -> Iterator[np.ndarray]:
     """How often each of n samples is drawn, [r,n] in parts that bound the memory; RESAMPLES rows in all."""
     if RESAMPLES * n > KEPT:
         yield from _new_draws(n)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..store.cache import digest
-from . import statistics
+from . import statistics, units
 from .cells import IDENTITY, Cell, Summary, comparable, read_cell
 
 # Above this share of excluded samples a cell is also given on the samples that all methods have.
@@ -34,10 +34,11 @@ def summary(cell: Cell) -> Summary:
     """The summary of one cell, by itself."""
     card = {name: cell.card[name] for name in SHOWN if name in cell.card} | {"statistics": cell.card["statistics"]}
     estimates, undefined, columns = {}, {}, _columns(cell)
-    for statistic in cell.card["statistics"]:
-        kept = _finite(columns, statistic, len(cell.columns))
-        estimates[statistic["name"]] = _estimated(columns, statistic, kept)
-        undefined[statistic["name"]] = cell.columns.index[~kept].tolist() if kept.any() else None
+    kept = {s["name"]: _finite(columns, s, len(cell.columns)) for s in cell.card["statistics"]}
+    estimated = _estimated(columns, [(s, kept[s["name"]]) for s in cell.card["statistics"]])
+    for name, rows in kept.items():
+        estimates[name] = estimated[name]
+        undefined[name] = cell.columns.index[~rows].tolist() if rows.any() else None
     return Summary(card, estimates, undefined, cell.path)
 
 
@@ -65,8 +66,8 @@ def with_common(summaries: Sequence[Summary], read: Callable[[Summary], Cell]) -
                 cell = read(one)
                 kept = finite(cell, statistic) & ~cell.columns.index.isin(left_out)
                 before = added.get(id(one), one)
-                estimate = {str(name): _estimated(_columns(cell), statistic, kept)}
-                added[id(one)] = replace(before, estimates={**before.estimates, **estimate})
+                estimate = _estimated(_columns(cell), [(statistic, kept)])[statistic["name"]]
+                added[id(one)] = replace(before, estimates={**before.estimates, str(name): estimate})
     return added
 
 
@@ -90,15 +91,24 @@ def finite(cell: Cell, statistic: Mapping[str, Any]) -> np.ndarray:
 
 
 def _columns(cell: Cell) -> dict[str, np.ndarray]:
-    """A cell's columns [n] by name: of a frame each access costs as much as an estimate."""
-    return dict(zip(cell.columns.columns, np.ascontiguousarray(cell.columns.to_numpy().T)))
+    """A cell's columns [n] by name: of a frame each access costs as much as an estimate. And its tables [n,...], if a
+    statistic reads some."""
+    columns = dict(zip(cell.columns.columns, np.ascontiguousarray(cell.columns.to_numpy().T)))
+    return columns | (cell.tables() if any(s["kind"] in units.KINDS for s in cell.card["statistics"]) else {})
 
 
 def _finite(columns: Mapping[str, np.ndarray], statistic: Mapping[str, Any], n: int) -> np.ndarray:
-    names = [name for name in (statistic["column"], statistic["per"]) if name]
+    names = _names(statistic)
     if any(name not in columns for name in names):
         return np.zeros(n, dtype=bool)
-    return np.logical_and.reduce([np.isfinite(columns[name]) for name in names])
+    return np.logical_and.reduce([np.isfinite(columns[name]).reshape(n, -1).all(axis=1) for name in names])
+
+
+def _names(statistic: Mapping[str, Any]) -> list[str]:
+    """The columns that a statistic reads."""
+    if statistic["kind"] in units.KINDS:
+        return list(units.tables_of(statistic))
+    return [name for name in (statistic["column"], statistic["per"]) if name]
 
 
 def _left_out(group: Sequence[Summary], statistic: str) -> list[int]:
@@ -107,10 +117,18 @@ def _left_out(group: Sequence[Summary], statistic: str) -> list[int]:
 
 
 def _estimated(
-    columns: Mapping[str, np.ndarray], statistic: Mapping[str, Any], kept: np.ndarray
-) -> tuple[float, float, float, int]:
-    """The estimate of a statistic on some of a cell's rows, a mask [n]."""
-    column = columns[statistic["column"]][kept] if kept.any() else np.empty(0)
-    per = columns[statistic["per"]][kept] if kept.any() and statistic["per"] else None
-    found = statistics.estimate(column, per, statistic["kind"])
-    return found.value, found.low, found.high, found.n
+    columns: Mapping[str, np.ndarray], wanted: Sequence[tuple[Mapping[str, Any], np.ndarray]]
+) -> dict[str, tuple[float, float, float, int]]:
+    """The estimates of statistics, each on some of a cell's rows, a mask [n], by name."""
+    found: dict[str, statistics.Estimate] = {}
+    of_units = [(statistic, kept) for statistic, kept in wanted if statistic["kind"] in units.KINDS]
+    if of_units:  # together, since they share the draws
+        rows = np.logical_and.reduce([kept for _, kept in of_units])
+        tables = {name: columns[name][rows] for statistic, _ in of_units for name in _names(statistic) if rows.any()}
+        found |= units.estimates(tables, [statistic for statistic, _ in of_units])
+    for statistic, kept in wanted:
+        if statistic["kind"] not in units.KINDS:
+            column = columns[statistic["column"]][kept] if kept.any() else np.empty(0)
+            per = columns[statistic["per"]][kept] if kept.any() and statistic["per"] else None
+            found[statistic["name"]] = statistics.estimate(column, per, statistic["kind"])
+    return {name: (one.value, one.low, one.high, one.n) for name, one in found.items()}

@@ -57,7 +57,7 @@ class Quality(Metric):
         several = dataset.multi_label
         kind, unit = ("mean", "share of classes") if several else ("proportion", "share of samples")
         found = [Statistic("accuracy", column="correct", kind=kind, unit=unit, **shares)]
-        names = _slugs(dataset.class_names)
+        names = slugs(dataset.class_names)
         for k in self._classes(classifier.outputs):
             for kind in ("roc_auc", "average_precision"):
                 found.append(Statistic(f"{kind}_{names[k]}", column=f"score_{k}", per=f"is_{k}", kind=kind, **shares))
@@ -101,7 +101,7 @@ class Quality(Metric):
         return range(outputs if outputs <= self.per_class else 0)
 
 
-def _slugs(names: tuple[str, ...]) -> list[str]:
+def slugs(names: tuple[str, ...]) -> list[str]:
     """Class names as parts of a statistic's name; with their number where two would be the same."""
     plain = [re.sub(r"\W+", "_", name).strip("_") for name in names]
     return [f"{name}_{k}" if plain.count(name) > 1 or not name else name for k, name in enumerate(plain)]
