@@ -68,6 +68,37 @@ def test_the_best_epoch_is_the_first_of_the_highest_accuracy_on_validation(tmp_p
         train(make_net(), recipe, images)
 
 
+@pytest.mark.parametrize("batch_norm", ["as_is", "folded"])
+def test_weights_of_epochs_are_those_of_a_training_that_ends_there(batch_norm, tmp_path):
+    recipe = Recipe(epochs=3, batch_size=10, lr=0.1, batch_norm=batch_norm, keep=(0, 2))
+    net, images, state, kept = make_net(), images_of(), tmp_path / "state.safetensors", {}
+
+    def stop(epoch, *_):
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train(net, recipe, images, checkpoint=state, progress=stop, keep=kept.__setitem__)
+    assert list(kept) == [0]
+    resumed = make_net()
+    train(resumed, recipe, images, checkpoint=state, keep=kept.__setitem__)
+    shorter, whole, fresh = make_net(), make_net(), make_net()
+    train(shorter, replace(recipe, epochs=2), images)
+    train(whole, replace(recipe, keep=()), images)
+    assert list(kept) == [0, 2] and equal(resumed, whole)
+    assert all(torch.equal(tensor, kept[2][name]) for name, tensor in shorter.state_dict().items())
+    loaded, probe = make_net(), torch.randn(2, 3, 12, 12).to(next(fresh.parameters()))
+    loaded.load_state_dict(kept[0])
+    # What is folded in before the first step is a normalisation by mean 0 and variance 1 + 1e-5.
+    torch.testing.assert_close(loaded.eval()(probe), fresh.eval()(probe), rtol=1e-4, atol=1e-5)
+
+
+def test_keeping_epochs_is_another_training_and_none_beyond_the_last():
+    recipe = Recipe(epochs=3, batch_size=10, lr=0.1)
+    assert "keep" not in recipe.described() and replace(recipe, keep=(1,)).described()["keep"] == (1,)
+    with pytest.raises(UserError, match=r"model.recipe.keep=\[4\]: expected epochs from 0 to 3"):
+        replace(recipe, keep=(4,))
+
+
 @pytest.mark.parametrize("outputs", [2, 1])
 def test_equals_an_obvious_loop(outputs):
     recipe = Recipe(epochs=3, batch_size=16, lr=0.1 if outputs > 1 else 0.001, momentum=0.5, weight_decay=0.01)

@@ -1,5 +1,6 @@
 """Training by recipe: the checkpoint that `model.weights=recipe` asks for, an artefact of the cache like any other."""
 
+import functools
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -62,6 +63,7 @@ def trained_weights(job: Job, root: Path, device: torch.device) -> Path:
 
     Resumed after an interruption; claimed, so that two processes do not train the same network. Raises UserError for
     a model without a recipe, and Untrained where `runner.plan=true` would have to train.
+    The weights of the epochs that the recipe keeps lie beside it, epoch-000.safetensors and so on.
     With the weights state `permuted_labels:SEED` it is trained on the training samples' labels in another order.
     """
     if not job.model_spec.get("recipe"):
@@ -118,8 +120,8 @@ def trained_weights(job: Job, root: Path, device: torch.device) -> Path:
         if isinstance(recipe, Fitting):
             recipe.fit(module, *images.batch(torch.arange(len(images)), next(module.parameters())))
         else:
-            report = epochs(f"training {job.model}")
-            train(trained, recipe, images, validation=validation, checkpoint=state, progress=report)
+            report, keep = epochs(f"training {job.model}"), functools.partial(_keep, path)
+            train(trained, recipe, images, validation=validation, checkpoint=state, progress=report, keep=keep)
         checkpoint.write(path, module.state_dict())
         state.unlink(missing_ok=True)
     return path
@@ -132,6 +134,11 @@ def _words(dataset: Dataset, job: Job) -> Iterable[Sequence[str]]:
             f"dataset={job.dataset} has no sentences, which {job.model} reads: try planted_words or reviews"
         )
     return dataset.words()
+
+
+def _keep(path: Path, epoch: int, weights: Mapping[str, torch.Tensor]) -> None:
+    """Write the weights of an epoch beside those of the end."""
+    checkpoint.write(path.with_name(f"epoch-{epoch:03d}.safetensors"), weights)
 
 
 def epochs(title: str) -> Progress:

@@ -1,5 +1,6 @@
 """Training by recipe: deterministic given the seed, and resumed after an interruption as if there had been none."""
 
+import copy
 import json
 import math
 import time
@@ -27,7 +28,7 @@ Progress = Callable[[int, int, Mapping[str, float]], None]
 # Parameters that came later: recipes that leave them as they are keep the keys of their trainings.
 ADDED = (
     "loss", "supervised", "label_smoothing", "max_norm", "milestones", "gamma", "every", "patience", "initial",
-    "frozen",
+    "frozen", "keep",
 )  # fmt: skip
 
 
@@ -104,6 +105,7 @@ class Recipe:
         has of a network's layers is taken, by name and shape; the others, such as a new head, start at random.
     frozen: a layer (module path) up to which the network keeps these weights, it included. What lies before runs once
         per image and is kept in memory, so that only what lies behind costs time. It allows no augmentation.
+    keep: after which epochs the weights are kept besides, 0 for those that it begins with: what a network learns when.
     """
 
     epochs: int
@@ -127,6 +129,7 @@ class Recipe:
     patience: int | None = None
     initial: str | None = None
     frozen: str | None = None
+    keep: Sequence[int] = ()
 
     @property
     def validates(self) -> bool:
@@ -143,7 +146,8 @@ class Recipe:
         return self.batch_norm == "folded"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "milestones", tuple(self.milestones))
+        for name in ("milestones", "keep"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, words in (("schedule", get_args(Schedule)), ("select", ("last", "best", "lowest_loss"))):
             if getattr(self, name) not in words:
                 raise UserError(f"model.recipe.{name}={getattr(self, name)}: {nearest(getattr(self, name), words)}")
@@ -166,6 +170,8 @@ class Recipe:
                 f"model.recipe.frozen={self.frozen}: what is frozen runs once, so augment=none, batch_norm=as_is and "
                 "another loss than flow"
             )
+        if not all(0 <= epoch <= self.epochs for epoch in self.keep):
+            raise UserError(f"model.recipe.keep={list(self.keep)}: expected epochs from 0 to {self.epochs}")
 
     def described(self) -> dict[str, Any]:
         """The parameters, as keys have them."""
@@ -213,6 +219,7 @@ def train(
     validation: ImageSource | None = None,
     checkpoint: Path | None = None,
     progress: Progress | None = None,
+    keep: Callable[[int, Mapping[str, torch.Tensor]], None] | None = None,
 ) -> dict[str, list[float]]:
     """Train the network in place -> {"loss": one per epoch, "accuracy": one per epoch}, over the epoch's own batches.
 
@@ -223,6 +230,8 @@ def train(
     of this very training, that is taken up, and the weights end up bit for bit what they are without the interruption
     (on one machine, with one thread count); any other content is ignored and replaced.
     progress: called after every epoch with (epochs done, epochs, {"loss": ..., "accuracy": ..., ...} of this epoch).
+    keep: called for every epoch of `recipe.keep` with its number and the weights as they would be if the training ended
+    there; before its checkpoint is written, so that no interruption loses them.
     The network ends up in evaluation mode without gradients.
     Raises UserError if the loss stops being finite, and ValueError if validation images are asked for and absent.
     """
@@ -244,6 +253,8 @@ def train(
     }
     history, best = _take_up(checkpoint, identity, module, optimizer)
     weights = Weights.rarity(images.labels) if recipe.loss == "weighted_mse" else None
+    if keep is not None and 0 in recipe.keep and not history["loss"]:
+        keep(0, _as_finished(whole, recipe))
     # Kernels that add in a varying order would make two trainings differ.
     with (
         torch.enable_grad(),
@@ -266,14 +277,13 @@ def train(
             if recipe.validates and validation is not None:
                 share, loss = _validated(module.eval(), recipe, validation, weights)
                 shares, losses = (history.setdefault(name, []) for name in ("validation", "validation_loss"))
-                if (
-                    share > max(shares, default=-math.inf)
-                    if recipe.select == "best"
-                    else loss < min(losses, default=math.inf)
-                ):
+                by_loss, by_share = loss < min(losses, default=math.inf), share > max(shares, default=-math.inf)
+                if by_share if recipe.select == "best" else by_loss:
                     best = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
                 shares.append(share)
                 losses.append(loss)
+            if keep is not None and epoch + 1 in recipe.keep:
+                keep(epoch + 1, _as_finished(whole, recipe))
             if checkpoint is not None:
                 files.write(checkpoint, _state(module, optimizer, history, best), identity)
             if progress is not None:
@@ -318,6 +328,13 @@ def finish(module: nn.Module, recipe: Recipe, best: Mapping[str, torch.Tensor]) 
     module.eval().requires_grad_(False)
     if recipe.folds:
         fold_batch_norm(module)
+
+
+def _as_finished(module: nn.Module, recipe: Recipe) -> Mapping[str, torch.Tensor]:
+    """The weights of a network in training as `finish` would leave them."""
+    finished = copy.deepcopy(module).to(memory_format=torch.contiguous_format)
+    finish(finished, recipe, {})
+    return finished.state_dict()
 
 
 def add_batch_norm(module: nn.Module) -> None:
