@@ -50,6 +50,7 @@ class LstmSentiment(nn.Module):
     checkpoint is enough to read sentences; 0 where there is no word.
     """
 
+    places_are_words = True  # and no parts of words
     words: torch.Tensor
 
     def __init__(

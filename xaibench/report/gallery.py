@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 
 from ..build import TARGET, build, is_spec, locate
-from ..datasets.base import Dataset, Samples
+from ..datasets.base import Dataset, HasWords, Samples
 from ..errors import XaibenchError
 from ..job import SELECTION
 from ..metrics.ranking import COLLAPSES, collapse
@@ -46,6 +46,20 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Sentence:
+    """One sentence, and what the network said, as of a `Picture`. truth: which of its words the label is about."""
+
+    sample: int
+    words: tuple[str, ...]
+    truth: frozenset[int]
+    label: str
+    predicted: str
+    probability: float | None
+    explained: str
+    explained_probability: float | None
+
+
+@dataclass(frozen=True)
 class Column:
     """The maps of one method: float32 [n,H,W], collapsed over channels as its metrics read them."""
 
@@ -66,11 +80,12 @@ class Column:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Images x methods of one model and data set. missing: what is not shown, as sentences."""
+    """Images, or sentences, x methods of one model and data set. missing: what is not shown, in words."""
 
     pictures: tuple[Picture, ...]
     columns: tuple[Column, ...]
     missing: tuple[str, ...] = ()
+    sentences: tuple[Sentence, ...] = ()
 
 
 def collect(cells: Sequence[Cell], cache: Path, limit: int = 16) -> Gallery:
@@ -88,8 +103,14 @@ def collect(cells: Sequence[Cell], cache: Path, limit: int = 16) -> Gallery:
     rows = [artefact.read(samples) for *_, artefact in found]
     if any(len(row.samples) < len(samples) for row in rows):
         return Gallery((), (), (*missing, "A damaged shard was removed from the cache: run again, then report again."))
+    first = found[0][0], found[0][2], samples, rows[0].arrays
+    pictures: list[Picture] = []
+    spoken: list[Sentence] = []
     try:
-        pictures = pictured(found[0][0], found[0][2], samples, rows[0].arrays)
+        if reads_words(found[0][0]):
+            spoken = sentences(*first)
+        else:
+            pictures = pictured(*first)
     except (Absent, XaibenchError) as error:
         return Gallery((), (), (*missing, str(error)))
     columns = [
@@ -100,7 +121,7 @@ def collect(cells: Sequence[Cell], cache: Path, limit: int = 16) -> Gallery:
         )
         for (cell, how, _), row in zip(found, rows)
     ]
-    return Gallery(tuple(pictures), tuple(columns), missing)
+    return Gallery(tuple(pictures), tuple(columns), missing, tuple(spoken))
 
 
 def cached(cells: Sequence[Cell], cache: Path) -> tuple[list[tuple[Cell, str, Artefact]], tuple[str, ...]]:
@@ -117,6 +138,30 @@ def cached(cells: Sequence[Cell], cache: Path) -> tuple[list[tuple[Cell, str, Ar
         except Absent as error:
             missing.append(str(error))
     return found, tuple(missing)
+
+
+def reads_words(cell: Cell) -> bool:
+    """Whether the inputs of a cell are sentences."""
+    return isinstance(_dataset(cell.card["config"]["dataset"]), HasWords)
+
+
+def sentences(cell: Cell, maps: Artefact, samples: Sequence[int], rows: Mapping[str, np.ndarray]) -> list[Sentence]:
+    """As `pictured`, of a data set of sentences, whose words are the places of the maps. Raises Absent as that does."""
+    dataset = _dataset(cell.card["config"]["dataset"])
+    if dataset.fingerprint != maps.spec["data"]["fingerprint"]:
+        raise Absent(f"{cell.card['dataset']}: the data set has changed since its maps were made; none are shown.")
+    model = locate(cell.card["config"]["model"][TARGET], "model")
+    if not getattr(model, "places_are_words", False):
+        raise Absent(f"{cell.card['model']}: its places are parts of words, which are not shown.")
+    logits, room = answers(cell, maps, samples), rows["maps"].shape[-1]
+    found = []
+    for sample, logit, target in zip(samples, logits, rows["target"].tolist()):
+        example = dataset[sample]
+        words = tuple(str(word) for word in example.image)[:room]  # type: ignore[union-attr]
+        marked = () if example.mask is None else example.mask[0].nonzero()[:, 0].tolist()
+        said = _said(logit, logit.softmax(0), example.label, target, dataset.class_names)
+        found.append(Sentence(sample, words, frozenset(marked), *said))
+    return found
 
 
 def draw(gallery: Gallery, columns: int | None = None, side: int = 96) -> Figure:

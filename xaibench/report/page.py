@@ -148,6 +148,10 @@ def _gallery(board: Board, glance: Glance, slug: str, out: Path, cache: Path, im
         return places.get(Contestant.of(cell.card), len(places))
 
     found = gallery.collect(sorted(board.cells, key=place), cache, images)
+    columns = [{"label": Contestant(column.method, column.variant)} for column in found.columns]
+    view: dict[str, Any] = {"rows": [], "sentences": [], "columns": columns, "missing": found.missing, "files": []}
+    if found.sentences:
+        return view | {"sentences": [_sentence(found, at) for at in range(len(found.sentences))]}
     rows = []
     for at, picture in enumerate(found.pictures):
         maps = [
@@ -170,8 +174,31 @@ def _gallery(board: Board, glance: Glance, slug: str, out: Path, cache: Path, im
         write_atomically(out / "figures" / f"{name}.png", figures.png(drawn))
         write_atomically(out / "figures" / f"{name}.svg", figures.svg(drawn))
         files = [f"figures/{quote(name)}.{kind}" for kind in ("svg", "png")]
-    columns = [{"label": Contestant(column.method, column.variant)} for column in found.columns]
-    return {"rows": rows, "columns": columns, "missing": found.missing, "files": files}
+    return view | {"rows": rows, "files": files}
+
+
+def _sentence(found: gallery.Gallery, at: int) -> dict[str, Any]:
+    """A sentence for the template: of each method its words with their colours and numbers."""
+    sentence = found.sentences[at]
+    maps = []
+    for column in found.columns:
+        scores = column.maps[at][:1, : len(sentence.words)]
+        ranks = (-scores[0]).argsort(kind="stable").argsort() + 1
+        size = np.abs(scores).sum()
+        words = [
+            {
+                "text": word,
+                "colour": "#{:02x}{:02x}{:02x}".format(*colour),
+                "ink": "#fff" if colour.astype(int).sum() < 300 else "#111",
+                "truth": place in sentence.truth,
+                "said": f"{score:.4g}, rank {rank} of {len(ranks)}, {abs(score) / size if size else 0:.0%} of all",
+            }
+            for place, (word, score, rank, colour) in enumerate(
+                zip(sentence.words, scores[0], ranks, colours.painted(scores, column.signed)[0])
+            )
+        ]
+        maps.append({"label": Contestant(column.method, column.variant), "words": words})
+    return {"picture": sentence, "maps": maps}
 
 
 def _image(pixels: np.ndarray, out: Path, file: str) -> dict[str, Any]:
