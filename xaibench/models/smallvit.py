@@ -3,17 +3,18 @@
 import torch
 from torch import nn
 
-# Of the three convolutions that make a token of each patch of so many pixels a side.
-STRIDES = {2: (1, 1, 2), 4: (1, 2, 2), 8: (2, 2, 2)}
+# Of the four convolutions that make a token of each patch of so many pixels a side.
+STRIDES = {2: (1, 1, 2, 1), 4: (1, 2, 2, 1), 8: (2, 2, 2, 1)}
 
 
 class SmallViT(nn.Module):
     """Vision transformer (Dosovitskiy et al. 2021) whose patches are embedded by convolutions (Xiao et al. 2021).
 
-    Inputs [B,3,side,side] -> logits [B,num_classes]. Three 3x3 convolutions make a token of `width` numbers for each
-    `patch` x `patch` pixels; with a single linear map of each patch, as in the first paper, so small a network does not
-    learn contours in the time there is. In front of them stands a class token, a learned position is added to each, and
-    after `depth` blocks with the normalisation first, the head reads the class token. Every activation is a GELU.
+    Inputs [B,3,side,side] -> logits [B,num_classes]. Four 3x3 convolutions make a token of `width` numbers for each
+    `patch` x `patch` pixels, of which it sees the surroundings as well (31x31 pixels for patches of 8); with a single
+    linear map of each patch, as in the first paper, so small a network does not learn contours in the time there is. In
+    front of them stands a class token, a learned position is added to each, and after `depth` blocks with the
+    normalisation first, the head reads the class token. Every activation is a GELU.
 
     num_classes: outputs. width: numbers per token. depth: blocks. heads: of each attention. side: of an image.
     patch: 2, 4 or 8, a divisor of the side. Raises ValueError for another one.
@@ -25,14 +26,11 @@ class SmallViT(nn.Module):
         super().__init__()
         if patch not in STRIDES or side % patch:
             raise ValueError(f"patch={patch}: expected one of {list(STRIDES)} that divides side={side}")
-        one, two, three = STRIDES[patch]
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, width // 4, 3, stride=one, padding=1),
-            nn.GELU(),
-            nn.Conv2d(width // 4, width // 2, 3, stride=two, padding=1),
-            nn.GELU(),
-            nn.Conv2d(width // 2, width, 3, stride=three, padding=1),
-        )
+        widths = (3, width // 4, width // 2, width, width)
+        stem: list[nn.Module] = []
+        for inputs, outputs, stride in zip(widths, widths[1:], STRIDES[patch]):
+            stem += [nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1), nn.GELU()]
+        self.stem = nn.Sequential(*stem[:-1])
         self.embedding = Embedding((side // patch) ** 2, width)
         self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
@@ -52,7 +50,7 @@ class Embedding(nn.Module):
         self.position = nn.Parameter(0.02 * torch.randn(1, 1 + patches, width))
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        return torch.cat([self.class_token.expand(len(patches), -1, -1), patches], 1) + self.position
+        return torch.cat([self.class_token.expand(patches.shape[0], -1, -1), patches], 1) + self.position
 
 
 class Block(nn.Module):
@@ -63,7 +61,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 3 * width), nn.GELU(), nn.Linear(3 * width, width))
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         normed = self.norm1(tokens)

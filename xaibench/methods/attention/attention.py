@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from ...errors import Refusal
-from ...models.attention import Attention, watched
+from ...models.attention import watched
 from ...models.classifier import Classifier
 from ...models.tokens import Grid, token_grid
 from ..base import Method
@@ -31,7 +31,11 @@ class OfAttention(Method):
                 f"{classifier.name} has no attention (torch.nn.MultiheadAttention) to be read: gradcam and iba serve "
                 "networks without"
             )
-        counts = {attention.tokens.shape[1] for attention in seen}
+        self.refuse_others(classifier, {attention.tokens.shape[1] for attention in seen})
+
+    @staticmethod
+    def refuse_others(classifier: Classifier, counts: set[int]) -> None:
+        """Raises Refusal if these numbers of tokens are not one, or not that of an image's patches."""
         if len(counts) > 1 or token_grid(min(counts), classifier.input_size[1:]) is None:
             height, width = classifier.input_size[1:]
             raise Refusal(
@@ -65,8 +69,8 @@ class RawAttention(OfAttention):
     def patches(self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         with torch.no_grad(), watched(classifier) as seen:
             classifier.module(inputs)
-        grid, row = _read(seen, inputs)
-        return _on_grid(row @ seen[-1].map().mean(1), grid)
+        grid, row = read(seen[-1].tokens.shape[1], inputs)
+        return on_grid(row @ seen[-1].map().mean(1), grid)
 
 
 class AttentionRollout(OfAttention):
@@ -81,10 +85,10 @@ class AttentionRollout(OfAttention):
     def patches(self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         with torch.no_grad(), watched(classifier) as seen:
             classifier.module(inputs)
-        grid, row = _read(seen, inputs)
+        grid, row = read(seen[-1].tokens.shape[1], inputs)
         for attention in reversed(seen):
             row = (row @ attention.map().mean(1) + row) / 2
-        return _on_grid(row, grid)
+        return on_grid(row, grid)
 
 
 class AttentionGradient(OfAttention):
@@ -99,16 +103,15 @@ class AttentionGradient(OfAttention):
             answers = classifier.module(inputs.detach().requires_grad_(True))
             total = classifier.select(answers, targets).sum()
         gradients = torch.autograd.grad(total, [attention.output for attention in seen], materialize_grads=True)
-        grid, row = _read(seen, inputs)
+        grid, row = read(seen[-1].tokens.shape[1], inputs)
         with torch.no_grad():
             for attention, gradient in zip(reversed(seen), reversed(gradients)):
                 row = row + row @ (attention.gradient(gradient) * attention.map()).relu().mean(1)
-        return _on_grid(row, grid)
+        return on_grid(row, grid)
 
 
-def _read(seen: list[Attention], inputs: torch.Tensor) -> tuple[Grid, torch.Tensor]:
-    """The grid of the patches, and as a row [B,1,n] what is read of the tokens behind the last layer."""
-    count = seen[-1].tokens.shape[1]
+def read(count: int, inputs: torch.Tensor) -> tuple[Grid, torch.Tensor]:
+    """The grid of the patches of inputs [B,C,H,W], and as a row [B,1,n] what is read of so many tokens in the end."""
     grid = token_grid(count, inputs.shape[2:])
     assert grid is not None  # `check` has refused such networks
     row = inputs.new_zeros(len(inputs), 1, count)
@@ -116,7 +119,7 @@ def _read(seen: list[Attention], inputs: torch.Tensor) -> tuple[Grid, torch.Tens
     return grid, row
 
 
-def _on_grid(row: torch.Tensor, grid: Grid) -> torch.Tensor:
+def on_grid(row: torch.Tensor, grid: Grid) -> torch.Tensor:
     """The patches' values of rows [B,1,n] as [B,1,h,w]."""
     return grid.maps(row.transpose(1, 2))
 
