@@ -2,6 +2,7 @@
 
     python scripts/bench_methods.py                                  # every row, on the default network
     python scripts/bench_methods.py --methods kernel_shap occlusion --model mobilenet_v2 --size 224
+    python scripts/bench_methods.py --methods attention attention_grad gradcam_pp --model vit_b_16 --size 224
 
 Ours, theirs and the bare passes run in turn on the same inputs, and the medians over the rounds of the ratios count,
 so that a busy machine slows all alike. Captum gets as many perturbed images per call (`perturbations_per_eval`) as we
@@ -9,7 +10,8 @@ do; where it takes only one image at a time, it is called for one after the othe
 images as `cost` says, in the same batches, from a buffer that is there already. Weights are random: they change no
 time.
 
-Optimisations have no counterpart in Captum: the same method stands there, one image at a time.
+Optimisations and attention have no counterpart in Captum: the same method stands there, one image at a time. A method
+that refuses the network is named as such.
 
 To add a method: a function from a Bench to a Row, in ROWS.
 """
@@ -32,6 +34,8 @@ from captum._utils.models.linear_model import SkLearnLinearModel
 from torchvision.models import get_model
 from zennit.canonizers import SequentialMergeBatchNorm
 
+from xaibench.errors import Refusal
+from xaibench.methods.attention.attention import AttentionGradient, AttentionRollout, RawAttention
 from xaibench.methods.base import Method
 from xaibench.methods.cam.gradcam import GradCAM, GradCAMPlusPlus, GuidedGradCAM
 from xaibench.methods.context import Context
@@ -52,8 +56,10 @@ from xaibench.methods.rules.deeplift import DeepLIFT
 from xaibench.methods.rules.guided_backprop import DeconvNet, GuidedBackprop, RectGrad
 from xaibench.methods.rules.lrp import LRP
 from xaibench.methods.rules.rules import AffineRule, AlphaBeta, Epsilon, Flat, Gamma, Square
+from xaibench.models import relus
 from xaibench.models.classifier import Classifier
 from xaibench.models.smallcnn import SmallCNN
+from xaibench.models.smallvit import SmallViT
 from xaibench.perturb import fills
 from xaibench.rng import sample_generators
 
@@ -250,6 +256,18 @@ def fullgrad(bench: Bench) -> Row:
     return alone(bench, FullGrad())
 
 
+def attention(bench: Bench) -> Row:
+    return alone(bench, RawAttention())
+
+
+def attention_rollout(bench: Bench) -> Row:
+    return alone(bench, AttentionRollout())
+
+
+def attention_grad(bench: Bench) -> Row:
+    return alone(bench, AttentionGradient())
+
+
 ROWS: dict[str, Callable[[Bench], Row]] = {
     row.__name__: row
     for row in (
@@ -282,6 +300,9 @@ ROWS: dict[str, Callable[[Bench], Row]] = {
         lime,
         extremal_perturbation,
         meaningful_perturbation,
+        attention,
+        attention_rollout,
+        attention_grad,
     )
 }
 
@@ -299,8 +320,9 @@ def noisy(bench: Bench, kind: str) -> Callable[[], object]:
 
 
 def last_conv(bench: Bench) -> str:
-    """The layer of class activation maps; of torchvision's networks that have stages the last."""
-    return {"smallcnn": "features.12", "mobilenet_v2": "features"}.get(bench.network.name, "layer4")
+    """The layer of class activation maps."""
+    found = {"smallcnn": "features.12", "smallvit": "blocks.3.norm1"}.get(bench.network.name)
+    return found or relus.last_conv(bench.network.module) or "layer4"
 
 
 def on_players(
@@ -358,7 +380,7 @@ def bare(bench: Bench, method: Method) -> Callable[[], None]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=ROWS, default=list(ROWS))
-    parser.add_argument("--model", default="mobilenet_v2", help="smallcnn or a name of torchvision's")
+    parser.add_argument("--model", default="mobilenet_v2", help="smallcnn, smallvit or a name of torchvision's")
     parser.add_argument("--size", type=int, default=64, help="side of the inputs in pixels")
     parser.add_argument("--samples", type=int, default=4, help="images side by side")
     parser.add_argument("--batch-size", type=int, default=16)
@@ -369,7 +391,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.manual_seed(0)
-    module = SmallCNN() if options.model == "smallcnn" else get_model(options.model, weights=None)
+    ours = {"smallcnn": SmallCNN, "smallvit": SmallViT}
+    module = ours[options.model]() if options.model in ours else get_model(options.model, weights=None)
     size = (3, options.size, options.size)
     network = Classifier(options.model, module.to(options.device), size, batch_size=options.batch_size)
     inputs = torch.randn(options.samples, *size, device=options.device)
@@ -380,6 +403,11 @@ def main() -> None:
     for name in options.methods:
         row = ROWS[name](bench)
         works = [lambda: bench.attribute(row.ours, row.fitted), bare(bench, row.ours), row.theirs]  # noqa: B023
+        try:
+            row.ours.check(network)
+        except Refusal as refusal:
+            print(f"{name:25s} refuses: {str(refusal)[:80]}", flush=True)
+            continue
         try:
             row.theirs()
         except (TypeError, KeyError) as error:
