@@ -20,7 +20,7 @@ from .paired import ALPHA
 from .summary import finite, read_again
 
 # Controls that know nothing of the network: a metric under which one of them wins measures something else.
-CONTROLS = ("random", "constant", "sobel", "input", "last_place", "position")
+CONTROLS = ("random", "constant", "sobel", "input", "centre", "region", "row", "last_place", "position")
 # What knows the answer is no null control, and competes with nobody: the ground truth, which should win where the mask
 # is the definition, and the network's own counterfactual, as a map or as the baseline of one.
 ORACLES = ("oracle", "counterfactual")
