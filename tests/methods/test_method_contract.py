@@ -18,6 +18,7 @@ from xaibench.methods.cam.gradcam import GuidedGradCAM
 from xaibench.methods.cam.without_gradients import AblationCAM, ScoreCAM
 from xaibench.methods.context import Context
 from xaibench.methods.counterfactual.counterfactual import Counterfactual
+from xaibench.methods.gradients.semantic_attribution import SemanticAttribution
 from xaibench.methods.pathways.pathway import Pathway
 from xaibench.methods.removal.extremal_perturbation import ExtremalPerturbation
 from xaibench.methods.removal.meaningful_perturbation import MeaningfulPerturbation
@@ -39,7 +40,7 @@ DIRECT = [name for name in NAMES if not issubclass(locate(settings(name)["_targe
 # Modified backpropagation and full DTD run the steps of a network, not its module, counterfactuals its
 # two directions.
 STAGES = Pathway | GuidedGradCAM | ScoreCAM | AblationCAM | Captum | ExtremalPerturbation | MeaningfulPerturbation
-STAGES |= ModifiedBackprop | FullDTD | Counterfactual
+STAGES |= ModifiedBackprop | FullDTD | Counterfactual | SemanticAttribution
 STAGED = [name for name in DIRECT if issubclass(locate(settings(name)["_target_"], "method"), STAGES)]
 
 

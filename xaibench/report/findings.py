@@ -8,7 +8,7 @@ import pandas as pd
 
 from ..scores.leaderboard import CONSTANT, FEW, MANY_EXCLUDED, QUALITY, TUNED
 from ..scores.rank import Comparison, Contestant, Overall
-from .tables import Board, Glance
+from .tables import Board, Glance, records
 
 
 def counted(boards: Sequence[Board]) -> str:
@@ -53,6 +53,7 @@ def findings(board: Board, glance: Glance) -> list[tuple[str, str]]:
         "Many excluded": _many_excluded(board.frame),
         "Tuned (*)": _tuned(board.frame),
         "Maps of one value (°)": _constant_maps(board.frame),
+        "Out of reach": _out_of_reach(board),
     }
     return [(about, sentence) for about, sentence in said.items() if sentence]
 
@@ -123,6 +124,22 @@ def _many_excluded(frame: pd.DataFrame) -> str:
 def _tuned(frame: pd.DataFrame) -> str:
     pairs = dict.fromkeys(f"{row.method} on {row.metric}" for row in frame[frame[TUNED]].itertuples())
     return f"parameters were chosen by the metric: {', '.join(pairs)}." if pairs else ""
+
+
+def _out_of_reach(board: Board) -> str:
+    """Concepts that are too large, beside what units mark, to have a detector whatever the network knows."""
+    levels = {
+        (cell.card["metric"], cell.card["metric_variant"], statistic["name"]): statistic["units"]["level"]
+        for cell in board.cells
+        for statistic in cell.card["statistics"]
+        if statistic["kind"] == "ceiling"
+    }
+    found = dict.fromkeys(
+        f"{row['statistic'].removeprefix('ceiling_')} ({row['value']:.3f} at most)"
+        for row in records(board.frame)
+        if row["value"] < levels.get((row["metric"], row["metric_variant"], row["statistic"]), -np.inf)
+    )
+    return f"no unit can be a detector of {', '.join(found)}: they mark too few pixels." if found else ""
 
 
 def _constant_maps(frame: pd.DataFrame) -> str:

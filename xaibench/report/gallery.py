@@ -232,7 +232,7 @@ def pictured(cell: Cell, maps: Artefact, samples: Sequence[int], rows: Mapping[s
 
     Raises Absent where something is not there, or not what it was when the maps were made.
     """
-    dataset = _dataset(cell.card["config"]["dataset"])
+    dataset = dataset_of(cell.card["config"]["dataset"])
     if dataset.fingerprint != maps.spec["data"]["fingerprint"]:
         raise Absent(f"{cell.card['dataset']}: the data set has changed since its maps were made; no images are shown.")
     preprocessing = Preprocessing(**maps.spec["model"]["preprocessing"])
@@ -242,14 +242,18 @@ def pictured(cell: Cell, maps: Artefact, samples: Sequence[int], rows: Mapping[s
     if list(batch.crc) != rows["input_crc32"].tolist():
         raise Absent(f"{cell.card['dataset']}: images have changed since their maps were made; run again.")
     logits = answers(cell, maps, samples)
-    values = preprocessing.denormalise(batch.inputs).clamp(0, 1).mul(255).round().byte()
-    pixels = values.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
     probabilities = logits.sigmoid() if cell.card["config"].get("output") == "sigmoid" else logits.softmax(1)
     said = zip(logits, probabilities, batch.labels.tolist(), rows["target"].tolist())
     return [
         Picture(sample, image, *_said(*answer, dataset.class_names))
-        for sample, image, answer in zip(samples, pixels, said)
+        for sample, image, answer in zip(samples, pixels(preprocessing, batch.inputs), said)
     ]
+
+
+def pixels(preprocessing: Preprocessing, inputs: torch.Tensor) -> np.ndarray:
+    """Inputs [n,C,H,W] as pictures: RGB uint8 [n,H,W,3]."""
+    values = preprocessing.denormalise(inputs).clamp(0, 1).mul(255).round().byte()
+    return values.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
 
 
 def answers(cell: Cell, maps: Artefact, samples: Sequence[int]) -> torch.Tensor:
@@ -270,7 +274,7 @@ def answers(cell: Cell, maps: Artefact, samples: Sequence[int]) -> torch.Tensor:
 
 def class_names(cell: Cell, count: int) -> list[str]:
     """The names of a cell's classes, by index; of those without a name, the index. Raises Absent."""
-    names = _dataset(cell.card["config"]["dataset"]).class_names
+    names = dataset_of(cell.card["config"]["dataset"]).class_names
     return [_name(index, names) for index in range(count)]
 
 
@@ -289,7 +293,7 @@ def _said(
     return _name(int(label), names), _name(best, names), float(probabilities[best]), *explained
 
 
-def _dataset(config: Mapping[str, Any]) -> Dataset:
+def dataset_of(config: Mapping[str, Any]) -> Dataset:
     """The data set of a score file's configuration. A results folder may come from elsewhere: nothing but a data set
     is built from what it says."""
     spec = {name: value for name, value in config.items() if name not in (*SELECTION, "name")}

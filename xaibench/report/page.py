@@ -23,7 +23,7 @@ from ..scores.leaderboard import Cell
 from ..scores.rank import Contestant
 from ..store.cache import safe_name
 from ..store.files import write_atomically
-from . import colours, figures, findings, gallery, sections, study, tables
+from . import colours, figures, findings, gallery, sections, study, tables, units
 from .sections import SECTIONS, Drawing
 from .tables import Board, Glance
 
@@ -100,7 +100,7 @@ def _view(board: Board, out: Path, cache: Path | None, images: int) -> dict[str,
     slug = safe_name(f"{board.model}-{board.dataset}")
     glance = tables.glance(board)
     drawn: dict[str, list[dict[str, Any]]] = {section: [] for section in SECTIONS}
-    studied = () if cache is None else study.drawings(board.cells, cache)
+    studied = () if cache is None else (*study.drawings(board.cells, cache), *units.drawings(board.cells, cache))
     for drawing in (*sections.drawings(board, glance), *studied):
         drawn[drawing.section].append(_drawn(drawing, slug, out))
     return {

@@ -17,6 +17,7 @@ SECTIONS = {
     "curves": "Curves",
     "gallery": "Images and maps",
     "study": "Counterfactuals and concepts",
+    "units": "What units detect",
     "agreement": "Do the metrics agree?",
     "cost": "Cost and quality",
 }
@@ -33,6 +34,10 @@ NOTES = {
     "study": (
         "What the network itself would change for another answer, and what goes with its answer: one shortest step in "
         "its own latent, and directions of a layer. Neither is a ground truth.",
+    ),
+    "units": (
+        "Units of a layer are compared with concepts of the data set. How many are detectors says something beside the "
+        "two controls alone: random weights, and the concepts of other images.",
     ),
     "agreement": (
         "Spearman's correlation of the ranks that two metrics give the same methods, the ground truth left out. "

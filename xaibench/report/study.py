@@ -76,7 +76,7 @@ def _by_concept(pixels: np.ndarray, concepts: Mapping[str, np.ndarray], columns:
     for name, maps in concepts.items():
         order = np.argsort(maps.sum((1, 2)), kind="stable")
         for sign, chosen in ((1, order[::-1][:columns]), (-1, order[:columns])):
-            tiles.append(np.stack([_outlined(pixels[at], sign * maps[at]) for at in chosen]))
+            tiles.append(np.stack([outlined(pixels[at], _upper(sign * maps[at])) for at in chosen]))
             labels.append(f"{name} {'+' if sign > 0 else '-'}")
     return Grid(np.stack(tiles), tuple(labels), ("",) * len(tiles[0]))
 
@@ -126,6 +126,11 @@ def _words(method: str, cell: Cell) -> str:
     return f"{config['factorisation']} {config['component']}"
 
 
+def _upper(values: np.ndarray) -> np.ndarray:
+    """Where a map is in the upper half of its range."""
+    return values >= (values.max() + values.min()) / 2
+
+
 def draw(found: Grid, side: int = 80) -> Figure:
     """A grid as a figure; side: of a picture, in pixels at 100 per inch."""
     rows, columns = found.tiles.shape[:2]
@@ -155,9 +160,8 @@ def _changed(pixels: np.ndarray, change: np.ndarray) -> np.ndarray:
     return (np.where(np.isfinite(shown), shown, 0.5) * 255).round().astype(np.uint8)
 
 
-def _outlined(pixels: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """A picture [H,W,3] with a line around where a map [H,W] is in the upper half of its range."""
-    inside = values >= (values.max() + values.min()) / 2
+def outlined(pixels: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """A picture [H,W,3] with a line around a region, bool [H,W]."""
     line = inside & ~ndimage.binary_erosion(inside)
     shown = pixels.copy()
     shown[line] = REGION

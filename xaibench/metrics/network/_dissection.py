@@ -43,18 +43,46 @@ def made_new(classifier: Classifier, seed: int) -> Classifier:
     return randomised(classifier, Randomisation("cascade", layers(classifier)[0], seed))
 
 
-def thresholds(classifier: Classifier, layer: str, samples: Samples, quantile: float) -> torch.Tensor:
+class Tops:
+    """The images in which each of K units is highest, of those seen so far, and its feature maps there.
+
+    images: int64 [count,K], the highest first. maps: [count,K,h,w].
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.images = torch.empty(0)
+        self.maps = torch.empty(0)
+
+    def see(self, values: torch.Tensor, images: Sequence[int]) -> None:
+        """values [B,K,h,w] of the layer in some images."""
+        ids = torch.tensor(images, device=values.device)[:, None].expand(-1, values.shape[1])
+        held = (self.maps.to(values), self.images.to(ids)) if len(self.maps) else (values[:0], ids[:0])
+        values, ids = torch.cat([held[0], values]), torch.cat([held[1], ids])
+        place = values.amax((2, 3)).topk(min(self.count, len(values)), dim=0).indices
+        self.images = ids.gather(0, place)
+        self.maps = values.gather(0, place[:, :, None, None].expand(-1, -1, *values.shape[2:]))
+
+
+def thresholds(
+    classifier: Classifier, layer: str, samples: Samples, quantile: float, tops: Tops | None = None
+) -> torch.Tensor:
     """T [K]: each unit of a layer is above it at no more than this share of all places of all samples.
 
     Of n places it is the value of rank floor(quantile * n) + 1 from the top, so that no larger share can be had
-    without ties. Raises Refusal for a network that answers NaN.
+    without ties. tops: is shown every image once. Raises Refusal for a network that answers NaN.
     """
     _, height, width = feature_shape(classifier, layer)
 
+    shows = iter([tops])  # in the first pass alone
+
     def blocks() -> Iterator[torch.Tensor]:
+        watching = next(shows, None)
         for batch in samples:
             for part in classifier.chunks(len(batch.inputs)):
                 values = activations(classifier, [layer], batch.inputs[part].to(classifier.dtype))[layer]
+                if watching is not None:
+                    watching.see(values, batch.samples[part])
                 yield values.transpose(0, 1).flatten(1)
 
     found = ranked(blocks, math.floor(round(quantile * len(samples) * height * width, 6)) + 1)

@@ -11,9 +11,11 @@ from ...methods.context import Context
 from ...models.classifier import Classifier
 from ...models.cut import feature_shape
 from ..base import Columns, Metric, Statistic, Units
-from ._dissection import Order, chosen, dissected, made_new, others, thresholds
+from ._dissection import Order, Tops, chosen, dissected, made_new, others, thresholds
 from .quality import slugs
 
+# Images of each unit that a report shows.
+PICTURES = 5
 # The tables of the network itself, and those of the two controls: (what it is called, inside, marked, area).
 NETWORK = ("", "inside", "marked", "area")
 CONTROLS = (
@@ -98,9 +100,16 @@ class NetworkDissection(Metric):
         return (2, 0)
 
     def fit(self, classifier: Classifier, samples: Samples, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """`thresholds` [K] of the network's units, and `thresholds_random_weights` [K] of the control's."""
-        control = self.thresholds(made_new(classifier, self.seed), samples)
-        return {"thresholds": self.thresholds(classifier, samples), "thresholds_random_weights": control}
+        """`thresholds` [K] of the network's units, `thresholds_random_weights` [K] of the control's, and, to look at,
+        `top_images` [K,PICTURES], those in which a unit is highest, with its maps there, `top_maps` [K,PICTURES,h,w].
+        """
+        tops = Tops(PICTURES)
+        return {
+            "thresholds": thresholds(classifier, self.layer, samples, self.quantile, tops),
+            "thresholds_random_weights": self.thresholds(made_new(classifier, self.seed), samples),
+            "top_images": tops.images.T,
+            "top_maps": tops.maps.transpose(0, 1),
+        }
 
     def thresholds(self, classifier: Classifier, samples: Samples) -> torch.Tensor:
         """T [K], the threshold of every unit of a network."""
