@@ -18,12 +18,14 @@ from xaibench.methods.cam.gradcam import GuidedGradCAM
 from xaibench.methods.cam.without_gradients import AblationCAM, ScoreCAM
 from xaibench.methods.context import Context
 from xaibench.methods.counterfactual.counterfactual import Counterfactual
+from xaibench.methods.gradients.dnnr_relevance import DNNRRelevance
 from xaibench.methods.gradients.semantic_attribution import SemanticAttribution
 from xaibench.methods.pathways.pathway import Pathway
 from xaibench.methods.removal.extremal_perturbation import ExtremalPerturbation
 from xaibench.methods.removal.meaningful_perturbation import MeaningfulPerturbation
 from xaibench.methods.rules._modified_backprop import ModifiedBackprop
 from xaibench.methods.rules.dtd import FullDTD
+from xaibench.models.dnnr import DNNR
 from xaibench.models.glow import Glow
 from xaibench.models.preprocessing import Preprocessing
 from xaibench.rng import sample_generators
@@ -38,9 +40,9 @@ DIRECT = [name for name in NAMES if not issubclass(locate(settings(name)["_targe
 # is tried out: passes that cannot share a call; Captum makes batches of its own; each step of an optimisation needs the
 # one before it. Their own tests count them.
 # Modified backpropagation and full DTD run the steps of a network, not its module, counterfactuals its
-# two directions.
+# two directions, and the relevance of DNNR asks for its neighbours alone.
 STAGES = Pathway | GuidedGradCAM | ScoreCAM | AblationCAM | Captum | ExtremalPerturbation | MeaningfulPerturbation
-STAGES |= ModifiedBackprop | FullDTD | Counterfactual | SemanticAttribution
+STAGES |= ModifiedBackprop | FullDTD | Counterfactual | SemanticAttribution | DNNRRelevance
 STAGED = [name for name in DIRECT if issubclass(locate(settings(name)["_target_"], "method"), STAGES)]
 
 
@@ -82,9 +84,17 @@ def flow():
     return Glow(steps=(1, 2), widths=(6, 8), tap=1, side=SIZE[1], channels=SIZE[0], num_classes=5)
 
 
+def neighbours():
+    """A regressor of rows as long as an image of SIZE has values."""
+    module = DNNR(gradient_neighbours=4)
+    module.fit(photographs(12), torch.arange(12.0), 0)
+    return module
+
+
 def net_for(name):
     """A network that the method can serve."""
     special = {"cam": Pooled, "dtd_full": FullyConnected, "dtd_train_free": FullyConnected, "counterfactual": flow}
+    special["dnnr_relevance"] = neighbours
     if issubclass(locate(settings(name)["_target_"], "method"), OfAttention):
         return transformer()
     return special.get(name, VGGLike)()

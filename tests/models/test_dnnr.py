@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from xaibench.datasets.tables import Friedman1
-from xaibench.errors import UserError
+from xaibench.errors import Refusal, UserError
+from xaibench.methods.context import Context
+from xaibench.methods.gradients.dnnr_relevance import DNNRRelevance
 from xaibench.models import checkpoint
 from xaibench.models.classifier import Classifier
 from xaibench.models.digest import weights_digest
@@ -95,6 +97,33 @@ def test_the_gradient_is_the_mean_slope_of_the_neighbours_and_0_where_it_is_cut(
     free = Classifier("dnnr", uncut, (1, 1, 4), output="raw", returns="values")
     gradient = free.gradient(as_inputs(rows), torch.zeros(20, dtype=torch.int64))
     torch.testing.assert_close(gradient.flatten(1), uncut.slopes[near].mean(1), rtol=1e-12, atol=1e-15)
+
+
+def test_relevance_is_how_far_each_feature_moves_the_neighbours_answers(world):
+    points, values, rows = world
+    module = fitted(points, values)
+    classifier = Classifier("dnnr", module, (1, 1, 4), output="raw", returns="values", batch_size=3)
+    method = DNNRRelevance()
+    method.check(classifier)
+    maps = method.attribute(classifier, as_inputs(rows), torch.zeros(20, dtype=torch.int64), Context())
+    for row, x in enumerate(rows):
+        near = np.linalg.norm(points - x, axis=1).argsort(kind="stable")[:3]
+        expected = np.mean([np.abs((x - points[m]) * module.slopes[m].numpy()) for m in near], 0)
+        np.testing.assert_allclose(maps[row, 0, 0], expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"scaling": "learned"}, "set model.scaling=none"),
+        ({"gradients": "none"}, "dnnr with model.gradients=none has none"),
+        (None, "reads the slopes of neighbours, and dnnr has none: use dnnr"),
+    ],
+)
+def test_relevance_is_refused_where_it_would_mislead(settings, message):
+    module = torch.nn.Flatten() if settings is None else DNNR(**settings)
+    with pytest.raises(Refusal, match=message):
+        DNNRRelevance().check(Classifier("dnnr", module, (1, 1, 4)))
 
 
 def test_neighbours_are_all_who_differ(world):

@@ -202,6 +202,8 @@ class Trainings:
         if masking is not None and masking.by == "method":
             spec["maps"] = {name: part.key for name, part in self.maps.items()}
             spec["ranking"] = {"collapse": self._how, "sign": self.metric.sign}
+        if masking is not None and self.metric.shared:
+            spec["shared"] = True
         return Artefact(self.setting.root, "trainings", names, spec)
 
     @property
@@ -286,7 +288,7 @@ class Trainings:
             seed = rng.seed_of(self.recipe.seed, "repeat", repeat)
             modules = [build_module(self.job.model_spec, seed=seed).to(self.setting.device) for _ in maskings]
             images, held_out, tests = (
-                [self._masked(part, masking) for masking in maskings] if part in self.maps else []
+                [self._masked(part, masking, repeat) for masking in maskings] if part in self.maps else []
                 for part in (TRAIN, VALIDATION, TEST)
             )
             state = artefacts[0].folder / "state.safetensors"
@@ -311,10 +313,11 @@ class Trainings:
         for artefact in artefacts:
             artefact.tidy()
 
-    def _masked(self, part: str, masking: Masking | None) -> Images:
+    def _masked(self, part: str, masking: Masking | None, repeat: int) -> Images:
         if masking is None:
             return self._images[part]
-        return Masked(self._images[part], self._places(part, masking.by), masking, MEMORY // self.stack)
+        places_of = self._shared(masking.by, repeat) if self.metric.shared else self._places(part, masking.by)
+        return Masked(self._images[part], places_of, masking, MEMORY // self.stack)
 
     @functools.cached_property
     def _images(self) -> dict[str, Images]:
@@ -336,19 +339,8 @@ class Trainings:
         height, width = self.setting.classifier.input_size[1:]
 
         def rank(ids: Sequence[int]) -> torch.Tensor:
-            if by == "random":
-                maps = torch.zeros(len(ids), height, width)  # all ties
-            else:
-                maps, status = part.collapsed(ids, self._how, self.metric.sign)
-                finite = part.setting.logits_of(ids).isfinite().all(1).cpu().numpy()
-                if not finite.all():
-                    raise XaibenchError(
-                        f"model={self.job.model}: its logits of {(~finite).sum()} of {len(ids)} samples are not finite"
-                    )
-                if (status != OK).any():
-                    raise XaibenchError(
-                        f"method={self.job.method}: {(status != OK).sum()} of {len(ids)} maps are not finite"
-                    )
+            # At random, all are ties.
+            maps = torch.zeros(len(ids), height, width) if by == "random" else self._read_maps(part, ids)
             order = places(maps.cpu(), rng.sample_generators(self.job.seed, f"{by} {name}", ids))
             return order.to(torch.int16 if height * width < 2**15 else torch.int32)
 
@@ -356,6 +348,28 @@ class Trainings:
             return lambda positions: rank([samples[int(position)] for position in positions])
         kept = torch.cat([rank(block) for block in part.stage.blocks()])
         return lambda positions: kept[positions]
+
+    def _shared(self, by: str, repeat: int) -> "Callable[[torch.Tensor], torch.Tensor]":
+        """One ranking of places for all inputs of all splits, by the mean of the training maps: [B] -> [B,H,W]. The
+        random one is another in each repeat."""
+        total = torch.zeros(1, *self.setting.classifier.input_size[1:], dtype=torch.float64)
+        if by != "random":
+            for block in self.maps[TRAIN].stage.blocks():
+                total += self._read_maps(self.maps[TRAIN], block).double().sum(0).cpu()
+        order = places(total, [rng.generator(self.job.seed, f"{by} shared", repeat)])
+        return lambda positions: order.expand(len(positions), -1, -1)
+
+    def _read_maps(self, part: Maps, ids: Sequence[int]) -> torch.Tensor:
+        """The collapsed maps [B,H,W] of these samples. Raises XaibenchError where one is not finite."""
+        maps, status = part.collapsed(ids, self._how, self.metric.sign)
+        finite = part.setting.logits_of(ids).isfinite().all(1).cpu().numpy()
+        if not finite.all():
+            raise XaibenchError(
+                f"model={self.job.model}: its logits of {(~finite).sum()} of {len(ids)} samples are not finite"
+            )
+        if (status != OK).any():
+            raise XaibenchError(f"method={self.job.method}: {(status != OK).sum()} of {len(ids)} maps are not finite")
+        return maps
 
     @property
     def _all(self) -> list[tuple[Masking | None, int]]:

@@ -123,9 +123,15 @@ class DNNR(nn.Module):
     def fit(self, inputs: torch.Tensor, labels: torch.Tensor, seed: int) -> None:
         """Keep the training rows [n,1,1,d] with their labels [n], and find each one's slope; in double precision."""
         points, values = inputs.flatten(1).double().cpu().numpy(), labels.double().cpu().numpy()
-        metric = self._metric(points, values, seed)
-        slopes, curvatures = self._slopes(points, values, metric, seed)
-        self._keep(points, values, slopes, curvatures, metric, inputs)
+        empty = np.zeros_like(points)
+        self._keep(points, values, empty, empty, self._metric(points, values, seed), inputs)
+        self.find_slopes(seed)
+
+    def find_slopes(self, seed: int) -> None:
+        """Find the slopes again, such as those of another `gradient_neighbours`; rows and distance stay."""
+        kept = (self.points, self.values, self.metric)
+        points, values, metric = (parameter.double().cpu().numpy() for parameter in kept)
+        self._keep(points, values, *self._slopes(points, values, metric, seed), metric, self.points)
 
     def take_sizes(self, state: Mapping[str, torch.Tensor]) -> None:
         """Make room for the training rows of a state dict."""
@@ -173,7 +179,7 @@ class DNNR(nn.Module):
                 if self.gradients == "lasso":
                     found[part] = lasso(steps, rises, self.penalty)
                 else:
-                    found[part] = (np.linalg.pinv(steps, rcond=1e-10) @ rises[..., None])[..., 0]
+                    found[part] = least_squares(steps, rises)
         slopes = found[:, :features]
         return slopes, found[:, features:] if self.order == 2 else np.zeros_like(slopes)
 
@@ -228,6 +234,14 @@ def differences(points: Array, values: Array, index: Any, there: Any, start: int
     return steps, (values[index] - values[own, None]) * there
 
 
+def least_squares(steps: Array, rises: Array) -> Array:
+    """g [m,d] that minimise |rises - steps g| of each problem, the smallest of several; a direction that the steps
+    cover a million times less than another counts as not covered."""
+    across = steps.transpose(0, 2, 1)
+    inverse = np.linalg.pinv(across @ steps, rcond=1e-12, hermitian=True)
+    return (inverse @ (across @ rises[..., None]))[..., 0]
+
+
 def lasso(steps: Array, rises: Array, penalty: float, sweeps: int = 100) -> Array:
     """g [m,d] that minimise mean (rises - steps g)^2 / 2 + penalty |g|_1 of each problem, by coordinate descent."""
     gram = np.einsum("mki,mkj->mij", steps, steps) / steps.shape[1]
@@ -250,7 +264,7 @@ def scaling_epoch(points: Array, values: Array, scale: Array, lr: float, draw: n
     for start in range(0, len(points), AT_ONCE):
         part = slice(start, start + AT_ONCE)
         steps, rises = differences(points, values, index[part], there[part], start)
-        slopes = np.linalg.pinv(steps, rcond=1e-10) @ rises[..., None]
+        slopes = least_squares(steps, rises)[..., None]
         errors[part], squares[part] = np.abs(rises - (steps @ slopes)[..., 0]), steps**2
     for at in draw.permutation(len(points)):
         squared, error = squares[at][there[at]], errors[at][there[at]]

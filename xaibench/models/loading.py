@@ -190,8 +190,8 @@ def check_input(classifier: Classifier, image: torch.Tensor, classes: int = 0) -
     name, shape = classifier.name, list(image.shape)
     if tuple(shape) != tuple(classifier.input_size):
         raise UserError(
-            f"the data set's images are {shape} after preprocessing, {name} takes {list(classifier.input_size)}\n"
-            "choose another model or data set, or set model.resize and model.crop"
+            f"the data set's inputs are {shape} after preprocessing, {name} takes {list(classifier.input_size)}\n"
+            f"choose another model or data set, or set {_size_hint(shape, classifier)}"
         )
     try:
         logits = classifier.module(image[None].to(classifier.device, classifier.dtype))
@@ -203,6 +203,13 @@ def check_input(classifier: Classifier, image: torch.Tensor, classes: int = 0) -
     if 1 < logits.shape[1] < classes:
         raise UserError(f"{name} has {logits.shape[1]} outputs, the data set {classes} classes: expected as many")
     return logits.shape[1]
+
+
+def _size_hint(shape: list[int], classifier: Classifier) -> str:
+    """What may make inputs and a network fit: rows have no geometry, and networks of rows take any width."""
+    if shape[:2] == list(classifier.input_size)[:2] == [1, 1]:
+        return f"model.input_size=[1,1,{shape[2]}]"
+    return "model.resize and model.crop"
 
 
 def _is_enum_name(weights: Any) -> bool:

@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 
+from ...datasets.base import Dataset
 from ...errors import Refusal
 from ...models.classifier import Classifier
 from ...perturb.fills import Fill
@@ -51,12 +52,18 @@ class Roar(Measure):
         (`model.recipe.select=best`); they lose their pixels too.
     stack: networks trained side by side: None is all of a repeat on a GPU and 1 on a CPU, where it does not pay.
     collapse, sign: see `Metric`.
+    shared: whether all inputs of all splits lose the same places, those with the largest mean of the training maps (as
+        `sign` reads them): the columns of a table. The random ranking then is one for each repeat.
+
+    Of a data set with real labels, whose network answers a value, R squared takes the place of accuracy, in the names
+    of statistics too (`r2_at_F`); it may be negative.
 
     Columns, by repeat: auc, random_auc, difference = auc - random_auc, clean (accuracy on untouched images),
     accuracy_at_F and difference_at_F for every fraction F; accuracy_curve and random_curve from 0 on.
     """
 
     kind = "retraining"
+    added = {"shared": False}
     x_label = "share of pixels removed"
 
     def __init__(
@@ -71,6 +78,7 @@ class Roar(Measure):
         stack: int | None = None,
         collapse: Collapse | None = None,
         sign: Sign = "signed",
+        shared: bool = False,
     ) -> None:
         if not fractions or sorted(set(fractions)) != list(fractions) or not 0 < fractions[0] <= fractions[-1] < 1:
             raise ValueError(f"fractions={list(fractions)}: expected rising numbers between 0 and 1")
@@ -85,22 +93,32 @@ class Roar(Measure):
         self.fractions, self.repeats, self.fill, self.keep = tuple(fractions), repeats, fill, keep
         self.target, self.stack = target, stack
         self.train_limit, self.validation_limit = train_limit, validation_limit
-        self.collapse, self.sign = collapse, sign
-        name, better = ("kar", "higher") if keep else ("roar", "lower")
-        kind, unit = "repeats", "accuracy"
-        area = "accuracy x fraction of pixels"
-        self.statistics = (
-            Statistic(f"{name}_auc", better, "auc", kind=kind, low=0, high=1, unit=area),
-            Statistic(f"{name}_minus_random", better, "difference", kind=kind, low=-1, high=1, unit=area),
+        self.collapse, self.sign, self.shared = collapse, sign, shared
+        self.statistics = self._statistics("accuracy", "accuracy", 0)
+
+    def _statistics(self, word: str, unit: str, low: float | None) -> tuple[Statistic, ...]:
+        """word: of accuracy in names. low: the least that it can be."""
+        name, better = ("kar", "higher") if self.keep else ("roar", "lower")
+        kind, area = "repeats", f"{unit} x fraction of pixels"
+        least = None if low is None else low - 1
+        most = None if low is None else 1
+        return (
+            Statistic(f"{name}_auc", better, "auc", kind=kind, low=low, high=1, unit=area),
+            Statistic(f"{name}_minus_random", better, "difference", kind=kind, low=least, high=most, unit=area),
             *(
-                Statistic(f"accuracy_at_{f:g}", better, f"accuracy_at_{f:g}", kind=kind, low=0, high=1, unit=unit)
-                for f in fractions
+                Statistic(f"{word}_at_{f:g}", better, f"accuracy_at_{f:g}", kind=kind, low=low, high=1, unit=unit)
+                for f in self.fractions
             ),
             *(
-                Statistic(f"difference_at_{f:g}", better, f"difference_at_{f:g}", kind=kind, low=-1, high=1, unit=unit)
-                for f in fractions
+                Statistic(
+                    f"difference_at_{f:g}", better, f"difference_at_{f:g}", kind=kind, low=least, high=most, unit=unit
+                )
+                for f in self.fractions
             ),
         )
+
+    def statistics_on(self, dataset: Dataset, classifier: Classifier) -> tuple[Statistic, ...]:
+        return self.statistics if dataset.class_names else self._statistics("r2", "R squared", None)
 
     def maskings(self) -> list[Masking | None]:
         """What networks are trained on in each repeat; None stands for untouched images."""

@@ -1,0 +1,62 @@
+"""Tables through the command line: trained, explained, scored by removal and by retraining on chosen columns."""
+
+import itertools
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+# Every corner of a cube 500 times: in a split columns are nearly orthogonal, and R squared nearly a sum of squares.
+WEIGHTS = {"a": 1, "b": 3, "c": 2}
+SQUARES = {name: weight**2 / 14 for name, weight in WEIGHTS.items()}
+
+
+@pytest.fixture
+def cube(here: Path) -> list[str]:
+    rows = [
+        (*corner, sum(w * x for w, x in zip(WEIGHTS.values(), corner)))
+        for corner in itertools.product((-1, 1), repeat=3)
+    ]
+    pd.DataFrame(rows * 500, columns=[*WEIGHTS, "y"]).to_csv("cube.csv", index=False)
+    return [
+        "run",
+        "model=linear",
+        "model.input_size=[1,1,3]",
+        "dataset=table",
+        "dataset.path=cube.csv",
+        "dataset.folds=4",
+    ]
+
+
+def statistics(metric: str) -> dict[str, float]:
+    board = pd.read_csv("results/leaderboard.csv")
+    return dict(board[board.metric == metric][["statistic", "value"]].itertuples(index=False))
+
+
+@pytest.mark.parametrize("shared", ["true", "false"])
+def test_retraining_without_a_column_loses_its_share_of_the_variance(shared, cube, xaibench):
+    """R squared of a linear network is the sum of the squares of the columns that it is left with."""
+    retrained = ["method=saliency", f"metric.shared={shared}", "metric.fractions=[0.34,0.67]", "metric.repeats=1"]
+    for metric in ("roar", "kar"):
+        assert xaibench(*cube, *retrained, f"metric={metric}")[0] == 0
+    roar, kar = statistics("roar"), statistics("kar")
+    assert roar["r2_at_0.34"] == pytest.approx(SQUARES["a"] + SQUARES["c"], abs=0.08)
+    assert roar["r2_at_0.67"] == pytest.approx(SQUARES["a"], abs=0.08)
+    assert kar["r2_at_0.34"] == pytest.approx(SQUARES["b"] + SQUARES["c"], abs=0.08)
+    assert kar["r2_at_0.67"] == pytest.approx(SQUARES["b"], abs=0.08)
+    points = [(0, 1), (0.34, roar["r2_at_0.34"]), (0.67, roar["r2_at_0.67"])]
+    area = sum((x2 - x1) * (y1 + y2) / 2 for (x1, y1), (x2, y2) in itertools.pairwise(points))
+    assert roar["roar_auc"] == pytest.approx(area, abs=1e-3)
+
+
+def test_quality_is_the_error_of_the_table(cube, xaibench):
+    assert xaibench(*cube, "method=gradient", "metric=quality")[0] == 0
+    found = statistics("quality")
+    assert found["r2"] == pytest.approx(1) and found["mse"] == pytest.approx(0, abs=1e-9)
+
+
+def test_training_says_r_squared_and_takes_another_width_by_one_override(cube, xaibench):
+    code, printed, _ = xaibench("train", *cube[1:])
+    assert code == 0 and "test R squared 1.0000" in printed
+    code, _, talk = xaibench(*cube[:2], *cube[3:], "method=gradient", "metric=quality")
+    assert code == 2 and "set model.input_size=[1,1,3]" in talk
