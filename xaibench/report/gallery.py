@@ -142,12 +142,12 @@ def cached(cells: Sequence[Cell], cache: Path) -> tuple[list[tuple[Cell, str, Ar
 
 def reads_words(cell: Cell) -> bool:
     """Whether the inputs of a cell are sentences."""
-    return isinstance(_dataset(cell.card["config"]["dataset"]), HasWords)
+    return isinstance(dataset_of(cell.card["config"]["dataset"]), HasWords)
 
 
 def sentences(cell: Cell, maps: Artefact, samples: Sequence[int], rows: Mapping[str, np.ndarray]) -> list[Sentence]:
     """As `pictured`, of a data set of sentences, whose words are the places of the maps. Raises Absent as that does."""
-    dataset = _dataset(cell.card["config"]["dataset"])
+    dataset = dataset_of(cell.card["config"]["dataset"])
     if dataset.fingerprint != maps.spec["data"]["fingerprint"]:
         raise Absent(f"{cell.card['dataset']}: the data set has changed since its maps were made; none are shown.")
     model = locate(cell.card["config"]["model"][TARGET], "model")
