@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from tests.methods.nets import VGGLike, classifier, seeded
+from tests.perturb.helpers import FILLS
 from xaibench.methods.context import Context
-from xaibench.perturb.fills import FILLS, filled
+from xaibench.perturb.fills import filled
 from xaibench.rng import sample_generators
 
 # Nine players; as many coalitions as there are make KernelSHAP's values exact. IG's points are close enough together.

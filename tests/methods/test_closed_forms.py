@@ -6,10 +6,11 @@ import torch
 from torch import nn
 
 from tests.methods.nets import SIZE, Linear, VGGLike, classifier, seeded
+from tests.perturb.helpers import FILLS
 from xaibench.errors import Refusal, UserError
 from xaibench.methods.context import Context
 from xaibench.methods.gradients.integrated_gradients import points
-from xaibench.perturb.fills import FILLS, filled
+from xaibench.perturb.fills import filled
 from xaibench.rng import sample_generators
 
 QUADRATURES = ["riemann_right", "riemann_left", "riemann_middle", "riemann_trapezoid", "gausslegendre"]

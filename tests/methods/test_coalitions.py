@@ -9,6 +9,7 @@ from sklearn.linear_model import Ridge
 from torch import nn
 
 from tests.methods.nets import SIZE, Linear, VGGLike, classifier, seeded
+from tests.perturb.helpers import FILLS
 from xaibench.errors import UserError
 from xaibench.methods.context import Context
 from xaibench.methods.removal._coalitions import every_coalition, grid_shape, shares, superpixels
@@ -17,7 +18,7 @@ from xaibench.methods.removal.kernel_shap import KernelShap
 from xaibench.methods.removal.lime import Lime
 from xaibench.methods.removal.shapley_sampling import ShapleySampling
 from xaibench.models.preprocessing import Preprocessing
-from xaibench.perturb.fills import FILLS, filled
+from xaibench.perturb.fills import filled
 from xaibench.rng import sample_generators
 
 SHAPLEY = {

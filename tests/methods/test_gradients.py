@@ -13,7 +13,7 @@ from xaibench.methods.gradients.expected_gradients import ExpectedGradients
 from xaibench.methods.gradients.gradient import Saliency
 from xaibench.methods.gradients.integrated_gradients import IntegratedGradients
 from xaibench.methods.gradients.smoothgrad import SmoothGrad
-from xaibench.perturb.fills import filled, noise
+from xaibench.perturb.fills import OF_WORDS, filled, noise
 from xaibench.rng import sample_generators
 
 
@@ -94,7 +94,7 @@ def baselines_of(words, network, inputs, **keywords):
 def test_words(batch):
     inputs, _ = batch
     network = classifier(VGGLike())
-    words = [word for word in BASELINES[:-1] if word not in COUNTERFACTUALS]
+    words = [word for word in BASELINES[:-1] if word not in (*COUNTERFACTUALS, *OF_WORDS)]
     found = dict(zip(words, baselines_of(words, network, inputs)))
     assert torch.equal(found["zero_normalised"], found["zero"]) and not found["zero"].any()
     pixels = {word: network.preprocessing.denormalise(tensor) for word, tensor in found.items()}

@@ -1,10 +1,13 @@
-"""What the linear imputer should find, by a direct solve of its definition."""
+"""The words for fills of pictures; what the linear imputer should find, by a direct solve of its definition."""
 
 import numpy as np
 import torch
 from scipy.sparse import lil_matrix
 from scipy.sparse.linalg import spsolve
 
+from xaibench.perturb import fills
+
+FILLS = [word for word in fills.FILLS if word not in fills.OF_WORDS]
 WEIGHTS = {(y, x): 1 / 12 if y and x else 1 / 6 for y in (-1, 0, 1) for x in (-1, 0, 1) if y or x}
 
 

@@ -6,7 +6,9 @@ import torch
 from scipy import ndimage
 
 from xaibench.models.preprocessing import Preprocessing
-from xaibench.perturb.fills import FILLS, blurred, filled
+from xaibench.perturb.fills import blurred, filled
+
+from .helpers import FILLS
 
 PREPROCESSING = Preprocessing(mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
 

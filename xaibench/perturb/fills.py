@@ -16,6 +16,7 @@ Fill = Literal["zero", "black", "white", "value", "channel_mean", "blur", "unkno
 FILLS: tuple[str, ...] = get_args(Fill)
 # What is a colour, or made of neighbouring pixels; `linear` is the imputer.
 OF_PIXELS = ("black", "white", "value", "blur", "noise", "reference", "linear")
+OF_WORDS = ("unknown",)
 # Mean and standard deviation of a `background`, in pixel values (Khakzar et al. 2022, released code).
 BACKGROUND = (0.5, 0.1)
 
@@ -52,8 +53,8 @@ def check_fill(word: str, classifier: Classifier, parameter: str) -> None:
     """Raise Refusal for a word that means nothing for the inputs of a network. parameter: what was set to the word."""
     if word in OF_PIXELS:
         classifier.require_pictures(f"{parameter}={word} is made of pixels (zero is not)")
-    if word == "unknown" and classifier.places != "words":
-        raise Refusal(f"{parameter}=unknown is the vector of unknown words, and {classifier.name} reads no words")
+    if word in OF_WORDS and classifier.places != "words":
+        raise Refusal(f"{parameter}={word} is the vector of unknown words, and {classifier.name} reads no words")
 
 
 def noise(inputs: torch.Tensor, preprocessing: Preprocessing, generators: Sequence[torch.Generator]) -> torch.Tensor:
