@@ -12,18 +12,20 @@ from tests.methods.helpers import YAMLS, settings
 from tests.methods.helpers import samples as images
 from tests.methods.nets import Pooled, VGGLike, classifier, photographs
 from xaibench.build import locate
+from xaibench.methods.attention.attention import OfAttention
 from xaibench.methods.context import Context
 from xaibench.methods.counterfactual.concept import Concept
 from xaibench.methods.counterfactual.counterfactual import Counterfactual
+from xaibench.methods.gradients.dnnr_relevance import DNNRRelevance
 from xaibench.methods.rules.dtd import FullDTD, TrainFreeDTD
 from xaibench.rng import sample_generators
 
-# Those of networks that have no convolution, or run backwards; and maps that no network makes.
-ELSEWHERE = (Concept, Counterfactual, FullDTD, TrainFreeDTD)
+# Those of networks that have no convolution, or run backwards, or read words; and maps that no network makes.
+ELSEWHERE = (Concept, Counterfactual, FullDTD, TrainFreeDTD, OfAttention, DNNRRelevance)
 NAMES = [
     path.stem
     for path in YAMLS
-    if path.stem not in ("precomputed", "iba_inverted")
+    if path.stem not in ("precomputed", "region", "iba_inverted", "input_iba_text", "lime_text")
     and not issubclass(locate(settings(path.stem)["_target_"], "method"), ELSEWHERE)
 ]
 # What makes five classes, eight channels and two images enough.

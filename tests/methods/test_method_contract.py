@@ -50,7 +50,7 @@ STAGED = [name for name in DIRECT if issubclass(locate(settings(name)["_target_"
 BY_SIGN = {
     "lrp_alphabeta", "lrp_cmp", "lrp_flat", "lrp_gamma", "lrp_wsquare", "lrp_zplus", "dtd", "dtd_full",
     "dtd_train_free",
-    "rap", "pattern_net", "pattern_attribution",
+    "rap", "pattern_net", "pattern_attribution", "attnlrp",
 }  # fmt: skip
 
 
