@@ -109,6 +109,18 @@ def test_severe_zones_are_brighter_and_the_score_is_their_sum():
     assert np.mean(slopes) > 0.9
 
 
+def test_concepts_are_the_findings_of_the_whole_image():
+    data, zoned = Chest(redundancy="or"), Chest(task="zones")
+    found = data.concepts([0, 1, 2])
+    assert tuple(found) == data.concept_names == (*FINDINGS, "lungs") and set(zoned.concepts([0])) == set(
+        zoned.concept_names
+    )
+    for place in range(3):
+        example = data[place]
+        assert torch.equal(found[data.class_names[example.label]][place], example.mask)
+        assert [bool(found[name][place].any()) for name in FINDINGS] == (example.labels > 0).tolist()
+
+
 def test_what_cannot_be_is_said():
     with pytest.raises(UserError, match="redundancy=xor"):
         Chest(redundancy="xor")

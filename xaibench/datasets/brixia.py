@@ -133,6 +133,15 @@ class Brixia(Dataset):
         found = [regions_of(self._zones(self._samples[index][0])) for index in indices]
         return {name: torch.from_numpy(np.stack([one[name] for one in found])) for name in found[0]}
 
+    @property
+    def concept_names(self) -> tuple[str, ...]:
+        """The lungs and the zones, where there are masks of them."""
+        return ("lungs", *ZONES) if self.has_masks else ()
+
+    def concepts(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        """As `regions`."""
+        return self.regions(indices)
+
     def _parts(self, severities: Sequence[int], whole: bool) -> list[int]:
         return (self.task.parts(severities)[:1] or [0]) if whole else self.task.parts(severities)
 

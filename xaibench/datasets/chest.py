@@ -15,7 +15,7 @@ from ..errors import UserError, nearest
 from ..rng import seed_of
 from .base import Dataset, Example
 from .boxes import Boxes
-from .zones import TASKS, WORST, Task, regions_of, zones_of
+from .zones import TASKS, WORST, ZONES, Task, regions_of, zones_of
 
 VERSION = 1  # raised when any pixel of any image changes
 SIDE = 64
@@ -115,6 +115,19 @@ class Chest(Dataset):
         """The lungs and the zones of these samples' images by name, bool [N,64,64] each."""
         found = [regions_of(self.draw(self.image_of(index)).zones) for index in indices]
         return {name: torch.from_numpy(np.stack([one[name] for one in found])) for name in found[0]}
+
+    @property
+    def concept_names(self) -> tuple[str, ...]:
+        """The findings and the lungs; where there are severities, the lungs and the zones."""
+        return (*FINDINGS, "lungs") if self.task is None else ("lungs", *ZONES)
+
+    def concepts(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        """All findings of these samples' images, copies that are not enough too, and the lungs; or `regions`."""
+        regions = self.regions(indices)
+        if self.task is not None:
+            return regions
+        drawn = np.stack([self.draw(self.image_of(index)).findings for index in indices])
+        return {name: torch.from_numpy(drawn[:, k]) for k, name in enumerate(FINDINGS)} | {"lungs": regions["lungs"]}
 
     def draw(self, image: int) -> "Drawing":
         """An image of the split, with all that is known of it."""
