@@ -27,6 +27,8 @@ rendering Two4Two's images drawn together over the same ones drawn one by one, a
           3, of 64 pixels).
 scenes    Scenes made side by side over the bare passes that they take, and over the same scenes made one by one.
 paths     Metrics of paths over the bare passes that they take, the path of neuron_mct among them.
+units     network_dissection and the metric semantic_attribution over the bare passes that they take, their fit too; and
+          (Linux, CPU) the peak of the resident memory of a fit to 200 and to 2000 images, above what was held before.
 
 What other libraries take for the same work: scripts/bench_peers.py.
 """
@@ -106,6 +108,7 @@ MEMORY_OVERRIDES = {
     "smallest_sufficient_region": (),
     "pointing_game": (),
 }
+UNIT_IMAGES = (200, 2000)
 ALLOCATORS = {"as it is": {}, "returning": {"MALLOC_MMAP_THRESHOLD_": str(2**18)}}
 
 # Parts of a metric's time, by the functions that spend it.
@@ -605,6 +608,38 @@ def score_paths(metric: Metric, classifier: Classifier, samples: int) -> None:
     metric.evaluate(classifier, batch, batch.inputs[:, 0], Context(generators, path=path, data=data))
 
 
+def units(options: argparse.Namespace) -> list[Table]:
+    columns = ("model", "metric", "part", "ms per image", "over bare passes", "quartiles")
+    times = Table(*columns, title=f"What units know, on {16 * options.samples} images of shapes")
+    memory = Table("model", *(f"fit to {count} images, MiB" for count in UNIT_IMAGES), title="peak memory of a fit")
+    for model in options.models:
+        classifier = classifier_of(model, options)
+        data = Samples(Shapes(), classifier.preprocessing, range(16 * options.samples), classifier.device)
+        batch, generators = data.load(data.ids), sample_generators(0, "bench", data.ids)
+        for name in ("network_dissection", "semantic_attribution"):
+            print(f"{model} {name} ...", file=sys.stderr)
+            metric = metric_of(name)
+            fit = functools.partial(metric.fit, classifier, data, torch.Generator())
+            context = Context(generators, fitted=fit(), data=data)
+            score = functools.partial(metric.evaluate, classifier, batch, None, context)
+            for part, work, passes in (("fit", fit, (2, 0)), ("scores", score, metric.cost(classifier))):
+                needed = (len(data) * count for count in passes)
+                found = pairs(work, bare_passes(classifier, *needed), options)
+                spent = 1e3 * statistics.median(spent for spent, _ in found) / len(data)
+                times.add_row(model, name, part, f"{spent:.1f}", *ratio_of(found, None)[:2])
+        memory.add_row(model, *(f"{peak_of_fit(classifier, count) / 2**20:.0f}" for count in UNIT_IMAGES))
+    return [times, memory]
+
+
+def peak_of_fit(classifier: Classifier, images: int) -> int:
+    """Bytes by which the thresholds of units raise this process's peak above what it holds now."""
+    data = Samples(Shapes(split="train"), classifier.preprocessing, range(images), classifier.device)
+    held = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    metric_of("network_dissection").fit(classifier, data, torch.Generator())
+    return resident("VmHWM") - held
+
+
 def metric_of(name: str, overrides: dict[str, object] | None = None) -> Metric:
     """The metric of conf/metric, with its defaults but for the overrides."""
     spec = OmegaConf.to_container(OmegaConf.load(CONF / "metric" / f"{name}.yaml"))
@@ -670,6 +705,7 @@ TABLES: dict[str, Callable[[argparse.Namespace], list[Table]]] = {
     "rendering": rendering,
     "scenes": scenes,
     "paths": paths,
+    "units": units,
 }
 
 

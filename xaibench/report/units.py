@@ -62,7 +62,7 @@ def _drawing(cell: Cell, cache: Path) -> Drawing:
         pictures = gallery.pixels(preprocessing, batch.inputs)
         tiles.append(np.stack([study.outlined(*pair) for pair in zip(pictures, shown)]))
         value = iou[concept, unit]
-        rows.append(f"unit {unit}\n{names[concept]} {value:.2f}{'' if value > level else ' (no detector)'}")
+        rows.append(f"unit {unit}\n{names[concept]} {value:.2f}" + ("" if value > level else "\nno detector"))
     if not tiles:
         raise gallery.Absent("No unit marks anything of a concept.")
     found = study.Grid(np.stack(tiles), tuple(rows), ("",) * len(tiles[0]))
