@@ -36,6 +36,7 @@ from zennit.canonizers import SequentialMergeBatchNorm
 
 from xaibench.errors import Refusal
 from xaibench.methods.attention.attention import AttentionGradient, AttentionRollout, RawAttention
+from xaibench.methods.attention.transformer_attribution import TransformerAttribution
 from xaibench.methods.base import Method
 from xaibench.methods.cam.gradcam import GradCAM, GradCAMPlusPlus, GuidedGradCAM
 from xaibench.methods.context import Context
@@ -268,6 +269,10 @@ def attention_grad(bench: Bench) -> Row:
     return alone(bench, AttentionGradient())
 
 
+def transformer_attribution(bench: Bench) -> Row:
+    return alone(bench, TransformerAttribution())
+
+
 ROWS: dict[str, Callable[[Bench], Row]] = {
     row.__name__: row
     for row in (
@@ -303,6 +308,7 @@ ROWS: dict[str, Callable[[Bench], Row]] = {
         attention,
         attention_rollout,
         attention_grad,
+        transformer_attribution,
     )
 }
 

@@ -53,10 +53,16 @@ NETWORKS = {
 }
 
 
-@pytest.fixture(params=NETWORKS)
+@pytest.fixture(params=NETWORKS, scope="module")
 def network(request):
     torch.manual_seed(0)
     return classifier(steep(NETWORKS[request.param]()), batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def written(network):
+    """Of each of three images what `slow` finds."""
+    return [slow(network, image, target) for image, target in zip(seeded(3), TARGETS)]
 
 
 def steep(module):
@@ -117,13 +123,12 @@ def of(method, network, inputs):
     return method.attribute(network, inputs, TARGETS, Context())
 
 
-def test_maps_and_their_gradients_are_those_of_an_attention_written_out(network):
+def test_maps_and_their_gradients_are_those_of_an_attention_written_out(network, written):
     inputs = seeded(3)
     with watched(network) as seen:
         logits = network.module(inputs.clone().requires_grad_())
     gradients = torch.autograd.grad(network.select(logits, TARGETS).sum(), [one.output for one in seen])
-    for row, (image, target) in enumerate(zip(inputs, TARGETS)):
-        maps, expected = slow(network, image, target)
+    for row, (maps, expected) in enumerate(written):
         assert len(maps) == len(seen) and all(found.std() > 0.01 for found in maps)
         for layer, attention in enumerate(seen):
             torch.testing.assert_close(attention.map()[row], maps[layer], rtol=1e-9, atol=1e-12)
@@ -147,40 +152,38 @@ def test_maps_are_what_torchs_module_returns(network):
         torch.testing.assert_close(attention.map(), maps, rtol=1e-9, atol=1e-12)
 
 
-def test_attention_is_the_last_layers(network):
-    inputs = seeded(3)
-    expected = [on_image(slow(network, image, 0)[0][-1].mean(0)) for image in inputs]
-    torch.testing.assert_close(of(RawAttention(), network, inputs), torch.cat(expected), rtol=1e-9, atol=1e-12)
+def test_attention_is_the_last_layers(network, written):
+    expected = torch.cat([on_image(maps[-1].mean(0)) for maps, _ in written])
+    torch.testing.assert_close(of(RawAttention(), network, seeded(3)), expected, rtol=1e-9, atol=1e-12)
 
 
-def test_rollout_multiplies_the_layers_from_first_to_last(network):
+def test_rollout_multiplies_the_layers_from_first_to_last(network, written):
     """Abnar and Zuidema 2020, eq. 1, with whole matrices; rows stay shares of 1."""
-    inputs, expected = seeded(3), []
-    for image in inputs:
-        rollout = torch.eye(len(slow(network, image, 0)[0][0][0]), dtype=torch.float64)
-        for attention in slow(network, image, 0)[0]:
+    expected = []
+    for maps, _ in written:
+        rollout = torch.eye(maps[0].shape[1], dtype=torch.float64)
+        for attention in maps:
             rollout = (0.5 * attention.mean(0) + 0.5 * torch.eye(len(rollout))) @ rollout
         torch.testing.assert_close(rollout.sum(1), torch.ones(len(rollout)).double())
         expected.append(on_image(rollout))
-    torch.testing.assert_close(of(AttentionRollout(), network, inputs), torch.cat(expected), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(of(AttentionRollout(), network, seeded(3)), torch.cat(expected), rtol=1e-9, atol=1e-12)
 
 
-def test_attention_gradient_adds_what_each_layer_mixes(network):
+def test_attention_gradient_adds_what_each_layer_mixes(network, written):
     """Chefer et al. 2021 (ICCV), eq. 5 and 6, element by element of whole matrices."""
-    inputs, expected = seeded(3), []
-    for image, target in zip(inputs, TARGETS):
-        maps, gradients = slow(network, image, target)
+    expected = []
+    for maps, gradients in written:
         count = maps[0].shape[1]
         relevance = torch.eye(count, dtype=torch.float64)
         for attention, gradient in zip(maps, gradients):
             mixed = torch.zeros(count, count, dtype=torch.float64)
-            for head in range(len(attention)):
-                for i in range(count):
-                    for j in range(count):
-                        mixed[i, j] += max(0.0, float(attention[head, i, j] * gradient[head, i, j])) / len(attention)
+            products = [one * other for one, other in zip(attention.flatten(1).T, gradient.flatten(1).T)]
+            for place, heads in enumerate(products):
+                kept = [float(product) for product in heads if product > 0]
+                mixed.view(-1)[place] = sum(kept) / len(heads)
             relevance = relevance + mixed @ relevance
         expected.append(on_image(relevance))
-    found = of(AttentionGradient(), network, inputs)
+    found = of(AttentionGradient(), network, seeded(3))
     assert found.std() > 1e-6
     torch.testing.assert_close(found, torch.cat(expected), rtol=1e-8, atol=1e-12)
 

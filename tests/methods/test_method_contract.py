@@ -12,6 +12,7 @@ from tests.methods.nets import SIZE, FullyConnected, Pooled, VGGLike, classifier
 from xaibench.build import build, locate
 from xaibench.datasets.base import Dataset, Example, Samples
 from xaibench.methods.attention.attention import OfAttention
+from xaibench.methods.attention.transformer_attribution import TransformerAttribution
 from xaibench.methods.base import Fitted
 from xaibench.methods.bridges.captum import Captum
 from xaibench.methods.cam.gradcam import GuidedGradCAM
@@ -39,10 +40,10 @@ DIRECT = [name for name in NAMES if not issubclass(locate(settings(name)["_targe
 # Pathways are chosen before their gradient is taken, a product has two factors, and feature maps are there before each
 # is tried out: passes that cannot share a call; Captum makes batches of its own; each step of an optimisation needs the
 # one before it. Their own tests count them.
-# Modified backpropagation and full DTD run the steps of a network, not its module, counterfactuals its
-# two directions, and the relevance of DNNR asks for its neighbours alone.
+# Modified backpropagation, full DTD and transformer attribution run the steps of a network, not its module,
+# counterfactuals its two directions, and the relevance of DNNR asks for its neighbours alone.
 STAGES = Pathway | GuidedGradCAM | ScoreCAM | AblationCAM | Captum | ExtremalPerturbation | MeaningfulPerturbation
-STAGES |= ModifiedBackprop | FullDTD | Counterfactual | SemanticAttribution | DNNRRelevance
+STAGES |= ModifiedBackprop | FullDTD | Counterfactual | SemanticAttribution | DNNRRelevance | TransformerAttribution
 STAGED = [name for name in DIRECT if issubclass(locate(settings(name)["_target_"], "method"), STAGES)]
 
 
