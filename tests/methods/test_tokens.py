@@ -76,6 +76,9 @@ def test_gradcam_behind_the_last_attention_is_refused(layer):
     with pytest.raises(Refusal, match="reads no patch behind layer"):
         GradCAM(layer).check(network)
     GradCAM().check(network)
+    nn.init.zeros_(network.module.head.weight)  # as torchvision leaves it before training: no gradient anywhere
+    GradCAM(layer).check(network)
+    network.module.head.reset_parameters()
     assert GradCAM()._features(network, seeded(3), TARGETS)[1].abs().amax(1).min() > 0
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional
 from ... import rng
 from ...errors import Refusal, one_of
 from ...models.classifier import Classifier
-from ...models.cut import Cut, output_shape
+from ...models.cut import Cut
 from ...models.tokens import feature_maps
 from ..base import Method
 from ..context import Context
@@ -34,8 +34,8 @@ class GradCAM(Method):
 
     def check(self, classifier: Classifier) -> None:
         first = torch.zeros(1, dtype=torch.int64, device=classifier.device)
-        _, gradients = self._features(classifier, classifier.blank, first)
-        if not gradients.any() and len(output_shape(classifier, self.layer)) == 2:
+        _, gradients = self._at_layer(classifier, classifier.blank, first)
+        if gradients.any() and not feature_maps(gradients, classifier.input_size[1:]).any():
             raise Refusal(
                 f"{classifier.name} reads no patch behind layer '{self.layer}', so that all their gradients there are "
                 "0: name the normalisation before its last attention"
@@ -60,9 +60,14 @@ class GradCAM(Method):
     def _features(
         self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The layer's feature maps [B,k,h,w] and the gradient there of the explained output; refuses unfit layers.
+        """The layer's feature maps [B,k,h,w], of tokens their patches, and the explained output's gradient there."""
+        features, gradients = self._at_layer(classifier, inputs, targets)
+        return feature_maps(features, inputs.shape[2:]), feature_maps(gradients, inputs.shape[2:])
 
-        Where the layer returns tokens, their patches are the places of feature maps."""
+    def _at_layer(
+        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the layer returns, and the gradient there of the explained output; refuses unfit layers."""
         outputs = []
 
         def cut(module: nn.Module, arguments: Any, output: Any) -> torch.Tensor | None:
@@ -82,16 +87,16 @@ class GradCAM(Method):
             handle.remove()
         if len(outputs) != 1:
             raise Refusal(f"layer '{self.layer}' of {classifier.name} runs {len(outputs)} times, expected once")
-        features, size = outputs[0], inputs.shape[2:]
+        features = outputs[0]
         try:
-            maps = feature_maps(features, size).detach()
+            feature_maps(features, inputs.shape[2:])
         except ValueError as error:
             raise Refusal(
                 f"layer '{self.layer}' returns {error}, expected feature maps [B,channels,h,w] or tokens [B,n,channels]"
             ) from error
         if not total.requires_grad:
             raise Refusal(f"the output of {classifier.name} does not depend on layer '{self.layer}'")
-        return maps, feature_maps(torch.autograd.grad(total, features)[0], size)
+        return features.detach(), torch.autograd.grad(total, features)[0]
 
 
 class GradCAMPlusPlus(GradCAM):
