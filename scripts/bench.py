@@ -61,7 +61,7 @@ from xaibench.datasets.base import Samples
 from xaibench.datasets.images import Images
 from xaibench.datasets.shapes import Shapes
 from xaibench.datasets.two4two import Two4Two
-from xaibench.engine.device import default_batch_size
+from xaibench.engine.device import default_batch_size, find_device
 from xaibench.engine.runner import fill, prepare, run
 from xaibench.errors import Refusal
 from xaibench.listing import CONF
@@ -134,6 +134,7 @@ def main() -> None:
         parser.error(f"{', '.join(unknown)}: expected of {', '.join(TABLES)}")
     if options.threads:
         torch.set_num_threads(options.threads)
+    find_device(options.device)  # which sets what a run sets
     if options.memory_of:
         model, metric, samples = options.memory_of
         print(peak_growth(model, metric, int(samples)))
