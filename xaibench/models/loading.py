@@ -72,12 +72,14 @@ def load_classifier(
         checkpoint.fit(module, state, f"model.weights={weights}")
 
     preprocessing = _preprocessing(spec, values)
-    places: Literal["pixels", "words"] = "pixels"
+    places: Literal["pixels", "words", "columns"] = "pixels"
     if isinstance(module, ReadsWords):
         preprocessing, places = Sentences.of(module), "words"
         size = (module.table.embedding_dim, 1, module.length)
     else:
         size = _input_size(spec, preprocessing)
+        # A row is a table's, unless the network says otherwise.
+        places = getattr(module, "places", "columns" if size[:2] == (1, 1) else "pixels")
     return Classifier(
         name=name,
         module=on_device(device, module),

@@ -9,8 +9,11 @@ class PlaneNet(nn.Module):
 
     Heurich 2021 gives the layers (2, 10, 1) and not the activations; his appendix defines ReLU only.
     outputs: 1, trained to 0 and 1 with squared error, or one per class. hidden: ReLUs.
+    Its features stand for two pixels: `feature_ablation` replaces them by grey, for one.
     sigmoid: whether the outputs pass one, which is how the thesis's figures read its scalar output.
     """
+
+    places = "pixels"
 
     def __init__(self, outputs: int = 1, hidden: int = 10, sigmoid: bool = True) -> None:
         super().__init__()

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from ..build import TARGET, build, is_spec, locate
 from ..datasets.base import Dataset, HasWords, Samples
+from ..datasets.tables import Rows
 from ..errors import XaibenchError
 from ..job import SELECTION
 from ..metrics.ranking import COLLAPSES, collapse
@@ -60,6 +61,22 @@ class Sentence:
 
 
 @dataclass(frozen=True)
+class Row:
+    """One row of a table, and what the network said, as of a `Picture`. values: its features as the table has them;
+    truth: which of the features the label is about."""
+
+    sample: int
+    features: tuple[str, ...]
+    values: tuple[float, ...]
+    truth: frozenset[int]
+    label: str
+    predicted: str
+    probability: float | None
+    explained: str
+    explained_probability: float | None
+
+
+@dataclass(frozen=True)
 class Column:
     """The maps of one method: float32 [n,H,W], collapsed over channels as its metrics read them."""
 
@@ -80,12 +97,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Images, or sentences, x methods of one model and data set. missing: what is not shown, in words."""
+    """Images, sentences or table rows x methods of one model and data set. missing: what is not shown, in words."""
 
     pictures: tuple[Picture, ...]
     columns: tuple[Column, ...]
     missing: tuple[str, ...] = ()
     sentences: tuple[Sentence, ...] = ()
+    rows: tuple[Row, ...] = ()
 
 
 def collect(cells: Sequence[Cell], cache: Path, limit: int = 16) -> Gallery:
@@ -106,9 +124,12 @@ def collect(cells: Sequence[Cell], cache: Path, limit: int = 16) -> Gallery:
     first = found[0][0], found[0][2], samples, rows[0].arrays
     pictures: list[Picture] = []
     spoken: list[Sentence] = []
+    tabled: list[Row] = []
     try:
         if reads_words(found[0][0]):
             spoken = sentences(*first)
+        elif isinstance(_dataset(found[0][0].card["config"]["dataset"]), Rows):
+            tabled = table_rows(*first)
         else:
             pictures = pictured(*first)
     except (Absent, XaibenchError) as error:
@@ -121,7 +142,7 @@ def collect(cells: Sequence[Cell], cache: Path, limit: int = 16) -> Gallery:
         )
         for (cell, how, _), row in zip(found, rows)
     ]
-    return Gallery(tuple(pictures), tuple(columns), missing, tuple(spoken))
+    return Gallery(tuple(pictures), tuple(columns), missing, tuple(spoken), tuple(tabled))
 
 
 def cached(cells: Sequence[Cell], cache: Path) -> tuple[list[tuple[Cell, str, Artefact]], tuple[str, ...]]:
@@ -161,6 +182,23 @@ def sentences(cell: Cell, maps: Artefact, samples: Sequence[int], rows: Mapping[
         marked = () if example.mask is None else example.mask[0].nonzero()[:, 0].tolist()
         said = _said(logit, logit.softmax(0), example.label, target, dataset.class_names)
         found.append(Sentence(sample, words, frozenset(marked), *said))
+    return found
+
+
+def table_rows(cell: Cell, maps: Artefact, samples: Sequence[int], rows: Mapping[str, np.ndarray]) -> list[Row]:
+    """As `pictured`, of a data set of table rows, whose features are the places of the maps. Raises Absent as that
+    does."""
+    dataset = _dataset(cell.card["config"]["dataset"])
+    assert isinstance(dataset, Rows)
+    if dataset.fingerprint != maps.spec["data"]["fingerprint"]:
+        raise Absent(f"{cell.card['dataset']}: the table has changed since its maps were made; no rows are shown.")
+    found = []
+    for sample, logit, target in zip(samples, answers(cell, maps, samples), rows["target"].tolist()):
+        label, mask = dataset.labels[sample].item(), dataset.mask(sample)
+        marked = () if mask is None or dataset.graded_masks else mask[0].nonzero()[:, 0].tolist()
+        said = _said(logit, logit.softmax(0), label, target, dataset.class_names)
+        values = tuple(dataset.original(sample).tolist())
+        found.append(Row(sample, dataset.features, values, frozenset(marked), *said))
     return found
 
 

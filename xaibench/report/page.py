@@ -149,9 +149,12 @@ def _gallery(board: Board, glance: Glance, slug: str, out: Path, cache: Path, im
 
     found = gallery.collect(sorted(board.cells, key=place), cache, images)
     columns = [{"label": Contestant(column.method, column.variant)} for column in found.columns]
-    view: dict[str, Any] = {"rows": [], "sentences": [], "columns": columns, "missing": found.missing, "files": []}
+    view: dict[str, Any] = {"rows": [], "sentences": [], "tabled": [], "columns": columns}
+    view |= {"missing": found.missing, "files": []}
     if found.sentences:
         return view | {"sentences": [_sentence(found, at) for at in range(len(found.sentences))]}
+    if found.rows:
+        return view | {"tabled": [_row(found, at) for at in range(len(found.rows))]}
     rows = []
     for at, picture in enumerate(found.pictures):
         maps = [
@@ -199,6 +202,26 @@ def _sentence(found: gallery.Gallery, at: int) -> dict[str, Any]:
         ]
         maps.append({"label": Contestant(column.method, column.variant), "words": words})
     return {"picture": sentence, "maps": maps}
+
+
+def _row(found: gallery.Gallery, at: int) -> dict[str, Any]:
+    """A table row for the template: its features, of each method with a bar, as wide as its share of the largest."""
+    row, bars = found.rows[at], []
+    for column in found.columns:
+        scores = column.maps[at][0]
+        largest = float(np.abs(scores).max()) or 1.0
+        ranks = (-scores).argsort(kind="stable").argsort() + 1
+        bars.append(
+            [
+                {"share": score / largest, "said": f"{score:.4g}, rank {rank} of {len(ranks)}", "signed": column.signed}
+                for score, rank in zip(scores.tolist(), ranks)
+            ]
+        )
+    features = [
+        {"name": name, "value": f"{value:.4g}", "truth": place in row.truth, "bars": [bar[place] for bar in bars]}
+        for place, (name, value) in enumerate(zip(row.features, row.values))
+    ]
+    return {"picture": row, "features": features}
 
 
 def _image(pixels: np.ndarray, out: Path, file: str) -> dict[str, Any]:

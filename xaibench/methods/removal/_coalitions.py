@@ -6,14 +6,22 @@ from typing import Literal, get_args
 
 import torch
 
-from ...errors import one_of
+from ...datasets.base import Samples
+from ...errors import Refusal, one_of
 from ...models.classifier import Classifier
 from ...models.preprocessing import Preprocessing
 from ...perturb.fills import FILLS, Fill, check_fill, filled
 from ...perturb.perturbed import masked, replacing
 from ..base import Method
+from ..baselines import Baselines
+from ..context import Context
 
 Segments = Literal["grid", "slic"]
+BACKGROUND = "background"
+CoalitionFill = Fill | Literal["background"]
+FILL_WORDS = (*FILLS, BACKGROUND)
+# Samples of the fit split that a background stands for.
+REFERENCES = 20
 
 
 @dataclass(kw_only=True, eq=False)
@@ -29,7 +37,10 @@ class Coalitions(Method):
         rows and columns as make them nearly square; `slic`: superpixels of similar colour, by scikit-image's SLIC
         (Achanta et al. 2012) at its default settings, which often finds fewer than asked for.
     fill: what the pixels of absent players show, one of the fill words; `blur` is the input itself under a Gaussian
-        of `sigma` pixels.
+        of `sigma` pixels. By `background` they show those of samples of the fit split: v(S) is the mean over 20 of
+        them, which takes as many times the passes (Lundberg & Lee 2017: what is absent is drawn from the data,
+        independently of what is there). Of a network that is linear in its features, Shapley values then are
+        w * (x - their mean).
     Raises ValueError for no players, another word and a sigma that is not positive.
     """
 
@@ -37,19 +48,31 @@ class Coalitions(Method):
 
     players: int = 49
     segments: Segments = "grid"
-    fill: Fill = "zero"
+    fill: CoalitionFill = "zero"
     sigma: float = 5.0
+
+    fit_parameters = ()
 
     def __post_init__(self) -> None:
         if self.players < 1:
             raise ValueError(f"players={self.players}: expected at least 1")
         one_of("segments", self.segments, get_args(Segments))
-        one_of("fill", self.fill, FILLS)
+        one_of("fill", self.fill, FILL_WORDS)
         if not self.sigma > 0:
             raise ValueError(f"sigma={self.sigma}: expected a positive number of pixels")
+        self.versions = REFERENCES if self.fill == BACKGROUND else 1
+        self.fit = self._references if self.fill == BACKGROUND else None
+
+    def _references(
+        self, classifier: Classifier, samples: Samples, generator: torch.Generator
+    ) -> dict[str, torch.Tensor]:
+        """`references` [20,C,H,W], drawn among the samples."""
+        return Baselines("dataset", 1.0, 0.5, REFERENCES).fit(classifier, samples, generator)
 
     def check(self, classifier: Classifier) -> None:
         check_fill(self.fill, classifier, "method.fill")
+        if self.fill == BACKGROUND and classifier.places == "words":
+            raise Refusal("method.fill=background: other sentences have words at other places")
         if self.segments == "slic":
             classifier.require_pictures("method.segments=slic finds superpixels (grid makes players of places)")
 
@@ -78,6 +101,7 @@ class Coalitions(Method):
         targets: torch.Tensor,
         labels: torch.Tensor,
         coalitions: torch.Tensor,
+        context: Context,
     ) -> torch.Tensor:
         """v of each coalition, float64 [B,X] on the CPU. coalitions bool [B,X,M], or [1,X,M] for all: who is in."""
         absent = (~coalitions).to(inputs.device).expand(len(inputs), -1, -1)
@@ -85,9 +109,13 @@ class Coalitions(Method):
         def mask(sample: int, part: slice, out: torch.Tensor) -> None:
             out.copy_(absent[sample, part][:, labels[sample]][:, None])
 
-        fills = filled(inputs, self.fill, classifier.preprocessing, self.sigma)
-        remove = replacing(inputs, fills)
-        return masked(classifier, inputs, remove, mask, coalitions.shape[1], targets).double().cpu()
+        if self.fill == BACKGROUND:
+            fills = [one.expand_as(inputs) for one in context.fitted["references"].to(inputs)]
+        else:
+            fills = [filled(inputs, self.fill, classifier.preprocessing, self.sigma)]
+        count = coalitions.shape[1]
+        found = [masked(classifier, inputs, replacing(inputs, one), mask, count, targets).double() for one in fills]
+        return torch.stack(found).mean(0).cpu()
 
 
 def shares(values: torch.Tensor, labels: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -31,7 +31,7 @@ class ExactShapley(Coalitions):
         super().__post_init__()
 
     def cost(self, classifier: Classifier) -> tuple[int, int]:
-        return (2 ** self.most_players(classifier), 0)
+        return (self.versions * 2 ** self.most_players(classifier), 0)
 
     def attribute(
         self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
@@ -39,7 +39,9 @@ class ExactShapley(Coalitions):
         labels = self.labels(classifier, inputs)
         # Where there are fewer superpixels, the players that are missing add nothing and take nothing.
         coalitions = every_coalition(self.most_players(classifier))[None]
-        return shares(shapley_values(self.answers(classifier, inputs, targets, labels, coalitions)), labels, inputs)
+        return shares(
+            shapley_values(self.answers(classifier, inputs, targets, labels, coalitions, context)), labels, inputs
+        )
 
 
 def shapley_values(answers: torch.Tensor) -> torch.Tensor:

@@ -35,7 +35,7 @@ class KernelShap(Coalitions):
             raise ValueError(f"samples={self.samples}: expected at least 1 coalition")
 
     def cost(self, classifier: Classifier) -> tuple[int, int]:
-        return (2 + min(self.samples, 2 ** self.most_players(classifier) - 2), 0)
+        return (self.versions * (2 + min(self.samples, 2 ** self.most_players(classifier) - 2)), 0)
 
     def attribute(
         self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
@@ -50,7 +50,7 @@ class KernelShap(Coalitions):
             coalitions[sample, 2 : 2 + len(chosen), :players] = chosen
             # Fewer superpixels may have fewer coalitions than there are rows: those left over weigh nothing.
             weights[sample, : len(kernel)] = kernel
-        answers = self.answers(classifier, inputs, targets, labels, coalitions)
+        answers = self.answers(classifier, inputs, targets, labels, coalitions, context)
         values = torch.zeros(len(inputs), max(counts), dtype=torch.float64)
         for sample, players in enumerate(counts):
             chosen = coalitions[sample, 2:, :players].double()

@@ -43,7 +43,7 @@ class Lime(Coalitions):
             raise ValueError(f"ridge={self.ridge}: expected a positive penalty")
 
     def cost(self, classifier: Classifier) -> tuple[int, int]:
-        return (self.samples, 0)
+        return (self.versions * self.samples, 0)
 
     def attribute(
         self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
@@ -53,7 +53,7 @@ class Lime(Coalitions):
         coalitions = torch.ones(len(inputs), self.samples, max(counts), dtype=torch.bool)
         for sample, (players, generator) in enumerate(zip(counts, context.generators)):
             coalitions[sample, 1:, :players] = torch.rand(self.samples - 1, players, generator=generator) < 0.5
-        answers = self.answers(classifier, inputs, targets, labels, coalitions)
+        answers = self.answers(classifier, inputs, targets, labels, coalitions, context)
         values = torch.zeros(len(inputs), max(counts), dtype=torch.float64)
         for sample, players in enumerate(counts):
             present = coalitions[sample, :, :players].double()

@@ -51,7 +51,7 @@ class LimeText(Coalitions):
             raise Refusal(f"lime_text is of words, the inputs of {classifier.name} are {classifier.places}: use lime")
 
     def cost(self, classifier: Classifier) -> tuple[int, int]:
-        return (self.samples, 0)
+        return (self.versions * self.samples, 0)
 
     def labels(self, classifier: Classifier, inputs: torch.Tensor) -> torch.Tensor:
         """The word at each place, int64 [B,1,T]: equal vectors are equal words; numbered as they come, from 0 on."""
@@ -70,7 +70,7 @@ class LimeText(Coalitions):
             lacking = torch.randint(1, words + 1, (self.samples - 1, 1), generator=generator)
             order = torch.rand(self.samples - 1, words, generator=generator).argsort(1).argsort(1)
             coalitions[sample, 1:, :words] = order >= lacking
-        answers = self.answers(classifier, inputs, targets, labels, coalitions)
+        answers = self.answers(classifier, inputs, targets, labels, coalitions, context)
         values = torch.zeros(len(inputs), max(counts), dtype=torch.float64)
         for sample, words in enumerate(counts):
             present = coalitions[sample, :, :words].double()

@@ -32,7 +32,7 @@ class ShapleySampling(Coalitions):
             raise ValueError(f"samples={self.samples}: expected at least 1 order")
 
     def cost(self, classifier: Classifier) -> tuple[int, int]:
-        return (2 + self.samples * (self.most_players(classifier) - 1), 0)
+        return (self.versions * (2 + self.samples * (self.most_players(classifier) - 1)), 0)
 
     def attribute(
         self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
@@ -44,7 +44,7 @@ class ShapleySampling(Coalitions):
         first = places[:, :, None] < torch.arange(1, players)[:, None]
         ends = torch.tensor([False, True])[:, None].expand(batch, 2, players)
         coalitions = torch.cat([ends, first.flatten(1, 2)], dim=1)
-        answers = self.answers(classifier, inputs, targets, labels, coalitions)
+        answers = self.answers(classifier, inputs, targets, labels, coalitions, context)
         none, everyone, between = answers.split([1, 1, coalitions.shape[1] - 2], dim=1)
         path = torch.cat(
             [
