@@ -128,7 +128,7 @@ def collect(cells: Sequence[Cell], cache: Path, limit: int = 16) -> Gallery:
     try:
         if reads_words(found[0][0]):
             spoken = sentences(*first)
-        elif isinstance(_dataset(found[0][0].card["config"]["dataset"]), Rows):
+        elif isinstance(dataset_of(found[0][0].card["config"]["dataset"]), Rows):
             tabled = table_rows(*first)
         else:
             pictures = pictured(*first)
@@ -188,7 +188,7 @@ def sentences(cell: Cell, maps: Artefact, samples: Sequence[int], rows: Mapping[
 def table_rows(cell: Cell, maps: Artefact, samples: Sequence[int], rows: Mapping[str, np.ndarray]) -> list[Row]:
     """As `pictured`, of a data set of table rows, whose features are the places of the maps. Raises Absent as that
     does."""
-    dataset = _dataset(cell.card["config"]["dataset"])
+    dataset = dataset_of(cell.card["config"]["dataset"])
     assert isinstance(dataset, Rows)
     if dataset.fingerprint != maps.spec["data"]["fingerprint"]:
         raise Absent(f"{cell.card['dataset']}: the table has changed since its maps were made; no rows are shown.")

@@ -10,7 +10,7 @@ from ...datasets.base import Samples
 from ...errors import Refusal, one_of
 from ...models.classifier import Classifier
 from ...models.preprocessing import Preprocessing
-from ...perturb.fills import FILLS, Fill, check_fill, filled
+from ...perturb.fills import check_fill, filled
 from ...perturb.perturbed import masked, replacing
 from ..base import Method
 from ..baselines import Baselines
@@ -18,8 +18,8 @@ from ..context import Context
 
 Segments = Literal["grid", "slic"]
 BACKGROUND = "background"
-CoalitionFill = Fill | Literal["background"]
-FILL_WORDS = (*FILLS, BACKGROUND)
+CoalitionFill = Literal["zero", "black", "white", "value", "channel_mean", "blur", "unknown", "background"]
+FILL_WORDS: tuple[str, ...] = get_args(CoalitionFill)
 # Samples of the fit split that a background stands for.
 REFERENCES = 20
 
