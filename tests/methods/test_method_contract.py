@@ -23,6 +23,7 @@ from xaibench.methods.gradients.dnnr_relevance import DNNRRelevance
 from xaibench.methods.gradients.semantic_attribution import SemanticAttribution
 from xaibench.methods.pathways.pathway import Pathway
 from xaibench.methods.removal.extremal_perturbation import ExtremalPerturbation
+from xaibench.methods.removal.lime_text import LimeText
 from xaibench.methods.removal.meaningful_perturbation import MeaningfulPerturbation
 from xaibench.methods.rules._modified_backprop import ModifiedBackprop
 from xaibench.methods.rules.dtd import FullDTD
@@ -34,8 +35,8 @@ from xaibench.rng import sample_generators
 NAMES = [path.stem for path in YAMLS]
 
 # Methods that fit something take hundreds of passes for a map; their own tests ask the same of them at a size that
-# they can afford.
-DIRECT = [name for name in NAMES if not issubclass(locate(settings(name)["_target_"], "method"), Fitted)]
+# they can afford. `lime_text` has players of words alone (test_sentences.py).
+DIRECT = [name for name in NAMES if not issubclass(locate(settings(name)["_target_"], "method"), Fitted | LimeText)]
 
 # Pathways are chosen before their gradient is taken, a product has two factors, and feature maps are there before each
 # is tried out: passes that cannot share a call; Captum makes batches of its own; each step of an optimisation needs the

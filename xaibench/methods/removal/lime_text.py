@@ -1,13 +1,13 @@
 """LIME for sentences, as its authors have it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from ...errors import Refusal
 from ...models.classifier import Classifier
 from ..context import Context
-from ._coalitions import Coalitions, counts_of, shares
+from ._coalitions import Coalitions, Segments, counts_of, shares
 from .lime import ridge_fit
 
 
@@ -30,7 +30,10 @@ class LimeText(Coalitions):
     ridge: the penalty on squared coefficients. Raises ValueError as `Lime`.
     """
 
-    players: int = 10_000  # no sentence has more words: none are put together
+    # The players are the words: nothing of these is to be chosen.
+    players: int = field(default=10_000, init=False)
+    segments: Segments = field(default="grid", init=False)
+    sigma: float = field(default=5.0, init=False)
     samples: int = 200
     features: int = 20
     kernel_width: float = 25.0
