@@ -129,24 +129,34 @@ def convergence(results: Path) -> Figure:
 
 
 def paths(results: Path) -> Figure:
-    """The headlines of the metrics of paths over the sparsity that was asked for, for SELECTORS with their defaults."""
+    """The headlines of the metrics of paths over the sparsity that was reached, for SELECTORS with their defaults.
+
+    What was reached is known from path_dead on the same images; without it, it is the sparsity that was asked for.
+    """
     titles = {"path_dead": "Dead neurons", "path_output": "Output, the rest at 0", "path_overlap": "Overlap",
               "path_linearity": "Radius of linearity"}  # fmt: skip
     cells = [cell for cell in leaderboard.read_cells(results) if not cell.card["metric_variant"]]
     panels = {metric: own for metric in titles if (own := [c for c in cells if c.card["metric"] == metric])}
+    reached = {_of(c): c.columns["sparsity"].mean() for c in panels.get("path_dead", ())}
     figure, drawn = plt.subplots(
         1, len(panels), figsize=(3.6 * len(panels) + 2, 3.6), layout="constrained", squeeze=False
     )
     for axes, (metric, own) in zip(drawn.flat, panels.items()):
         for method, colour in SELECTORS.items():
-            found = {c.card["config"]["method"]["sparsity"]: headline(c) for c in own if _default(c, method)}
+            chosen = [c for c in own if _default(c, method)]
+            found = {reached.get(_of(c), c.card["config"]["method"]["sparsity"]): headline(c) for c in chosen}
             if found:
                 bars(axes, sorted(found), [found[sparsity] for sparsity in sorted(found)], colour, method)
-        axes.set(title=titles[metric], xlabel="sparsity asked for", ylabel=own[0].card["statistics"][0]["unit"])
+        axes.set(title=titles[metric], xlabel="sparsity reached", ylabel=own[0].card["statistics"][0]["unit"])
     handles = dict(zip(*reversed(drawn.flat[0].get_legend_handles_labels())))
     figure.legend(handles.values(), handles, frameon=False, loc="outside right center")
     figure.suptitle("Paths: " + what(cells[0].card))
     return figure
+
+
+def _of(cell: Cell) -> tuple[str, ...]:
+    """Whose paths a cell is about."""
+    return cell.card["method"], cell.card["method_variant"], cell.card["keys"]["sample_key"]
 
 
 def _default(cell: Cell, method: str) -> bool:
