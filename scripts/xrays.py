@@ -11,7 +11,9 @@ the two copies of a finding (`dataset.redundancy=or`).
 """
 
 import argparse
+import functools
 import json
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from xaibench.datasets.chest import Chest
 from xaibench.engine.runner import prepare
 
 DRAWS = 2000
-OURS = ("_target_", "limit", "seed", "filter")
+OURS = ("_target_", "limit", "seed", "filter")  # of a data set's configuration, what is not its constructor's
 
 
 def main() -> None:
@@ -58,9 +60,15 @@ def cells(results: Path, dataset: str) -> Iterator[tuple[dict[str, Any], pd.Data
 
 
 def built(kind: Callable[..., Any], card: dict[str, Any], **changes: Any) -> Any:
-    """The data set of a cell."""
-    spec = {key: value for key, value in card["config"]["dataset"].items() if key not in OURS}
-    return kind(**spec | changes)
+    """The data set of a cell; each is made once."""
+    spec = {key: value for key, value in card["config"]["dataset"].items() if key not in OURS} | changes
+    return _built(kind, json.dumps(spec))
+
+
+@functools.cache
+def _built(kind: Callable[..., Any], spec: str) -> Any:
+    logging.disable(logging.WARNING)  # what is left out, the runs have said
+    return kind(**json.loads(spec))
 
 
 def interval(values: np.ndarray, groups: np.ndarray | None = None, seed: int = 0) -> tuple[float, float, float]:

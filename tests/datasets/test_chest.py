@@ -127,3 +127,14 @@ def test_what_cannot_be_is_said():
     with pytest.raises(UserError, match="expected 8 numbers"):
         Chest(prevalence=(0.1,))
     assert Chest("test").fingerprint != Chest("test", redundancy="or").fingerprint
+
+
+def test_a_network_of_several_labels_on_the_command_line(xaibench, here):
+    """A sample for each label, or each picture with one fixed; sigmoid outputs; the quality of every output."""
+    run = ("run", "model=chest_cnn", "model.weights=random", "dataset=chest", "dataset.limit=3", "output=sigmoid")
+    code, out, said = xaibench(*run, "metric=quality", "target=fixed:3", "dataset.samples=images")
+    assert code == 0 and "roc_auc_patches" in out, said
+    code, out, said = xaibench(*run, "metric=iou", "method=oracle")
+    assert code == 0 and "1.0000" in out, said
+    code, _, said = xaibench(*run, "metric=quality", "dataset.task=global")
+    assert code == 2 and "real labels" in said
