@@ -121,6 +121,42 @@ class RingOfGaussians(Plane):
         return float(torch.trapezoid(density, angle))
 
 
+class SignalDistractor(Dataset):
+    """Points x = y a_s + e a_d + noise, of which the label y is to be told (Kindermans et al. 2018, section 3).
+
+    The signal's direction a_s = (1, 0) is along the first feature; the distractor's, a_d = (1, 1), along both. y, e and
+    the noise of each feature are drawn from Gaussians, of deviation 1, 1 and `noise`. To tell y, a linear network
+    must read the second feature, which says nothing of y, to cancel the distractor: its weights are `weights()`, and
+    what they find in a point is the signal, y a_s. The mask is where the signal is: the first feature.
+
+    split, generator_seed: as of a `Plane`, without its grid.
+    """
+
+    has_masks = True
+    signal, distractor = torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0])
+
+    def __init__(self, split: str = "test", noise: float = 0.1, generator_seed: int = 0) -> None:
+        if split not in SIZES:
+            raise UserError(f"dataset.split={split}: {nearest(split, SIZES)}")
+        if not 0 <= noise < math.inf:
+            raise UserError(f"dataset.noise={noise}: expected a standard deviation, 0 or more")
+        drawn = torch.randn(SIZES[split], 4, generator=generator("SignalDistractor", generator_seed, split))
+        self.noise, self.values = noise, drawn[:, 0]
+        self.points = drawn[:, :1] * self.signal + drawn[:, 1:2] * self.distractor + noise * drawn[:, 2:]
+        self.fingerprint = f"SignalDistractor-{VERSION}:generator_seed={generator_seed}:split={split}:noise={noise}"
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def __getitem__(self, index: int) -> Example:
+        return Example(self.points[index].view(1, 1, 2), float(self.values[index]), (self.signal > 0).view(1, 2))
+
+    def weights(self) -> torch.Tensor:
+        """Those of the linear network with the least squared error: cov(x)^-1 cov(x, y) [2]; (1, -1) without noise."""
+        covariance = sum(torch.outer(part, part) for part in (self.signal, self.distractor))
+        return torch.linalg.solve(covariance + self.noise**2 * torch.eye(2), self.signal)
+
+
 def _steps(split: str) -> int | None:
     """Points per axis of a grid, None for a drawn split. Raises UserError for any other word."""
     if split in SIZES:

@@ -1,4 +1,4 @@
-"""The network of the worlds of two features: one hidden layer of a few ReLUs."""
+"""The networks of the worlds of two features: one hidden layer of a few ReLUs, or none."""
 
 import torch
 from torch import nn
@@ -25,3 +25,14 @@ class PlaneNet(nn.Module):
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         features = self.flatten(self.input(inputs))
         return self.output(self.linear2(self.relu(self.linear1(features))))
+
+
+class LinearNet(nn.Module):
+    """Inputs [B,1,1,2] -> outputs [B,1]: one linear layer, without a bias, so that what it answers is w x."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flatten, self.linear = nn.Flatten(), nn.Linear(2, 1, bias=False)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.linear(self.flatten(inputs))
