@@ -78,7 +78,8 @@ class Precomputed(Method):
         # 32-bit integers and more need double precision.
         dtype = np.float64 if np.result_type(self.maps.dtype, np.float32).itemsize > 4 else np.float32
         found = np.stack([np.asarray(self.maps[self.rows[int(sample)]], dtype=dtype) for sample in samples])
-        return torch.from_numpy(found).to(inputs.device)
+        # Of inputs that differ in size, the file has padding that they have not.
+        return torch.from_numpy(found[..., : inputs.shape[2], : inputs.shape[3]]).to(inputs.device)
 
 
 def _arrays(path: Path) -> tuple[np.ndarray | h5py.Dataset, np.ndarray]:
