@@ -1,6 +1,6 @@
 """What runs on tables: every method and metric on a small network of rows, or the sentence that says why it does not.
 
-`python -m tests.table_support` prints the table that docs/tables.md has.
+`python -m tests.table_support` writes the table into docs/tables.md anew.
 """
 
 import dataclasses
@@ -16,7 +16,10 @@ from xaibench.engine.setting import Kept
 from xaibench.errors import UserError
 from xaibench.job import Job
 
-CONF = Path(__file__).parents[1] / "conf"
+ROOT = Path(__file__).parents[1]
+CONF, PAGE = ROOT / "conf", ROOT / "docs" / "tables.md"
+# The table stands behind this line of the page, which it ends.
+MARK = "<!-- made by tests/table_support.py -->\n\n"
 # Tables have columns in the place of tiles, and this one a value in the place of a class: what is tried where the yaml
 # as it is does not work.
 OTHERWISE = {
@@ -94,4 +97,5 @@ def markdown(found: list[tuple[str, str, bool, str]]) -> str:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(markdown(rows()), end="")
+    before = PAGE.read_text().partition(MARK)[0]
+    PAGE.write_text(before + MARK + markdown(rows()))
