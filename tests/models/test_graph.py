@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import math
 import operator
 import weakref
 
@@ -562,9 +563,31 @@ def test_a_transposed_tensor_is_no_size():
     assert found.any()
 
 
-class Branching(nn.Module):
+class Deciding(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.flatten(1) if x.sum() > 0 else -x.flatten(1)
+
+
+class OneByOne(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x[i : i + 1].flatten(1) for i in range(x.shape[0])])
+
+
+class Tupled(nn.Module):
+    """Logits and those of an auxiliary head."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x.flatten(1), x.mean((2, 3))
+
+
+class Named(nn.Module):
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"logits": x.flatten(1)}
+
+
+class OfTwo(nn.Module):
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return (x + y).flatten(1)
 
 
 class Counting(nn.Module):
@@ -582,13 +605,131 @@ class Counting(nn.Module):
 @pytest.mark.parametrize(
     ("module", "said"),
     [
-        (Branching(), "Branching cannot be traced by torch.fx"),
+        (
+            Deciding(),
+            r"Deciding cannot be traced by torch.fx: it decides by the values of the input.*\nwrite .* torch.where",
+        ),
+        (
+            nn.Sequential(nn.ReLU(), Deciding()),
+            "Sequential cannot be traced by torch.fx at '1': it decides by the values",
+        ),
+        (OneByOne(), r"it uses the batch size as a number of Python's\ngive sizes to tensors as x.shape\[0\] or -1"),
+        (Tupled(), "Tupled returns a tuple, a backward pass by rules starts from a tensor of logits"),
+        (Named(), "Named returns a dict, a backward pass by rules starts from a tensor of logits"),
+        (OfTwo(), "OfTwo takes 2 inputs"),
         (Counting(), "do not give its logits"),
     ],
 )
 def test_what_cannot_be_taken_apart_is_refused(module, said):
     with pytest.raises(Refusal, match=said):
         Graph.of(Classifier(type(module).__name__, module, (4, 8, 8)))
+
+
+class Remembering(nn.Module):
+    """Keeps what it computed from its weights, as LeViT its biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.kept, self.last = nn.Linear(8, 5), {}, None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if "weight" not in self.kept:
+            self.kept["weight"] = self.last = self.layer.weight * 2
+        return F.linear(x.mean((1, 2)), self.kept["weight"], self.layer.bias)
+
+
+def test_a_trace_leaves_nothing_in_the_network():
+    network = classifier(Remembering(), (4, 8, 8))
+    inputs = seeded(2, (4, 8, 8))
+    found = Graph.of(network).run(inputs)[-1]
+    assert isinstance(network.module.last, torch.Tensor)  # from the run that the trace is compared with
+    torch.testing.assert_close(found, network.logits(inputs))
+
+
+class Doubled(torch.autograd.Function):
+    """x sigmoid(x) with a backward pass of its own, as efficientnet_pytorch's swish."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * torch.sigmoid(x)
+
+    @staticmethod
+    def backward(ctx, signal):
+        (x,) = ctx.saved_tensors
+        return signal * torch.sigmoid(x) * (1 + x * (1 - torch.sigmoid(x)))
+
+
+def batched(x: torch.Tensor) -> torch.Tensor:
+    """Sizes as torch's factories, Python and a loop take them."""
+    batch, channels, height, width = x.shape
+    mask = torch.zeros(height, width, dtype=x.dtype)
+    for row in range(0, height, math.ceil(height / 3)):
+        mask[row, : width // 2] = 1
+    x = torch.cat([x, torch.ones(batch, 1, height, width, dtype=x.dtype)], 1)[:, :channels] * (1 + mask)
+    return x.view(len(x.shape) * batch // 4, *x.shape[1:])
+
+
+# Networks that do what torch.fx's own tracer stops at, and the same in other operations.
+SIZED = {
+    "a backward pass of its own": (Doubled.apply, F.silu),
+    "sizes": (batched, lambda x: x * (1 + rows(x))),
+    "glu": (lambda x: F.glu(torch.cat([x, x], 1), 1), lambda x: x * torch.sigmoid(x)),
+    "root mean square": (nn.RMSNorm(16, eps=1e-5), lambda x: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5)),
+    "attention": (
+        lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True),
+        lambda x: (x @ x.mT / 4).masked_fill(torch.ones(16, 16).triu(1) == 1, -math.inf).softmax(-1) @ x,
+    ),
+    "einsum": (lambda x: torch.einsum("bchw,bcvw->bchv", x, x), lambda x: x @ x.transpose(2, 3)),
+    "roll": (
+        lambda x: torch.roll(x, (1, 2), (2, 3)),
+        lambda x: torch.cat([x[:, :, -1:], x[:, :, :-1]], 2)[..., ROLLED],
+    ),
+    "transposed": (nn.ConvTranspose2d(6, 6, 1), None),
+}
+ROLLED = [14, 15, *range(14)]
+
+
+def rows(x: torch.Tensor) -> torch.Tensor:
+    found = torch.zeros(16, 16, dtype=x.dtype)
+    found[::6, :8] = 1
+    return found
+
+
+@pytest.mark.parametrize("name", SIZED)
+def test_what_computes_with_sizes_or_has_functions_of_its_own_is_traced(name):
+    change, other = SIZED[name]
+    if other is None:  # a transposed convolution of one place is a convolution with the weight transposed
+        twin = nn.Conv2d(6, 6, 1)
+        twin.weight.data, twin.bias.data = change.weight.data.transpose(0, 1), change.bias.data
+        other = twin
+    networks = [classifier(Changing(one)) for one in (change, other)]
+    inputs, targets = seeded(3), torch.tensor([0, 3, 4])
+    torch.testing.assert_close(networks[0].logits(inputs), networks[1].logits(inputs))
+    hot, gradients = F.one_hot(targets, 5).double(), []
+    for network in networks:
+        graph = Graph.of(network)
+        values = graph.run(inputs)
+        gradients.append(graph.back(values, hot, Composite())["input"])
+        torch.testing.assert_close(gradients[-1], network.gradient(inputs, targets))
+        LRP(Epsilon()).check(network)
+    one, two = (LRP(Epsilon(1e-9)).attribute(network, inputs, targets, Context()) for network in networks)
+    torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile], ids=["DataParallel", "compile"])
+def test_wrappers_are_looked_into(wrap):
+    """Around a network and around a part of it."""
+    plain, inputs, targets = VGGLike().double(), seeded(2), torch.tensor([0, 3])
+    expected = LRP(Gamma()).attribute(classifier(plain), inputs, targets, Context())
+    parts = copy.deepcopy(plain)
+    parts.features = wrap(parts.features)
+    for module in (wrap(copy.deepcopy(plain)), parts):
+        network = Classifier("wrapped", module, (3, 16, 16))
+        graph = Graph.of(network)
+        start = F.one_hot(targets, 5) * graph.run(inputs)[-1]
+        found = graph.back(graph.run(inputs), start, LRP(Gamma()).rules(network, inputs, Context()))["input"]
+        torch.testing.assert_close(found, expected)
 
 
 def test_relevance_is_conserved_by_the_z_plus_rule_on_real_shapes():

@@ -70,11 +70,12 @@ class ModifiedBackprop(Method):
         if others:
             first = others[0]
             what = first.what if isinstance(first, Other) else WORDS[type(first)]
-            served = [words for kind, words in WORDS.items() if issubclass(kind, self.served)]
+            activations = "activations" if issubclass(Elementwise, self.served) else "activations that are 0 at 0"
+            products = ", products, softmax and normalisation" if issubclass(Product, self.served) else ""
             raise Refusal(
                 f"there is no rule for '{first.name}' of {classifier.name}, which is {what}\n"
                 "there are rules for convolutions and linear layers, batch normalisation by kept statistics, pooling, "
-                f"sums, concatenation, reshaping, activations that are 0 at 0{''.join(f', {one}' for one in served)}"
+                f"sums, concatenation, reshaping, and {activations}{products}"
             )
 
     def attribute(

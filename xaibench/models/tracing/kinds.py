@@ -61,6 +61,7 @@ KINDS: dict[Any, Any] = {operation: kind for kind, operations in
 SUMS = (operator.add, torch.add, "add")
 DIFFERENCES = (operator.sub, torch.sub, "sub")
 PRODUCTS = (operator.mul, torch.mul, torch.multiply, "mul", "multiply")
+NEGATIVES = (operator.neg, torch.neg, torch.negative, "neg", "negative")
 QUOTIENTS = (operator.truediv, torch.div, torch.divide, torch.true_divide, "div", "divide", "true_divide")
 # Of two tensors each, linear in either.
 MATRIX_PRODUCTS = (torch.matmul, operator.matmul, torch.bmm, torch.mm, torch.einsum, "matmul", "bmm", "mm")

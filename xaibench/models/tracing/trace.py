@@ -28,6 +28,7 @@ from .kinds import (
     KINDS,
     LINEAR,
     MATRIX_PRODUCTS,
+    NEGATIVES,
     OPERATORS,
     OTHER_CONVOLUTIONS,
     PADS,
@@ -154,7 +155,7 @@ class _Builder:
             result = node.args[0]
             if not isinstance(result, fx.Node):
                 raise Refusal(
-                    f"{self.name} returns a {type(result).__name__}, a backward pass by rules starts from a tensor of "
+                    f"{self.name} returns a {_kind_of(result)}, a backward pass by rules starts from a tensor of "
                     "logits: `xaibench run` takes them out, and so does a module around it that returns them alone"
                 )
             self.output = self.places[result]
@@ -355,6 +356,10 @@ class _Builder:
         if parts is not None:
             mean, factor, bias = parts
             return Normalisation(*where, call, mean, factor, bias)
+        if node.target in MATRIX_PRODUCTS and len(node.all_input_nodes) == 1:
+            equation = node.args[:-2]
+            function = (lambda x, y: torch.einsum(*equation, x, y)) if equation else torch.matmul
+            return Product(node.name, (place, place), function) if len(node.args) in (2, 3) else None
         if node.target in POWERS or (node.target in PRODUCTS and node.args[0] is node.args[1]):
             zero = bool((call(torch.zeros_like(values)) == 0).all())
             return (Activation if zero else Elementwise)(*where, call)
@@ -451,6 +456,8 @@ class _Builder:
         moving = self._moving(sources)
         if target in MATRIX_PRODUCTS:
             return self._by_constant(node, moving, tensors, call, sources)
+        if target in NEGATIVES and len(moving) == 1:
+            return Scale(node.name, tuple(moving), -self._one(), None)
         if len(node.args) != 2 or node.kwargs:
             return None
         if len(tensors) == 2 and target in SUMS:
@@ -616,6 +623,11 @@ def _contraction(
     """A convolution of another kind: function(input, weight, None, **options)."""
     bias = None if bias is None else bias.detach().view(-1, *[1] * (weight.dim() - 2))
     return Contraction(*where, weight.detach(), bias, lambda x, w: function(x, w, None, **options))
+
+
+def _kind_of(result: Any) -> str:
+    """What a network returns, without torch.fx's word for it."""
+    return next((kind.__name__ for kind in (dict, list, tuple) if isinstance(result, kind)), type(result).__name__)
 
 
 def _nodes(given: Any) -> list[fx.Node]:

@@ -28,7 +28,8 @@ PARTS: dict[Any, Callable[..., Any]] = {
     functional.scaled_dot_product_attention: scaled_dot_product_attention,
     functional.glu: gated,
 }
-# Methods that make a tensor of nothing but sizes.
+# Functions and methods that make a tensor of nothing but sizes.
+FACTORIES = ("zeros", "ones", "full", "empty", "arange")
 MAKERS = ("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor")
 
 
@@ -135,7 +136,7 @@ class Tracer(fx.Tracer):
 
     def trace_steps(self, module: nn.Module) -> list[fx.Node]:
         """The nodes of a network of one input. Raises whatever its forward pass does on stand-ins."""
-        with _functions_seen(self):
+        with _functions_seen(self), _left_as_it_was(module):
             return list(self.trace(module).nodes)
 
     def create_args_for_root(
@@ -292,19 +293,50 @@ def _stands(*given: Any) -> list[fx.Proxy]:
 
 @contextmanager
 def _functions_seen(tracer: Tracer) -> Iterator[None]:
-    """Functions with a backward pass of their own (torch.autograd.Function), applied to stand-ins, become nodes."""
+    """What does not know of stand-ins makes nodes of them: functions with a backward pass of their own
+    (torch.autograd.Function), and those that make a tensor of a size, such as torch.zeros(x.shape[0], 4)."""
     plain = torch.autograd.Function.__dict__["apply"]
+    factories = {name: getattr(torch, name) for name in FACTORIES}
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
         if _stands(args, kwargs):
             return tracer.create_proxy("call_function", Applied(cls), args, kwargs)
         return plain.__get__(None, cls)(*args, **kwargs)
 
+    def made(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if _stands(args, kwargs):
+            return tracer.number("call_function", function, args, kwargs)
+        return function(*args, **kwargs)
+
     setattr(torch.autograd.Function, "apply", classmethod(apply))  # noqa: B010
+    for name, function in factories.items():
+        setattr(torch, name, partial(made, function))
     try:
         yield
     finally:
         setattr(torch.autograd.Function, "apply", plain)  # noqa: B010
+        for name, function in factories.items():
+            setattr(torch, name, function)
+
+
+@contextmanager
+def _left_as_it_was(module: nn.Module) -> Iterator[None]:
+    """A network that keeps something it computed, for the next time, does not keep stand-ins."""
+    before = [(part, dict(vars(part))) for part in module.modules()]
+    tables = [(table, table.copy()) for _, kept in before for table in kept.values() if isinstance(table, dict | list)]
+    try:
+        yield
+    finally:
+        for part, kept in before:
+            if len(vars(part)) != len(kept) or any(value is not kept[name] for name, value in vars(part).items()):
+                vars(part).clear()
+                vars(part).update(kept)
+        for table, copy in tables:
+            if isinstance(table, list):
+                table[:] = copy
+            elif isinstance(copy, dict):
+                table.clear()
+                table.update(copy)
 
 
 @dataclass(frozen=True)
