@@ -16,12 +16,16 @@ from ...models.tracing.steps import (
     Constant,
     Elementwise,
     Maximum,
+    Normalisation,
+    Product,
     Route,
     Rule,
     Signals,
+    Softmax,
     Step,
     Tensors,
     derivative,
+    pulled_back,
 )
 from ..baselines import Baselines
 from ..context import Context
@@ -48,12 +52,15 @@ class DeepLIFT(ModifiedBackprop):
         contributions, so that of affine steps only the positive weights count (as the released code of Sixt et al.
         2020 has it; by their text negative contributions keep the negative weights). It is not complete; it is there
         to show what the cross terms are good for.
+    Products share a difference as the mean of the two orders in which their factors may change; softmax and
+    normalisation by the values themselves are products of what they divide and one over what they divide by. All stay
+    complete (as shap's DeepExplainer, and Captum's rules for softmax alone).
     baseline: x', one or a list of the words of `baselines`; sigma, value, references: of the words `blur`, `value`
         and `dataset`, see there.
     Raises ValueError for another word and for figures out of range.
     """
 
-    served = (Affine, Elementwise, Route, Constant)
+    served = (Affine, Elementwise, Product, Softmax, Normalisation, Route, Constant)
     fit_parameters = ("references",)
 
     def __init__(
@@ -144,9 +151,12 @@ class Rescale:
             return self.affine
         if isinstance(step, Elementwise):
             return self.activation
+        for kind, rule in ((Product, self.product), (Softmax, self.softmax), (Normalisation, self.normalisation)):
+            if isinstance(step, kind):
+                return rule
         return self.maximum if isinstance(step, Maximum) else derivative
 
-    def affine(self, step: Affine, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
+    def affine(self, step: Affine, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Signals:
         """The weights."""
         return step.derivative(inputs, output, signal)
 
@@ -166,6 +176,33 @@ class Rescale:
         fall = step.derivative((reference,), least, signal * (output - most))[0]
         slope = step.derivative(inputs, output, signal)[0]
         return (ratio(rise + fall, inputs[0] - reference, slope),)
+
+    def product(self, step: Product, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
+        """The mean over the orders in which the factors change: the derivative halfway."""
+        halfway = tuple((x + self.references[source]) / 2 for x, source in zip(inputs, step.sources))
+        return step.derivative(halfway, output, signal)
+
+    def softmax(self, step: Softmax, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
+        """Of e / sum(e), e = exp(x): a product of e and one over its sum."""
+        x, reference = torch.broadcast_tensors(inputs[0], self.reference(step))
+        top = torch.maximum(x, reference).amax(step.dim, keepdim=True)
+        e, e0 = (x - top).exp(), (reference - top).exp()
+        total, total0 = e.sum(step.dim, keepdim=True), e0.sum(step.dim, keepdim=True)
+        through_total = (signal * (e + e0) / 2).sum(step.dim, keepdim=True) / (total * total0)
+        of_e = signal * (1 / total + 1 / total0) / 2 - through_total
+        return (ratio(of_e * (e - e0), torch.where(x == reference, 0, x - reference), of_e * e),)
+
+    def normalisation(
+        self, step: Normalisation, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor
+    ) -> Tensors:
+        """A product of the centred values and their scale, which follows the average of their squares."""
+        c, c0 = torch.broadcast_tensors(step.centred(inputs[0]), step.centred(self.reference(step)))
+        spread, spread0 = step.average(c.square()), step.average(c0.square())
+        scale, scale0 = step.scale(spread), step.scale(spread0)
+        slope = torch.func.jvp(step.scale, (spread,), (torch.ones_like(spread),))[1]
+        through_scale = signal * (c + c0) / 2 * ratio(scale - scale0, (spread - spread0).expand_as(scale), slope)
+        (of_squares,) = pulled_back(step.average, c, through_scale.sum_to_size(spread.shape))
+        return (step.centred(signal * (scale + scale0) / 2 + of_squares * (c + c0)),)
 
     def reference(self, step: Step) -> torch.Tensor:
         """The reference's value where the step reads its input."""
@@ -206,16 +243,21 @@ class RevealCancel(Rescale):
 
     def __call__(self, step: Step) -> Rule:
         rule = super().__call__(step)
-        return partial(in_halves, rule) if rule is derivative else rule
+        own = isinstance(step, Affine | Elementwise | Maximum)
+        return rule if own else partial(in_halves, rule)
 
-    def affine(self, step: Affine, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
+    def affine(self, step: Affine, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Signals:
         """The weights: of an input that rises, positive ones make positive contributions; of one that falls, negative
         ones. One that stays gets the mean."""
-        twice = tuple(x.new_empty(()).expand(2 * len(x), *x.shape[1:]) for x in inputs)
+        constant = [source > 0 and isinstance(self.graph.steps[source - 1], Constant) for source in step.sources]
+        twice = tuple(x if c else x.new_empty(()).expand(2 * len(x), *x.shape[1:]) for x, c in zip(inputs, constant))
         by_positive = step.transposed(signal, step.weight.clamp(min=0), twice)
         by_negative = step.transposed(signal, step.weight.clamp(max=0), twice)
-        found = []
-        for x, source, some, others in zip(inputs, step.sources, by_positive, by_negative):
+        found: list[torch.Tensor | None] = []
+        for x, source, some, others, c in zip(inputs, step.sources, by_positive, by_negative, constant):
+            if c:
+                found.append(None)
+                continue
             rising = some[: len(x)] + others[len(x) :]
             falling = some[len(x) :] + others[: len(x)]
             way = (x - self.references[source]).sign()

@@ -1,6 +1,7 @@
 """Normalisation by the values themselves, as the parts that `steps.Normalisation` has."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -8,10 +9,17 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-# Mean, factor and bias, see `steps.Normalisation`.
-Parts = tuple[
-    Callable[[torch.Tensor], torch.Tensor] | None, Callable[[torch.Tensor], torch.Tensor], torch.Tensor | None
-]
+Function = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """See `steps.Normalisation`."""
+
+    mean: Function | None
+    average: Function
+    scale: Function
+    bias: torch.Tensor | None = None
 
 
 def normalised(
@@ -40,7 +48,7 @@ def normalised(
         return None
     if target is functional.normalize:
         dim, least = found.get("dim", 1), found.get("eps", 1e-12)
-        return None, lambda x: 1 / x.norm(2, dim, keepdim=True).clamp_min(least), None
+        return Parts(None, partial(torch.sum, dim=dim, keepdim=True), lambda x: 1 / x.sqrt().clamp_min(least))
     weight, bias = (None if found.get(name) is None else found[name].detach() for name in ("weight", "bias"))
     eps = found.get("eps", 1e-5)
     if found.get("normalized_shape") is not None:
@@ -55,11 +63,11 @@ def normalised(
         eps = found.get("eps")
     eps = torch.finfo(values.dtype).eps if eps is None else eps
 
-    def factor(centred: torch.Tensor) -> torch.Tensor:
-        scale = (mean(centred.square()) + eps).rsqrt()
-        return scale if weight is None else scale * weight
+    def scale(spread: torch.Tensor) -> torch.Tensor:
+        factor = (spread + eps).rsqrt()
+        return factor if weight is None else factor * weight
 
-    return None if by_root_mean_square else mean, factor, bias
+    return Parts(None if by_root_mean_square else mean, mean, scale, bias)
 
 
 FUNCTIONS: dict[Any, tuple[str, ...]] = {

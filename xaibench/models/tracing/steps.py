@@ -101,7 +101,7 @@ class Convolution(Affine):
             groups,
             (True, False, False),
         )[:1]
-        return found if self.around is None else _pulled_back(self._padded, inputs[0], found[0])
+        return found if self.around is None else pulled_back(self._padded, inputs[0], found[0])
 
     def _padded(self, values: torch.Tensor) -> torch.Tensor:
         return values if self.around is None else functional.pad(values, **self.around)
@@ -149,7 +149,7 @@ class Contraction(Affine):
         return self.product(inputs[0], weight)
 
     def transposed(self, signal: torch.Tensor, weight: torch.Tensor, inputs: Tensors) -> Tensors:
-        return _pulled_back(lambda x: self.product(x, weight), inputs[0], signal)
+        return pulled_back(lambda x: self.product(x, weight), inputs[0], signal)
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +162,7 @@ class Average(Affine):
         return self.pool(inputs[0]) * weight
 
     def transposed(self, signal: torch.Tensor, weight: torch.Tensor, inputs: Tensors) -> Tensors:
-        return _pulled_back(self.pool, inputs[0], signal * weight)
+        return pulled_back(self.pool, inputs[0], signal * weight)
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,7 +267,7 @@ class Product(Call):
             found = signal @ other.mT if which == 0 else other.mT @ signal
             return found.sum_to_size(x.shape)
         order = (lambda one: self.function(one, other)) if which == 0 else (lambda one: self.function(other, one))
-        return _pulled_back(order, x, signal)[0]
+        return pulled_back(order, x, signal)[0]
 
     def derivative(self, inputs: Sequence[Any], output: torch.Tensor, signal: torch.Tensor) -> Tensors:
         return tuple(self.transposed(signal, tuple(inputs), which) for which in (0, 1))
@@ -286,14 +286,15 @@ class Softmax(Call):
 
 @dataclass(frozen=True, eq=False)
 class Normalisation(Call):
-    """factor(x) (x - mean(x)) + bias: the size of the values is divided by itself.
+    """scale(average(c^2)) c + bias of centred values c = x - mean(x): the size of the values is divided by itself.
 
-    mean: of each value's group, of the shape of x or broadcast to it; None where it is not taken off. factor: of
-    centred values, the weights included. Groups lie within one sample.
+    mean: of each value's group, of the shape of x or broadcast to it; None where it is not taken off. average: linear,
+    of squares of c their mean or sum. scale: one over its root, weights included. Groups lie within one sample.
     """
 
     mean: Callable[[torch.Tensor], torch.Tensor] | None
-    factor: Callable[[torch.Tensor], torch.Tensor]
+    average: Callable[[torch.Tensor], torch.Tensor]
+    scale: Callable[[torch.Tensor], torch.Tensor]
     bias: torch.Tensor | None
 
     def centred(self, values: torch.Tensor) -> torch.Tensor:
@@ -301,8 +302,9 @@ class Normalisation(Call):
         return values if self.mean is None else values - self.mean(values)
 
     def held(self, values: torch.Tensor) -> "Held":
-        """The affine step that it is for these values, their factor held."""
-        return Held(self.name, self.sources, self.factor(self.centred(values)), self.bias, self.centred)
+        """The affine step that it is for these values, their spread held."""
+        factor = self.scale(self.average(self.centred(values).square()))
+        return Held(self.name, self.sources, factor, self.bias, self.centred)
 
 
 @dataclass(frozen=True, eq=False)
@@ -335,7 +337,7 @@ class Other(Call):
     what: str = ""
 
 
-def _pulled_back(linear: Callable[[torch.Tensor], torch.Tensor], like: torch.Tensor, signal: torch.Tensor) -> Tensors:
+def pulled_back(linear: Callable[[torch.Tensor], torch.Tensor], like: torch.Tensor, signal: torch.Tensor) -> Tensors:
     """What a linear function's transpose makes of a signal at its output."""
     with torch.enable_grad():
         blank = torch.zeros_like(like, requires_grad=True)

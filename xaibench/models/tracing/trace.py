@@ -354,8 +354,7 @@ class _Builder:
             return None if dim is None else Softmax(*where, call, dim)
         parts = normalised(module, node.target, lambda names: self._given(node, names), values)
         if parts is not None:
-            mean, factor, bias = parts
-            return Normalisation(*where, call, mean, factor, bias)
+            return Normalisation(*where, call, parts.mean, parts.average, parts.scale, parts.bias)
         if node.target in MATRIX_PRODUCTS and len(node.all_input_nodes) == 1:
             equation = node.args[:-2]
             function = (lambda x, y: torch.einsum(*equation, x, y)) if equation else torch.matmul
