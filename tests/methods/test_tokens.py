@@ -14,7 +14,9 @@ from xaibench.methods.bottleneck.iba_readout import IBAReadout
 from xaibench.methods.bottleneck.input_iba import InputIBA
 from xaibench.methods.cam.gradcam import CAM, GradCAM
 from xaibench.methods.context import Context
-from xaibench.models.cut import Cut, feature_shape
+from xaibench.methods.counterfactual.concept import Concept
+from xaibench.methods.gradients.semantic_attribution import SemanticAttribution
+from xaibench.models.cut import Cut, grid_shape
 from xaibench.models.relus import last_conv
 from xaibench.models.tokens import Grid, feature_maps, token_grid
 from xaibench.rng import sample_generators
@@ -60,7 +62,7 @@ def test_torchvisions_transformers_have_the_alias():
     network = classifier(
         module, layers={"last_conv": last_conv(module), "bottleneck": "encoder.layers.encoder_layer_0"}
     )
-    assert feature_shape(network, "last_conv") == (8, 4, 4) == feature_shape(network, "bottleneck")
+    assert grid_shape(network, "last_conv") == (8, 4, 4) == grid_shape(network, "bottleneck")
     for method in (GradCAM(), IBA(steps=2, copies=2)):
         method.check(network)
         context = Context(sample_generators(0, "maps", range(3)), fitted(method, network) if method.fit else {})
@@ -177,8 +179,16 @@ def test_the_mask_is_smoothed_over_the_places_of_patches_and_the_map_shows_their
     torch.testing.assert_close(bits.sum((1, 2, 3)) * torch.tensor(2.0).log(), tokens[:, 1:].sum((1, 2)))
 
 
-@pytest.mark.parametrize("method", [IBAReadout(layer="bottleneck"), InputIBA(layer="bottleneck")])
-def test_bottlenecks_whose_networks_read_maps_refuse_tokens(method):
+@pytest.mark.parametrize(
+    ("method", "why"),
+    [
+        (IBAReadout(layer="bottleneck"), "returns tokens"),
+        (InputIBA(layer="bottleneck"), "returns tokens"),
+        (Concept(), "has no feature maps"),
+        (SemanticAttribution(), "has no feature maps"),
+    ],
+)
+def test_what_reads_maps_alone_refuses_tokens(method, why):
     network = classifier(transformer(), layers={"bottleneck": "blocks.0", "last_conv": "blocks.1.norm1"})
-    with pytest.raises(Refusal, match="returns tokens"):
+    with pytest.raises(Refusal, match=why):
         method.check(network)

@@ -158,17 +158,21 @@ def output_shape(classifier: Classifier, layer: str) -> tuple[int, ...]:
 
 
 def feature_shape(classifier: Classifier, layer: str) -> tuple[int, int, int]:
-    """Shape (c,h,w) of a layer's feature maps, those of a transformer's tokens being its patches (`tokens`); raises
-    Refusal as `output_shape` does, and if it has none."""
+    """Shape (c,h,w) of a layer's feature maps; raises Refusal as `output_shape` does, and if it has none."""
+    return _of_maps(classifier, layer, output_shape(classifier, layer))
+
+
+def grid_shape(classifier: Classifier, layer: str) -> tuple[int, int, int]:
+    """As `feature_shape`, for who serves tokens as well, whose patches are the places (`tokens.feature_maps`)."""
     shape = output_shape(classifier, layer)
-    if len(shape) == 3:
-        return shape
-    if len(shape) == 2 and (grid := token_grid(shape[0], classifier.input_size[1:])):
-        return shape[1], grid.height, grid.width
-    raise Refusal(
-        f"layer '{layer}' of {classifier.name} has no feature maps [B,C,H,W], nor tokens of patches [B,n,C]: name a "
-        "layer that has"
-    )
+    grid = token_grid(shape[0], classifier.input_size[1:]) if len(shape) == 2 else None
+    return _of_maps(classifier, layer, shape) if grid is None else (shape[1], grid.height, grid.width)
+
+
+def _of_maps(classifier: Classifier, layer: str, shape: tuple[int, ...]) -> tuple[int, int, int]:
+    if len(shape) != 3:
+        raise Refusal(f"layer '{layer}' of {classifier.name} has no feature maps [B,C,H,W]: name a convolutional layer")
+    return shape
 
 
 def _repeat(tensor: torch.Tensor, copies: int) -> torch.Tensor:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from ...datasets.base import Samples
 from ...errors import Refusal
 from ...models.classifier import Classifier
-from ...models.cut import activations, feature_shape, output_shape
+from ...models.cut import activations, grid_shape, output_shape
 from ...models.tokens import Grid, feature_maps
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -81,7 +81,7 @@ def estimate(classifier: Classifier, layers: Sequence[str], samples: Samples) ->
 def require_layer(classifier: Classifier, layer: str, parameter: str = "method.layer") -> tuple[int, int, int]:
     """Shape (c,h,w) of the layer's features. Raises Refusal with the way out if the network has no such layer."""
     try:
-        return feature_shape(classifier, layer)
+        return grid_shape(classifier, layer)
     except Refusal as refusal:
         if layer not in classifier.layers and layer.startswith(LAYER):
             message = f"{classifier.name} does not say where its bottleneck belongs: set {parameter}=<module path>"

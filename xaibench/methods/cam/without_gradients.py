@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from ...models.classifier import Classifier
-from ...models.cut import Cut, activations, feature_shape
+from ...models.cut import Cut, activations, grid_shape
 from ...models.tokens import feature_maps
 from ..base import Method
 from ..context import Context
@@ -26,7 +26,7 @@ class FeatureMaps(Method):
         self.layer, self.relu = layer, relu
 
     def check(self, classifier: Classifier) -> None:
-        feature_shape(classifier, self.layer)
+        grid_shape(classifier, self.layer)
 
     def attribute(
         self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
@@ -56,7 +56,7 @@ class ScoreCAM(FeatureMaps):
 
     def cost(self, classifier: Classifier) -> tuple[int, int]:
         """One pass for the feature maps, and one for each of them."""
-        return 1 + feature_shape(classifier, self.layer)[0], 0
+        return 1 + grid_shape(classifier, self.layer)[0], 0
 
     def combined(self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         features = self.features(classifier, inputs)
@@ -77,7 +77,7 @@ class AblationCAM(FeatureMaps):
 
     def cost(self, classifier: Classifier) -> tuple[int, int]:
         """One pass, and of the part behind the layer one more for each feature map, counted as whole passes."""
-        return 1 + feature_shape(classifier, self.layer)[0], 0
+        return 1 + grid_shape(classifier, self.layer)[0], 0
 
     def combined(self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         cut = Cut(classifier, self.layer, inputs[:1])
