@@ -33,6 +33,8 @@ THUMBNAIL = 224
 EXACT = 128
 # Small images are blown up by whole pixels to about this side in the files beside the page.
 FULL = 512
+# Of red, green and blue, in the lightness of a colour (Rec. 601): words stand out on theirs.
+LIGHTNESS = np.array([0.299, 0.587, 0.114])
 COLUMNS = (
     ("rank", "number", "1 is the best among comparable rows"),
     ("method", "", ""),
@@ -192,7 +194,7 @@ def _sentence(found: gallery.Gallery, at: int) -> dict[str, Any]:
             {
                 "text": word,
                 "colour": "#{:02x}{:02x}{:02x}".format(*colour),
-                "ink": "#fff" if colour.astype(int).sum() < 300 else "#111",
+                "ink": "#fff" if colour @ LIGHTNESS < 128 else "#111",
                 "truth": place in sentence.truth,
                 "said": f"{score:.4g}, rank {rank} of {len(ranks)}, {abs(score) / size if size else 0:.0%} of all",
             }

@@ -15,7 +15,7 @@ from .tables import Board, Glance, named, records
 SECTIONS = {
     "ranks": "Ranks and their stability",
     "curves": "Curves",
-    "gallery": "Images and maps",
+    "gallery": "Inputs and maps",
     "study": "Counterfactuals and concepts",
     "units": "What units detect",
     "agreement": "Do the metrics agree?",
