@@ -10,7 +10,7 @@ from xaibench.datasets.base import Samples
 from xaibench.datasets.tables import Friedman1
 from xaibench.errors import Refusal
 from xaibench.methods.context import Context
-from xaibench.methods.removal._coalitions import REFERENCES
+from xaibench.methods.removal._absent import REFERENCES
 from xaibench.models.classifier import Classifier
 from xaibench.models.preprocessing import Preprocessing
 from xaibench.rng import sample_generators
@@ -36,7 +36,8 @@ def explained():
 
     def do(name, product=0.0, **changed):
         classifier = Classifier("rows", Rows(product), (1, 1, 6), returns="values", places="columns")
-        method = build({**settings(name), "fill": "background", "players": 6, **changed}, "method")
+        players = {} if name == "feature_ablation" else {"players": 6}
+        method = build({**settings(name), "fill": "background", **players, **changed}, "method")
         method.check(classifier)
         train = Friedman1("train", samples=60, features=6)
         fitted = method.fit(classifier, Samples(train, Preprocessing(), range(len(train))), torch.Generator())
@@ -49,7 +50,7 @@ def explained():
     return do
 
 
-@pytest.mark.parametrize("name", ["exact_shapley", "kernel_shap", "shapley_sampling"])
+@pytest.mark.parametrize("name", ["exact_shapley", "kernel_shap", "shapley_sampling", "feature_ablation"])
 def test_on_a_linear_network_it_is_w_times_x_less_the_mean(name, explained):
     found, row, background = explained(name)
     torch.testing.assert_close(found, WEIGHTS[0] * (row - background.mean(0)), rtol=1e-9, atol=1e-9)

@@ -6,26 +6,18 @@ from typing import Literal, get_args
 
 import torch
 
-from ...datasets.base import Samples
-from ...errors import Refusal, one_of
+from ...errors import one_of
 from ...models.classifier import Classifier
 from ...models.preprocessing import Preprocessing
-from ...perturb.fills import check_fill, filled
 from ...perturb.perturbed import masked, replacing
-from ..base import Method
-from ..baselines import Baselines
 from ..context import Context
+from ._absent import Absent, AbsentFill
 
 Segments = Literal["grid", "slic"]
-BACKGROUND = "background"
-CoalitionFill = Literal["zero", "black", "white", "value", "channel_mean", "blur", "unknown", "background"]
-FILL_WORDS: tuple[str, ...] = get_args(CoalitionFill)
-# Samples of the fit split that a background stands for.
-REFERENCES = 20
 
 
 @dataclass(kw_only=True, eq=False)
-class Coalitions(Method):
+class Coalitions(Absent):
     """Base of the methods that cut an image into players and ask the network about coalitions of them.
 
     A coalition is shown as the image with the pixels of all other players replaced, in all channels: v(S) is the
@@ -36,11 +28,8 @@ class Coalitions(Method):
     players: how many there are at most. segments: what they are. `grid`: rectangles of nearly equal size, in as many
         rows and columns as make them nearly square; `slic`: superpixels of similar colour, by scikit-image's SLIC
         (Achanta et al. 2012) at its default settings, which often finds fewer than asked for.
-    fill: what the pixels of absent players show, one of the fill words; `blur` is the input itself under a Gaussian
-        of `sigma` pixels. By `background` they show those of samples of the fit split: v(S) is the mean over 20 of
-        them, which takes as many times the passes (Lundberg & Lee 2017: what is absent is drawn from the data,
-        independently of what is there). Of a network that is linear in its features, Shapley values then are
-        w * (x - their mean).
+    fill, sigma: what the pixels of absent players show, see `Absent`. By `background` v(S) is a mean, and Shapley
+        values of a network that is linear in its features are w * (x - the mean of the background).
     Raises ValueError for no players, another word and a sigma that is not positive.
     """
 
@@ -48,31 +37,17 @@ class Coalitions(Method):
 
     players: int = 49
     segments: Segments = "grid"
-    fill: CoalitionFill = "zero"
+    fill: AbsentFill = "zero"
     sigma: float = 5.0
-
-    fit_parameters = ()
 
     def __post_init__(self) -> None:
         if self.players < 1:
             raise ValueError(f"players={self.players}: expected at least 1")
         one_of("segments", self.segments, get_args(Segments))
-        one_of("fill", self.fill, FILL_WORDS)
-        if not self.sigma > 0:
-            raise ValueError(f"sigma={self.sigma}: expected a positive number of pixels")
-        self.versions = REFERENCES if self.fill == BACKGROUND else 1
-        self.fit = self._references if self.fill == BACKGROUND else None
-
-    def _references(
-        self, classifier: Classifier, samples: Samples, generator: torch.Generator
-    ) -> dict[str, torch.Tensor]:
-        """`references` [20,C,H,W], drawn among the samples."""
-        return Baselines("dataset", 1.0, 0.5, REFERENCES).fit(classifier, samples, generator)
+        self.prepare_fill()
 
     def check(self, classifier: Classifier) -> None:
-        check_fill(self.fill, classifier, "method.fill")
-        if self.fill == BACKGROUND and classifier.places == "words":
-            raise Refusal("method.fill=background: other sentences have words at other places")
+        self.check_fill(classifier)
         if self.segments == "slic":
             classifier.require_pictures("method.segments=slic finds superpixels (grid makes players of places)")
 
@@ -109,10 +84,7 @@ class Coalitions(Method):
         def mask(sample: int, part: slice, out: torch.Tensor) -> None:
             out.copy_(absent[sample, part][:, labels[sample]][:, None])
 
-        if self.fill == BACKGROUND:
-            fills = [one.expand_as(inputs) for one in context.fitted["references"].to(inputs)]
-        else:
-            fills = [filled(inputs, self.fill, classifier.preprocessing, self.sigma)]
+        fills = self.fills(classifier, inputs, context)
         count = coalitions.shape[1]
         found = [masked(classifier, inputs, replacing(inputs, one), mask, count, targets).double() for one in fills]
         return torch.stack(found).mean(0).cpu()

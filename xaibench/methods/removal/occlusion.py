@@ -2,15 +2,14 @@
 
 import torch
 
-from ...errors import Refusal, one_of
+from ...errors import Refusal
 from ...models.classifier import Classifier
-from ...perturb.fills import FILLS, Fill, check_fill, filled
-from ..base import Method
 from ..context import Context
 from ..copies import over_copies
+from ._absent import Absent, AbsentFill
 
 
-class Occlusion(Method):
+class Occlusion(Absent):
     """f(x) - f(x with a patch replaced), averaged at each pixel over the patches that cover it: [B,1,H,W], signed.
 
     Zeiler & Fergus 2014, section 4.2, in the form of Ancona et al. 2018. In units of the explained output.
@@ -18,60 +17,60 @@ class Occlusion(Method):
     patch: side of the square window, in pixels; all channels are replaced together.
     stride: pixels between windows, by default `patch` (no overlap). The last window of a row or column is cut at the
         edge, so that every pixel is covered.
-    fill: what replaces the patch, one of the fill words; `blur` is the input itself under a Gaussian of `sigma` pixels.
-    sigma: of that blur.
+    fill, sigma: what replaces the patch, see `Absent`; by `background` f(x with a patch replaced) is a mean.
     Raises ValueError for another word, sizes below one and a stride that would leave gaps.
     """
 
     sign_of_logit = False
 
-    def __init__(self, patch: int = 8, stride: int | None = None, fill: Fill = "zero", sigma: float = 5.0) -> None:
+    def __init__(
+        self, patch: int = 8, stride: int | None = None, fill: AbsentFill = "zero", sigma: float = 5.0
+    ) -> None:
         if patch < 1:
             raise ValueError(f"patch={patch}: expected at least 1 pixel")
         if stride is not None and not 1 <= stride <= patch:
             raise ValueError(f"stride={stride}: expected 1 to {patch} pixels (patch), or null")
-        one_of("fill", fill, FILLS)
-        if sigma <= 0:
-            raise ValueError(f"sigma={sigma}: expected a positive number of pixels")
         self.patch, self.stride, self.fill, self.sigma = patch, patch if stride is None else stride, fill, sigma
+        self.prepare_fill()
 
     def check(self, classifier: Classifier) -> None:
-        check_fill(self.fill, classifier, "method.fill")
+        self.check_fill(classifier)
         _, height, width = classifier.input_size
         if self.patch > min(height, width):
             raise Refusal(f"occlusion: patch={self.patch} does not fit into the input of {height}x{width} pixels")
 
     def cost(self, classifier: Classifier) -> tuple[int, int]:
         _, height, width = classifier.input_size
-        return (1 + len(self._windows(height, width)), 0)
+        return (1 + self.versions * len(self._windows(height, width)), 0)
 
     def attribute(
         self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
     ) -> torch.Tensor:
         batch, _, height, width = inputs.shape
         windows = self._windows(height, width)
-        fills = filled(inputs, self.fill, classifier.preprocessing, self.sigma)
+        fills = self.fills(classifier, inputs, context)
+        # Copy 0 is the input itself, copy k the one without the k-th of these.
+        replaced = [(fill, window) for fill in fills for window in windows]
 
         def occluded(copy: int, part: slice) -> torch.Tensor:
             rows = inputs[part].clone()
             if copy > 0:
-                down, across = windows[copy - 1]
-                rows[:, :, down, across] = fills[part, :, down, across]
+                fill, (down, across) = replaced[copy - 1]
+                rows[:, :, down, across] = fill[part, :, down, across]
             return rows
 
-        # Copy 0 is the input itself, copy k the one without window k - 1.
         whole = inputs.new_zeros(batch)
         drops = inputs.new_zeros(batch, 1, height, width)
         covered = inputs.new_zeros(height, width)
         for down, across in windows:
             covered[down, across] += 1
-        for copy, part, scores in over_copies(classifier, targets, 1 + len(windows), occluded, classifier.scores):
+        for copy, part, scores in over_copies(classifier, targets, 1 + len(replaced), occluded, classifier.scores):
             if copy == 0:
                 whole[part] = scores
             else:
-                down, across = windows[copy - 1]
+                _, (down, across) = replaced[copy - 1]
                 drops[part, :, down, across] += (whole[part] - scores).view(-1, 1, 1, 1)
-        return drops / covered
+        return drops / covered / len(fills)
 
     def _windows(self, height: int, width: int) -> list[tuple[slice, slice]]:
         """Rows and columns of each window."""
