@@ -165,20 +165,21 @@ def peers() -> dict[str, Family]:
     def of(make: Callable, grid: dict[str, tuple]) -> Family:
         def family(train: Data, rows: np.ndarray, choice: tuple | None) -> Iterator[tuple[tuple, np.ndarray]]:
             for values in [choice] if choice else itertools.product(*grid.values()):
-                fitted = make(**dict(zip(grid, values))).fit(*train)
+                fitted = make(len(train[0]), *values).fit(*train)
                 yield values, fitted.predict(rows)
 
         return family
 
-    def boosting(rate: float, leaves: int, trees: int) -> HistGradientBoostingRegressor:
-        # As few as 5 rows in a leaf: the default of 20 is too coarse for yacht's 277.
-        settings = {"learning_rate": rate, "max_leaf_nodes": leaves, "max_iter": trees, "min_samples_leaf": 5}
+    def boosting(rows: int, rate: float, leaves: int, trees: int) -> HistGradientBoostingRegressor:
+        # The default of 20 rows in a leaf is too coarse for yacht's 277.
+        settings = {"learning_rate": rate, "max_leaf_nodes": leaves, "max_iter": trees}
+        settings["min_samples_leaf"] = 5 if rows < 500 else 20
         return HistGradientBoostingRegressor(**settings, early_stopping=False, random_state=0)
 
-    def forest(share: float) -> RandomForestRegressor:
+    def forest(rows: int, share: float) -> RandomForestRegressor:
         return RandomForestRegressor(100, max_features=share, random_state=0)
 
-    def knn(k: int) -> KNeighborsRegressor:
+    def knn(rows: int, k: int) -> KNeighborsRegressor:
         return KNeighborsRegressor(k, weights="distance")
 
     return {

@@ -30,6 +30,8 @@ class PlaneNet(nn.Module):
 class LinearNet(nn.Module):
     """Inputs [B,1,1,2] -> outputs [B,1]: one linear layer, without a bias, so that what it answers is w x."""
 
+    places = "pixels"  # as of `PlaneNet`
+
     def __init__(self) -> None:
         super().__init__()
         self.flatten, self.linear = nn.Flatten(), nn.Linear(2, 1, bias=False)
