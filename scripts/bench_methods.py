@@ -18,6 +18,7 @@ To add a method: a function from a Bench to a Row, in ROWS.
 
 import argparse
 import copy
+import importlib.util
 import statistics
 import time
 from collections.abc import Callable
@@ -31,7 +32,7 @@ import zennit.core
 import zennit.rules
 import zennit.types
 from captum._utils.models.linear_model import SkLearnLinearModel
-from torchvision.models import get_model
+from torchvision.models import VisionTransformer, get_model
 from zennit.canonizers import SequentialMergeBatchNorm
 
 from xaibench.errors import Refusal
@@ -53,6 +54,7 @@ from xaibench.methods.removal.lime import Lime
 from xaibench.methods.removal.meaningful_perturbation import MeaningfulPerturbation
 from xaibench.methods.removal.occlusion import Occlusion
 from xaibench.methods.removal.shapley_sampling import ShapleySampling
+from xaibench.methods.rules.attention_lrp import AttentionLRP
 from xaibench.methods.rules.deeplift import DeepLIFT
 from xaibench.methods.rules.guided_backprop import DeconvNet, GuidedBackprop, RectGrad
 from xaibench.methods.rules.lrp import LRP
@@ -208,6 +210,35 @@ def lrp_flat(bench: Bench) -> Row:
     return beside_zennit(bench, Flat(), zennit.rules.Flat())
 
 
+def attnlrp(bench: Bench) -> Row:
+    """As its yaml has it: LRP-gamma, whose products are for contributions of either sign."""
+    return alone(bench, AttentionLRP(Gamma(0.25), Gamma(0.05), residual="proportional"))
+
+
+def attnlrp_epsilon(bench: Bench) -> Row:
+    return alone(bench, AttentionLRP(Epsilon()))
+
+
+def lrp_conservative(bench: Bench) -> Row:
+    """Beside LXT's efficient form, where it is installed: input x gradient of a patched VisionTransformer."""
+    method = AttentionLRP(Epsilon(), attention="conservative")
+    if not isinstance(bench.network.module, VisionTransformer) or importlib.util.find_spec("lxt") is None:
+        return alone(bench, method)
+    from lxt.efficient.models.vit_torch import cp_LRP
+
+    def theirs() -> torch.Tensor:
+        plain = {kind: kind.forward for kind in cp_LRP}
+        for kind, patch in cp_LRP.items():
+            patch(kind)
+        try:
+            return bench.inputs * bench.network.gradient(bench.inputs, bench.targets)
+        finally:
+            for kind, forward in plain.items():
+                kind.forward = forward
+
+    return Row(method, theirs, "lxt")
+
+
 def integrated_gradients(bench: Bench) -> Row:
     settings = {"n_steps": 20, "method": "riemann_right", "internal_batch_size": bench.network.batch_size}
     oracle = captum.attr.IntegratedGradients(bench.network.module)
@@ -290,6 +321,9 @@ ROWS: dict[str, Callable[[Bench], Row]] = {
         lrp_alphabeta,
         lrp_wsquare,
         lrp_flat,
+        attnlrp,
+        attnlrp_epsilon,
+        lrp_conservative,
         smoothgrad,
         vargrad,
         integrated_gradients,
@@ -398,7 +432,9 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.manual_seed(0)
     ours = {"smallcnn": SmallCNN, "smallvit": SmallViT}
-    module = ours[options.model]() if options.model in ours else get_model(options.model, weights=None)
+    # A vision transformer's position embeddings are for one size.
+    of_size = {"image_size": options.size} if options.model.startswith("vit") else {}
+    module = ours[options.model]() if options.model in ours else get_model(options.model, weights=None, **of_size)
     size = (3, options.size, options.size)
     network = Classifier(options.model, module.to(options.device), size, batch_size=options.batch_size)
     inputs = torch.randn(options.samples, *size, device=options.device)

@@ -690,6 +690,16 @@ SIZED = {
 ROLLED = [14, 15, *range(14)]
 
 
+def test_steps_that_compute_with_sizes_are_for_these_alone():
+    fixed, free = (classifier(Changing(change)) for change in (batched, F.relu))
+    larger = seeded(2, (3, 20, 20))
+    torch.testing.assert_close(Graph.of(free).run(larger)[-1], free.logits(larger))
+    with pytest.raises(
+        Refusal, match="Changing computes with the size of its inputs: expected 3x16x16, one is 3x20x20"
+    ):
+        Graph.of(fixed).run(larger)
+
+
 def rows(x: torch.Tensor) -> torch.Tensor:
     found = torch.zeros(16, 16, dtype=x.dtype)
     found[::6, :8] = 1

@@ -25,13 +25,15 @@ class Graph:
     Value 0 of a pass is the input, value i the output of step i - 1. Batch normalisation that follows a convolution or
     a linear layer which nothing else reads is folded into it: both names then stand for the folded output.
 
-    places: module path -> the places of its outputs, one for each time that it runs.
+    places: module path -> the places of its outputs, one for each time that it runs. size: of an input, where the
+        network computes with it, so that the steps are for inputs of this size alone.
     """
 
     classifier: str
     steps: list[Step]
     places: dict[str, list[int]]
     aliases: Mapping[str, str] = field(default_factory=dict)
+    size: tuple[int, ...] | None = None
 
     @staticmethod
     def of(classifier: Classifier) -> "Graph":
@@ -45,7 +47,9 @@ class Graph:
         for kept, its_state, graph in _RECENT:
             if kept is module and its_state == state:
                 return graph
-        graph = Graph(classifier.name, *trace(classifier), classifier.layers)
+        steps, places, sized = trace(classifier)
+        size = tuple(classifier.input_size) if sized else None
+        graph = Graph(classifier.name, steps, places, classifier.layers, size)
         _RECENT.append((module, state, graph))
         return graph
 
@@ -89,7 +93,13 @@ class Graph:
 
     @torch.no_grad()
     def run(self, inputs: torch.Tensor) -> list[Any]:
-        """Every value of one forward pass of inputs [B,C,H,W]: the input first, the logits [B,K] last."""
+        """Every value of one forward pass of inputs [B,C,H,W]: the input first, the logits [B,K] last.
+
+        Raises Refusal for inputs of another size than the network's, where it computes with it.
+        """
+        if self.size not in (None, tuple(inputs.shape[1:])):
+            found, wanted = ("x".join(map(str, size)) for size in (inputs.shape[1:], self.size or ()))
+            raise Refusal(f"{self.classifier} computes with the size of its inputs: expected {wanted}, one is {found}")
         values: list[Any] = [inputs]
         for step in self.steps:
             values.append(step(*(values[source] for source in step.sources)))

@@ -67,8 +67,9 @@ from .tracer import Applied, Tracer, Untraceable
 Call = Callable[..., Any]
 
 
-def trace(classifier: Classifier) -> tuple[list[Step], dict[str, list[int]]]:
-    """The steps of a classifier's network, and where each module's outputs are, see `Graph`.
+def trace(classifier: Classifier) -> tuple[list[Step], dict[str, list[int]], bool]:
+    """The steps of a classifier's network, where each module's outputs are, see `Graph`, and whether they are for the
+    size of its inputs alone.
 
     Tried on a random input against the network itself. Raises Refusal for a network that cannot be traced, or whose
     trace does something else than the network.
@@ -98,7 +99,7 @@ def trace(classifier: Classifier) -> tuple[list[Step], dict[str, list[int]]]:
         found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())
     ):
         raise Refusal(f"the steps of {name} that torch.fx finds do not give its logits: it does something else as well")
-    return _without_the_unread(builder.steps, places, builder.output)
+    return *_without_the_unread(builder.steps, places, builder.output), tracer.sized
 
 
 def _required(module: nn.Module) -> list[str]:

@@ -75,6 +75,8 @@ class Stand(fx.Proxy):
         return self.tracer.known(self.node)[0].device
 
     def size(self, dim: int | None = None) -> Any:
+        if dim == 0:
+            return self.tracer.number("call_method", "size", (self, 0))
         return self.shape if dim is None else self.shape[dim]
 
     def dim(self) -> int:
@@ -122,13 +124,14 @@ def put(values: torch.Tensor, place: Any, value: Any) -> torch.Tensor:
 class Tracer(fx.Tracer):
     """Traces to the layers of torch.nn, and keeps which node is the output of which module, containers included.
 
-    outputs: module path -> its outputs. failed: the path of the innermost module in which the trace stopped.
+    outputs: module path -> its outputs. failed: the path of the innermost module in which the trace stopped. sized:
+        whether sizes other than the batch's have become numbers, so that the trace is for these alone.
     """
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
         self.outputs: dict[str, list[fx.Node]] = {}
-        self.failed = ""
+        self.failed, self.sized = "", False
         self._inputs = [classifier.probe(count) for count in (2, 3)]
         self._values: list[dict[fx.Node, Any]] = [{}, {}]
         self._last: fx.Node | None = None
@@ -208,6 +211,7 @@ class Tracer(fx.Tracer):
 
     def shape(self, stand: Stand) -> tuple[Any, ...]:
         """The sizes of a tensor: numbers, but for those that depend on the batch size."""
+        self.sized = True
         sizes = zip(*(value.shape for value in self.known(stand.node)))
         return tuple(
             one if one == other else self._as_number("call_method", "size", (stand, place), {})
