@@ -52,9 +52,9 @@ class DeepLIFT(ModifiedBackprop):
         contributions, so that of affine steps only the positive weights count (as the released code of Sixt et al.
         2020 has it; by their text negative contributions keep the negative weights). It is not complete; it is there
         to show what the cross terms are good for.
-    Products share a difference as the mean of the two orders in which their factors may change; softmax and
-    normalisation by the values themselves are products of what they divide and one over what they divide by. All stay
-    complete (as shap's DeepExplainer, and Captum's rules for softmax alone).
+        Products share a difference as the mean of the two orders in which their factors may change; softmax and
+        normalisation by the values themselves are products of what they divide and one over what they divide by; maps
+        stay complete.
     baseline: x', one or a list of the words of `baselines`; sigma, value, references: of the words `blur`, `value`
         and `dataset`, see there.
     Raises ValueError for another word and for figures out of range.
