@@ -2,10 +2,10 @@
 
     python scripts/train_smallvit.py
 
-It uses one thread, so that the numbers do not depend on the cores there are, and takes about twenty minutes of one
-core. Every image is seen once: they are those of the data set's sequence behind its splits. Batch normalisation speeds
-the training of the stem up and is folded into its convolutions at the end. A training that was interrupted goes on
-where smallvit_object.state, in the folder of the checkpoint, says; that file is removed in the end.
+It uses one thread, so that the numbers do not depend on the cores there are, and takes about 15 minutes of one core.
+Every image is seen once: they are those of the data set's sequence behind its splits. Batch normalisation speeds the
+training of the stem up and is folded into its convolutions at the end. A training that was interrupted goes on where
+smallvit_object.state, in the folder of the checkpoint, says; that file is removed in the end.
 """
 
 import argparse

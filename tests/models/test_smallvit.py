@@ -1,14 +1,19 @@
-"""The transformer of our own: its size and its parts."""
+"""The bundled transformer: its size, its parts, and what its checkpoint really reaches."""
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
 
+import xaibench.models
 from xaibench.build import build
+from xaibench.datasets.shapes import SPLITS, draw
 from xaibench.models.classifier import Classifier
 from xaibench.models.cut import Cut, grid_shape
+from xaibench.models.preprocessing import Preprocessing
 from xaibench.models.smallvit import SmallViT
 
 CONFIGS = Path(__file__).parents[2] / "conf" / "model"
@@ -47,3 +52,18 @@ def test_a_token_stands_for_its_patch_and_the_class_token_for_none():
 def test_patches_that_do_not_fill_the_image_are_refused(side, patch):
     with pytest.raises(ValueError, match=rf"patch={patch}: expected one of \[2, 4, 8\] that divides side={side}"):
         SmallViT(side=side, patch=patch)
+
+
+@torch.no_grad()
+def test_the_checkpoint_reads_the_object_and_nothing_else():
+    file = Path(xaibench.models.__file__).parent / "checkpoints" / "smallvit_object.safetensors"
+    assert file.stat().st_size < 4_000_000
+    network = SmallViT().eval()
+    network.load_state_dict(load_file(file))
+    drawings = [draw(0, position) for position in SPLITS["test"][:300]]
+    labels = torch.tensor([drawing.object_label for drawing in drawings])
+    shares = []
+    for images in ([drawing.image for drawing in drawings], [drawing.background for drawing in drawings]):
+        inputs = Preprocessing(mean=(0.5,) * 3, std=(0.25,) * 3).normalise(torch.from_numpy(np.stack(images)) / 255)
+        shares.append((network(inputs).argmax(1) == labels).float().mean().item())
+    assert shares[0] >= 0.95 and shares[1] <= 0.2
