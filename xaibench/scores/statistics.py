@@ -32,8 +32,8 @@ OTHERWISE = ("median", "r_squared", "spearman", "determination", *THRESHOLDED)
 class Estimate:
     """A statistic with its 95 % interval and the number of samples it rests on (NaN where it is undefined).
 
-    interval: how the interval was made: `bca`, `percentile`, `wilson`, `t`; `equal` if all values are the same, so
-    that nothing is known of their spread; `none` where there are too few.
+    interval: how the interval was made: `bca`, `percentile`, `basic`, `wilson`, `t`; `equal` if all values are the
+    same, so that nothing is known of their spread; `none` where there are too few.
     """
 
     value: float

@@ -25,6 +25,9 @@ from . import statistics
 from .statistics import Estimate
 
 KINDS = ("detectors", "variety", "best_iou", "ceiling")
+# The largest of many is too large in a sample, and by as much again in draws from it: what the draws are above the
+# value is taken off (the basic bootstrap), which counts do not need (docs/statistics.md has the coverage of both).
+LARGEST = ("best_iou", "ceiling")
 # Draws at a time, so that their IoUs are few megabytes.
 PART = 100
 Statistic = Mapping[str, Any]
@@ -37,7 +40,8 @@ def tables_of(statistic: Statistic) -> tuple[str, str, str]:
 
 
 def estimates(tables: Tables, wanted: Sequence[Statistic]) -> dict[str, Estimate]:
-    """Statistics with percentile intervals of the bootstrap over images, by name.
+    """Statistics with intervals of the bootstrap over images, by name: of counts the percentiles of the draws, of the
+    LARGEST their reflection about the value, in [0, 1].
 
     Those of the same tables see the same draws, and share the work. Without tables nothing is defined.
     """
@@ -57,20 +61,25 @@ def _estimates(
     inside: np.ndarray, marked: np.ndarray, area: np.ndarray, wanted: Sequence[Statistic]
 ) -> dict[str, Estimate]:
     n, names = len(inside), [statistic["name"] for statistic in wanted]
-    value = _values(np.ones((1, n)), inside, marked, area, wanted)[0]
+    value = values(np.ones((1, n)), inside, marked, area, wanted)[0]
     if n == 1:
         return {name: Estimate(float(one), np.nan, np.nan, n) for name, one in zip(names, value)}
     parts = [
-        _values(counts[start : start + PART].astype(np.float64), inside, marked, area, wanted)
+        values(counts[start : start + PART].astype(np.float64), inside, marked, area, wanted)
         for counts in statistics.draws(n)
         for start in range(0, len(counts), PART)
     ]
     low, high = np.nanquantile(np.concatenate(parts), statistics.ENDS, axis=0)
-    found = zip(names, value, low, high)
-    return {name: Estimate(float(one), float(a), float(b), n, "percentile") for name, one, a, b in found}
+    found = {}
+    for statistic, one, a, b in zip(wanted, value.tolist(), low.tolist(), high.tolist()):
+        how = "percentile"
+        if statistic["kind"] in LARGEST:
+            how, (a, b) = "basic", (min(max(2 * one - end, 0.0), 1.0) for end in (b, a))
+        found[statistic["name"]] = Estimate(one, a, b, n, how)
+    return found
 
 
-def _values(
+def values(
     times: np.ndarray, inside: np.ndarray, marked: np.ndarray, area: np.ndarray, wanted: Sequence[Statistic]
 ) -> np.ndarray:
     """The statistics in draws that have each image so many times [R,n] -> [R,S]."""
