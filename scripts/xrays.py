@@ -126,13 +126,14 @@ def findings(results: Path) -> pd.DataFrame:
             continue
         labels = np.array([data._samples[sample][1] for sample in columns.index])
         values = columns[card["metric"]].to_numpy()
-        loss, redundancy = card["config"]["model"]["recipe"]["loss"], card["config"]["dataset"]["redundancy"]
+        recipe, redundancy = card["config"]["model"]["recipe"], card["config"]["dataset"]["redundancy"]
+        trained = [redundancy, recipe["loss"], recipe["epochs"]]
         name = f"{card['method']} {card['method_variant']}".strip()
         for k, finding in [*enumerate(data.class_names), (None, "all")]:
             chosen = values[np.isfinite(values) & ((labels == k) if k is not None else True)]
             if len(chosen):
-                found.append([redundancy, loss, card["metric"], finding, name, *interval(chosen), len(chosen)])
-    names = ["redundancy", "loss", "metric", "finding", "method", "mean", "ci_low", "ci_high", "n"]
+                found.append([*trained, card["metric"], finding, name, *interval(chosen), len(chosen)])
+    names = ["redundancy", "loss", "epochs", "metric", "finding", "method", "mean", "ci_low", "ci_high", "n"]
     return pd.DataFrame(found, columns=names)
 
 
@@ -146,12 +147,11 @@ def copies(overrides: list[str]) -> pd.DataFrame:
     job = compose_job(overrides)
     scoring = prepare(job, job.cache)
     setting, stage = scoring.setting, scoring.maps.stage
-    if scoring.maps.fit is not None and scoring.maps.fit.misses(()):
-        scoring.maps.fit.fill(())
     lesser, inside, area = [], [], []
     for block in stage.blocks():
-        if stage.misses(block):
-            stage.fill(block)
+        for needed in (*stage.reads, stage):
+            if needed.misses(block):
+                needed.fill(block)
         maps, _ = scoring.maps.collapsed(block, scoring.maps.method.collapse, "positive")
         for one, sample in zip(maps.double().cpu().numpy(), block):
             image, part = setting.dataset._samples[sample]
