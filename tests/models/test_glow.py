@@ -249,6 +249,21 @@ def test_the_bundled_network_runs_backwards(bundled):
     torch.testing.assert_close(moved[:, 1] - moved[:, 0], (0.5 * w @ w).expand(8), rtol=0, atol=1e-6)
 
 
+@torch.no_grad()
+def test_the_bundled_networks_flips_are_pictures(bundled):
+    """A short step, hardly out of the range of pixels, after which the clipped 8-bit image has the other class."""
+    net, x, _ = bundled
+    z, kept, _ = net.encode(x[:64])
+    f = net(x[:64]) @ torch.tensor([-1.0, 1.0])
+    w = net.head.weight[1] - net.head.weight[0]
+    step = -2 * f[:, None] / (w @ w) * w
+    flipped = net.decode(z + step.view_as(z), kept)
+    assert (step.norm(dim=1) / z.flatten(1).norm(dim=1)).max() < 0.1
+    assert ((flipped > -0.3) & (flipped < 1.3)).float().mean() > 0.995
+    pixels = (flipped.clamp(0, 1) * 255).round() / 255
+    assert (net(pixels).argmax(1) != net(x[:64]).argmax(1)).all()
+
+
 def test_what_cannot_be_is_refused():
     recipe = Recipe(epochs=1, batch_size=10, lr=0.1, loss="flow")
     with pytest.raises(UserError, match=r"loss=flow: Sequential does not say how likely[^*]*model=two4two_inn"):
