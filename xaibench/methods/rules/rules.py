@@ -84,6 +84,8 @@ class Gamma(AffineRule):
         self.form = one_of("form", form, ("generalised", "original"))
 
     def __call__(self, step: Affine, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
+        if self.form == "generalised" and any(bool((x < 0).any()) for x in inputs):
+            return self._signed(step, inputs, output, signal)
         up, down = (step.weight + self.gamma * step.weight.clamp(**side) for side in ({"min": 0}, {"max": 0}))
         if self.form == "original":
             z, bias = step.linear(inputs, up), self._bias(step, min=0)
@@ -95,6 +97,20 @@ class Gamma(AffineRule):
                 parts = _contributions(step, inputs, arriving, same, other, self._bias(step, **side))
                 shares = [share + part for share, part in zip(shares, parts)]
         return tuple(shares)
+
+    def _signed(self, step: Affine, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
+        """The generalised form for inputs of both signs, in three products with weights where its parts take eight:
+        2 (w x)+ = w x + |w| |x| and 2 (w x)- = w x - |w| |x|."""
+        half, way, sizes = self.gamma / 2, output.sign(), tuple(x.abs() for x in inputs)
+        linear = output if step.bias is None else output - step.bias
+        z = (1 + half) * linear + half * way * step.linear(sizes, step.weight.abs())
+        over, under = self._bias(step, min=0), self._bias(step, max=0)
+        if over is not None and under is not None:
+            z = z + torch.where(output > 0, over, under)
+        share = divided(torch.where(way == 0, 0, signal), z)
+        along = _times(inputs, step.transposed((1 + half) * share, step.weight, inputs))
+        favoured = _times(sizes, step.transposed(half * way * share, step.weight.abs(), inputs))
+        return tuple(one + other for one, other in zip(along, favoured))
 
     def _bias(self, step: Affine, **side: float) -> torch.Tensor | None:
         """The part of the bias in the denominator."""
