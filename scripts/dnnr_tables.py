@@ -89,11 +89,14 @@ def main() -> None:
     parser.add_argument("data", type=Path, metavar="DATA")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.csv")
     parser.add_argument("--tables", default=",".join(TABLES), help=f"default: {','.join(TABLES)}")
+    parser.add_argument("--methods", help="such as KNN,DNNR (default: all)")
     options = parser.parse_args()
     columns = ["table", "method", "fold", "mse", "choice"]
     rows = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame(columns=columns)
     for name in options.tables.split(","):
         families = {**peers(), **{method: dnnr(settings) for method, settings in variants(name).items()}}
+        if options.methods:
+            families = {method: families[method] for method in options.methods.split(",")}
         chosen: dict[str, tuple] = {}
         for fold, (method, family) in itertools.product(range(FOLDS), families.items()):
             if ((rows.table == name) & (rows.method == method) & (rows.fold == fold)).any():
