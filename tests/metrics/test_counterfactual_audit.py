@@ -1,7 +1,9 @@
 """The audit on a flow and an observer whose answers are written by hand, and the observer's training."""
 
 import math
+from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -126,3 +128,13 @@ def test_a_run_reads_its_observer_from_the_cache(xaibench):
     code, out, err = xaibench(*arguments)
     assert code == 0, err
     assert "moved_legs" in out and "pixels_legs" in out and "error_legs" in out
+
+
+def test_the_bundled_networks_audit_has_the_studys_order():
+    """Of results/reference: legs and colour move more than the wall, legs five times as far as under the control."""
+    rows = pd.read_csv(Path(__file__).parents[2] / "results" / "reference" / "two4two_inn.csv")
+    audit = rows[rows["metric"] == "counterfactual_audit"].set_index("statistic")
+    for factor in ("legs", "color"):
+        assert audit.at[f"moved_{factor}", "ci_low"] > audit.at["moved_background", "ci_high"]
+    for control in ("random", "pixels"):
+        assert audit.at["moved_legs", "value"] > 5 * audit.at[f"{control}_legs", "value"]
