@@ -136,6 +136,8 @@ def paths(results: Path) -> Figure:
     titles = {"path_dead": "Dead neurons", "path_output": "Output, the rest at 0", "path_overlap": "Overlap",
               "path_linearity": "Radius of linearity"}  # fmt: skip
     cells = [cell for cell in leaderboard.read_cells(results) if not cell.card["metric_variant"]]
+    if len(settings := sorted({f"{cell.card['model']} x {cell.card['dataset']}" for cell in cells})) > 1:
+        raise SystemExit(f"{results}: paths of {', '.join(settings)}; expected a folder with those of one")
     panels = {metric: own for metric in titles if (own := [c for c in cells if c.card["metric"] == metric])}
     reached = {_of(c): c.columns["sparsity"].mean() for c in panels.get("path_dead", ())}
     figure, drawn = plt.subplots(

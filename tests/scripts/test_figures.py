@@ -81,3 +81,7 @@ def test_paths_are_drawn_over_the_sparsity(xaibench, here, figures):
             assert values == pytest.approx(shown(method, statistic), rel=1e-5, abs=1e-9)
             assert reached == pytest.approx(shown(method, "path_sparsity"), rel=1e-5)
     assert min(drawn["neuron_mct"][0]) > 0.8  # fewer than a fifth of the neurons contribute
+    card = next(Path("results/scores").glob("*/*/path_output/*.json"))
+    card.write_text(card.read_text().replace('"model": "smallcnn"', '"model": "another"'))
+    with pytest.raises(SystemExit, match="paths of another x shapes, smallcnn x shapes; expected"):
+        figures.paths(Path("results"))
