@@ -88,7 +88,7 @@ def test_areas_under_curves_are_scikit_learns(kind, monkeypatch):
         assert statistics.estimate(scores, wanted, kind).value == pytest.approx(theirs(wanted, scores), abs=1e-12)
     monkeypatch.setattr(statistics, "RESAMPLES", 200)
     statistics._kept_draws.cache_clear()
-    (counts,) = statistics._draws(80)
+    (counts,) = statistics.draws(80)
     drawn = [theirs(wanted, scores, sample_weight=times) for times in counts]
     found = statistics.estimate(scores, wanted, kind)
     statistics._kept_draws.cache_clear()
@@ -107,7 +107,7 @@ def test_spearman_is_scipys_in_every_draw_and_undefined_for_what_does_not_vary()
         scipy_stats.spearmanr(column, per).statistic
     )
     drawn = statistics.resampled(column[:, None], per[:, None], "spearman")[:, 0]
-    counts = np.concatenate(list(statistics._draws(80)))
+    counts = np.concatenate(list(statistics.draws(80)))
     for number in range(5):
         rows = np.repeat(np.arange(80), counts[number])
         assert drawn[number] == pytest.approx(scipy_stats.spearmanr(column[rows], per[rows]).statistic)
