@@ -20,6 +20,7 @@ class Words(HTMLParser):
         super().__init__()
         self.rows, self.scripts, self.inside, self.title = [], 0, False, None
         self.feed(page)
+        self.rows = [row for row in self.rows if row]  # other descriptions have no titles
 
     def handle_starttag(self, tag, attributes):
         self.scripts += tag == "script"
