@@ -38,6 +38,13 @@ NAMES = [path.stem for path in YAMLS]
 # they can afford. `lime_text` has players of words alone (test_sentences.py).
 DIRECT = [name for name in NAMES if not issubclass(locate(settings(name)["_target_"], "method"), Fitted | LimeText)]
 
+
+def classes(name):
+    """That of a method and, if it averages another one, of this."""
+    spec = settings(name)
+    return [locate(part["_target_"], "method") for part in (spec, spec.get("method")) if part]
+
+
 # Pathways are chosen before their gradient is taken, a product has two factors, and feature maps are there before each
 # is tried out: passes that cannot share a call; Captum makes batches of its own; each step of an optimisation needs the
 # one before it. Their own tests count them.
@@ -45,7 +52,7 @@ DIRECT = [name for name in NAMES if not issubclass(locate(settings(name)["_targe
 # counterfactuals its two directions, and the relevance of DNNR asks for its neighbours alone.
 STAGES = Pathway | GuidedGradCAM | ScoreCAM | AblationCAM | Captum | ExtremalPerturbation | MeaningfulPerturbation
 STAGES |= ModifiedBackprop | FullDTD | Counterfactual | SemanticAttribution | DNNRRelevance | TransformerAttribution
-STAGED = [name for name in DIRECT if issubclass(locate(settings(name)["_target_"], "method"), STAGES)]
+STAGED = [name for name in DIRECT if any(issubclass(one, STAGES) for one in classes(name))]
 
 
 # Those whose maps turn their sign with the explained logit; the others' do not.
