@@ -13,7 +13,10 @@ from xaibench.datasets.shapes import Shapes
 ROOT = Path(__file__).parents[2]
 # What these targets run is the tests, an installation, the linters, or the site (tests/test_site.py).
 ELSEWHERE = ("pip", "venv", "pytest", "ruff", "lint-imports", "mypy", "touch", "rm", "docs/build.py")
-TABLES = ("limits", "sharing", "memory", "cascade", "trainings", "probes", "backwards", "rendering", "scenes", "paths")
+TABLES = (
+    "limits", "sharing", "memory", "cascade", "trainings", "probes", "backwards", "rendering", "scenes", "paths",
+    "units",
+)  # fmt: skip
 
 
 def recipes() -> dict[str, list[list[str]]]:
@@ -60,6 +63,7 @@ def test_every_table_of_the_bench(name, script, options, monkeypatch, here):
     bench = script("bench")
     assert set(bench.TABLES) == set(TABLES)
     monkeypatch.setattr(bench, "MEMORY_SAMPLES", (2, 4))
+    monkeypatch.setattr(bench, "UNIT_IMAGES", (2, 4))
     smallest = {
         "limits": dict(metrics=["sparseness", "ehr"]),
         "sharing": dict(metrics=["infidelity"]),
