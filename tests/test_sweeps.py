@@ -157,12 +157,11 @@ def test_values_of_hydra_are_those_of_the_cell(xaibench, here):
     code, _, said = xaibench("run", "-m", *sweep)
     assert code == 0, said
     (folder,) = (here / "it's 0" / ".sweeps").iterdir()
-    assert sorted(path.relative_to(here / "c").parts for path in here.glob("c/*/*")) == [
-        ("0", folder.name),
-        ("1", folder.name),
-    ]
-    commands = [json.loads((folder / f"{number}.json").read_text())["command"] for number in (0, 1)]
-    assert [re.search(r"method=(\w+)", command)[1] for command in commands] == ["smoothgrad_ig", "smoothgrad_sq"]
+    found = sorted(path.relative_to(here / "c").parts for path in here.glob("c/*/*"))
+    assert found == [(number, folder.name) for number in "012"]
+    commands = [json.loads((folder / f"{number}.json").read_text())["command"] for number in range(3)]
+    methods = [re.search(r"method=(\w+)", command)[1] for command in commands]
+    assert methods == ["smoothgrad_deeplift", "smoothgrad_ig", "smoothgrad_sq"]
     assert (here / "it's 0" / "leaderboard.csv").exists()
 
 
