@@ -23,9 +23,9 @@ class Softmaxed(nn.Sequential):
     def __init__(self):
         super().__init__(Net(), nn.Softmax(1))
 
-class Upwards(nn.Sequential):
+class Powers(nn.Sequential):
     def __init__(self):
-        super().__init__(nn.ConvTranspose2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+        super().__init__(nn.LPPool2d(2, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10))
 
 class Halved(Net):
     def forward(self, x):
@@ -68,7 +68,7 @@ def wrong(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of every wrong kind."""
     monkeypatch.syspath_prepend(str(here))
     (here / "nets.py").write_text(NET)
-    for name in ("Net", "One", "Softmaxed", "Upwards", "Halved", "Failing", "Deep", "scripted", "words", "raising"):
+    for name in ("Net", "One", "Softmaxed", "Powers", "Halved", "Failing", "Deep", "scripted", "words", "raising"):
         (here / "mine" / "model").mkdir(parents=True, exist_ok=True)
         (here / "mine" / "model" / f"{name.lower()}.yaml").write_text(f"_target_: nets.{name}\n{HEAD}")
     (here / "mine" / "method").mkdir()
@@ -90,7 +90,7 @@ def wrong(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # Command, and words of the answer.
 CASES = [
     # names
-    ("run model=nan", "model=nan: there is no such model; choose from: densenet121"),
+    ("run model=nan", "model=nan: there is no such model; did you mean 'dnnr'?"),
     ("run model=1", "model=1: there is no such model"),
     ("run model=null", "model=null: there is no such model"),
     ("run model=", "model=: there is no such model"),
@@ -176,7 +176,7 @@ CASES = [
     ("run --config-dir mine model=softmaxed", "returns probabilities (its rows sum to 1), expected logits"),
     ("run --config-dir mine model=one output=raw", "has no classes, hence no probability"),
     ("run --config-dir mine model=one output=raw metric=random_logit", "has one output, there is no other class"),
-    ("run --config-dir mine model=upwards method=lrp_zplus", "which is a module ConvTranspose2d"),
+    ("run --config-dir mine model=powers method=lrp_zplus", "which is a module LPPool2d"),
     ("run --config-dir mine model=scripted method=lrp_zplus", "scripted is TorchScript"),
     ("run --config-dir mine model=scripted method=gradcam method.layer='\"1\"'", "scripted is TorchScript"),
     ("run --config-dir mine model=scripted method=pathway_active", "scripted is TorchScript"),
