@@ -192,7 +192,7 @@ def workers(options: argparse.Namespace) -> None:
         "-m",
         "method=gradient,saliency,input_x_gradient,gradcam,guided_backprop,occlusion,smoothgrad,input",
     )
-    sweep += ("metric=degradation,insertion_deletion", "dataset.limit=24")
+    sweep += ("metric=degradation,insertion_deletion", "dataset.limit=96")
     ways: dict[str, tuple[int, tuple[str, ...]]] = {
         "one process": (1, sweep),
         "joblib, two workers": (1, (*sweep, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")),
