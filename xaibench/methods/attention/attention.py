@@ -1,12 +1,13 @@
 """Attention as an explanation: of the last layer, rolled out over all layers, and weighted by its gradient."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch.nn import functional as F
 
 from ...errors import Refusal
-from ...models.attention import watched
+from ...models.attention import Attention, watched
 from ...models.classifier import Classifier
 from ...models.tokens import Grid, token_grid
 from ..base import Method
@@ -57,35 +58,38 @@ class OfAttention(Method):
         """The value of each patch [B,1,h,w]."""
 
 
-class RawAttention(OfAttention):
+class OfNoClass(OfAttention):
+    """Those that read attention alone: what lies behind it plays no part, and one pass is enough."""
+
+    def cost(self, classifier: Classifier) -> tuple[int, int]:
+        return (1, 0)
+
+    def watched(self, classifier: Classifier, inputs: torch.Tensor) -> tuple[Sequence[Attention], Grid, torch.Tensor]:
+        """The attentions of a pass, and the grid and the row of `read`."""
+        with torch.no_grad(), watched(classifier) as seen:
+            classifier.module(inputs)
+        return seen, *read(seen[-1].tokens.shape[1], inputs)
+
+
+class RawAttention(OfNoClass):
     """How much the token that is read takes in of each patch in the last layer, mean over heads: [B,1,H,W], >= 0.
 
     Of no class: the network behind the attention plays no part.
     """
 
-    def cost(self, classifier: Classifier) -> tuple[int, int]:
-        return (1, 0)
-
     def patches(self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad(), watched(classifier) as seen:
-            classifier.module(inputs)
-        grid, row = read(seen[-1].tokens.shape[1], inputs)
+        seen, grid, row = self.watched(classifier, inputs)
         return on_grid(row @ seen[-1].map().mean(1), grid)
 
 
-class AttentionRollout(OfAttention):
+class AttentionRollout(OfNoClass):
     """Attention followed through all layers, half of each token staying where it is: [B,1,H,W], >= 0.
 
     Abnar and Zuidema 2020, eq. 1: the product over layers of (A + I) / 2, A the mean over heads. Of no class.
     """
 
-    def cost(self, classifier: Classifier) -> tuple[int, int]:
-        return (1, 0)
-
     def patches(self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad(), watched(classifier) as seen:
-            classifier.module(inputs)
-        grid, row = read(seen[-1].tokens.shape[1], inputs)
+        seen, grid, row = self.watched(classifier, inputs)
         for attention in reversed(seen):
             row = (row @ attention.map().mean(1) + row) / 2
         return on_grid(row, grid)

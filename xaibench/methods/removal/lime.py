@@ -52,17 +52,25 @@ class Lime(Coalitions):
         counts = counts_of(labels)
         coalitions = torch.ones(len(inputs), self.samples, max(counts), dtype=torch.bool)
         for sample, (players, generator) in enumerate(zip(counts, context.generators)):
-            coalitions[sample, 1:, :players] = torch.rand(self.samples - 1, players, generator=generator) < 0.5
+            coalitions[sample, 1:, :players] = self._drawn(players, generator)
         answers = self.answers(classifier, inputs, targets, labels, coalitions, context)
         values = torch.zeros(len(inputs), max(counts), dtype=torch.float64)
         for sample, players in enumerate(counts):
             present = coalitions[sample, :, :players].double()
-            distances = 1 - present.mean(1).sqrt()
-            weights = torch.exp(-0.5 * (distances / self.kernel_width) ** 2)
-            values[sample, :players] = ridge_fit(present, weights, answers[sample], self.ridge)
+            values[sample, :players] = self._coefficients(present, answers[sample])
             if players == 1 and self.players > 1:
                 values[sample] = torch.nan
         return shares(values, labels, inputs)
+
+    def _drawn(self, players: int, generator: torch.Generator) -> torch.Tensor:
+        """Which players [M] are present in each sample but the first, bool [samples - 1,M]."""
+        return torch.rand(self.samples - 1, players, generator=generator) < 0.5
+
+    def _coefficients(self, present: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
+        """Coefficients [M] of answers [X] on present players [X,M]."""
+        distances = 1 - present.mean(1).sqrt()
+        weights = torch.exp(-0.5 * (distances / self.kernel_width) ** 2)
+        return ridge_fit(present, weights, answers, self.ridge)
 
 
 def ridge_fit(features: torch.Tensor, weights: torch.Tensor, answers: torch.Tensor, penalty: float) -> torch.Tensor:

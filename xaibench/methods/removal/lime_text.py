@@ -6,13 +6,12 @@ import torch
 
 from ...errors import Refusal
 from ...models.classifier import Classifier
-from ..context import Context
-from ._coalitions import Coalitions, Segments, counts_of, shares
-from .lime import ridge_fit
+from ._coalitions import Segments
+from .lime import Lime, ridge_fit
 
 
 @dataclass(kw_only=True, eq=False)
-class LimeText(Coalitions):
+class LimeText(Lime):
     """Coefficients of a weighted ridge regression of v on which words are present: [B,1,1,T], signed.
 
     Ribeiro et al. 2016, with the settings of the authors' text explainer (`lime.lime_text`): the players are the
@@ -30,31 +29,24 @@ class LimeText(Coalitions):
     ridge: the penalty on squared coefficients. Raises ValueError as `Lime`.
     """
 
+    version = 1
     # The players are the words: nothing of these is to be chosen.
     players: int = field(default=10_000, init=False)
     segments: Segments = field(default="grid", init=False)
     sigma: float = field(default=5.0, init=False)
     samples: int = 200
-    features: int = 20
     kernel_width: float = 25.0
-    ridge: float = 1.0
+    features: int = 20
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("samples", 2), ("features", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least {least}")
-        for name in ("kernel_width", "ridge"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: expected a positive number")
+        if self.features < 1:
+            raise ValueError(f"features={self.features}: expected at least 1")
 
     def check(self, classifier: Classifier) -> None:
         super().check(classifier)
         if classifier.places != "words":
             raise Refusal(f"lime_text is of words, the inputs of {classifier.name} are {classifier.places}: use lime")
-
-    def cost(self, classifier: Classifier) -> tuple[int, int]:
-        return (self.versions * self.samples, 0)
 
     def labels(self, classifier: Classifier, inputs: torch.Tensor) -> torch.Tensor:
         """The word at each place, int64 [B,1,T]: equal vectors are equal words; numbered as they come, from 0 on."""
@@ -63,25 +55,12 @@ class LimeText(Coalitions):
         is_first = first == torch.arange(first.shape[1], device=first.device)
         return (is_first.cumsum(1) - 1).gather(1, first)[:, None]
 
-    def attribute(
-        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
-    ) -> torch.Tensor:
-        labels = self.labels(classifier, inputs)
-        counts = counts_of(labels)
-        coalitions = torch.ones(len(inputs), self.samples, max(counts), dtype=torch.bool)
-        for sample, (words, generator) in enumerate(zip(counts, context.generators)):
-            lacking = torch.randint(1, words + 1, (self.samples - 1, 1), generator=generator)
-            order = torch.rand(self.samples - 1, words, generator=generator).argsort(1).argsort(1)
-            coalitions[sample, 1:, :words] = order >= lacking
-        answers = self.answers(classifier, inputs, targets, labels, coalitions, context)
-        values = torch.zeros(len(inputs), max(counts), dtype=torch.float64)
-        for sample, words in enumerate(counts):
-            present = coalitions[sample, :, :words].double()
-            values[sample, :words] = self._fit(present, answers[sample]) if words > 1 else torch.nan
-        return shares(values, labels, inputs)
+    def _drawn(self, players: int, generator: torch.Generator) -> torch.Tensor:
+        lacking = torch.randint(1, players + 1, (self.samples - 1, 1), generator=generator)
+        order = torch.rand(self.samples - 1, players, generator=generator).argsort(1).argsort(1)
+        return order >= lacking
 
-    def _fit(self, present: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
-        """Coefficients [M] of answers [X] on present words [X,M]."""
+    def _coefficients(self, present: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
         distances = 100 * (1 - present.mean(1).sqrt())
         weights = torch.exp(-0.5 * (distances / self.kernel_width) ** 2)
         found = ridge_fit(present, weights, answers, self.ridge)
