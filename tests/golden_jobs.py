@@ -14,7 +14,7 @@ import yaml
 from xaibench.build import describe, locate
 from xaibench.cli import main
 from xaibench.models.loading import network_spec
-from xaibench.store.cache import digest
+from xaibench.store.keys import digest
 
 CONF = Path(__file__).parents[1] / "conf"
 FILE = Path(__file__).with_name("golden.json")

@@ -699,11 +699,11 @@ def _cache(arguments: list[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="prune: say what would go, and leave it")
     _add_folders(parser, cache=True)
     options = parser.parse_args(arguments)
-    from .store import cache
+    from .store import upkeep
 
     root = Path(options.cache)
     if options.what == "verify":
-        checked, wrong = cache.verify(root)
+        checked, wrong = upkeep.verify(root)
         print("\n".join([*wrong, f"{checked} files checked, {len(wrong)} problems"]))
         return 1 if wrong else 0
     if options.what == "prune" and not (options.older_than or options.max_size or options.unreachable):
@@ -716,9 +716,9 @@ def _cache(arguments: list[str]) -> int:
             from .engine.reachable import unreachable
 
             also = unreachable(root)
-        listed = cache.prune(root, age, None if size is None else int(size), also, dry_run=options.dry_run)
+        listed = upkeep.prune(root, age, None if size is None else int(size), also, dry_run=options.dry_run)
     else:
-        listed = cache.listing(root)
+        listed = upkeep.listing(root)
     for entry in listed:
         size = f"{entry.size / 2**20:9.1f} MB {entry.samples:7d} samples {entry.shards:5d} shards"
         print(f"{size}  {entry.kind}/{entry.path}")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests import crashing
-from xaibench.store import cache
+from xaibench.store import upkeep
 
 # Three blocks of samples.
 ARGUMENTS = ["run", "method=gradient", "dataset.limit=140", "metric.steps=3"]
@@ -56,7 +56,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, undisturbed, point, n
     finish(tmp_path)
     assert scores(tmp_path) == undisturbed
     assert shards(tmp_path) | left == shards(tmp_path)
-    assert cache.verify(tmp_path / "cache") == (13, [])  # the shards, and what the probe found
+    assert upkeep.verify(tmp_path / "cache") == (13, [])  # the shards, and what the probe found
     assert [p for p in (tmp_path / "cache").rglob(".*") if p.is_file()] == []
 
 
@@ -79,12 +79,12 @@ def test_a_run_killed_while_it_merges_its_shards_ends_as_if_it_had_not_been(tmp_
     process = crashing.run(tmp_path, ARGUMENTS, point, number, many=3)
     process.join(120)
     assert process.exitcode == -signal.SIGKILL, (tmp_path / "log.txt").read_text()
-    assert cache.verify(tmp_path / "cache")[1] == []
+    assert upkeep.verify(tmp_path / "cache")[1] == []
     finish(tmp_path, many=3)
     assert scores(tmp_path) == undisturbed
     merged = shards(tmp_path)
-    assert len(merged) == 6 and cache.verify(tmp_path / "cache") == (7, [])
-    assert {entry.samples for entry in cache.listing(tmp_path / "cache") if entry.shards} == {140}
+    assert len(merged) == 6 and upkeep.verify(tmp_path / "cache") == (7, [])
+    assert {entry.samples for entry in upkeep.listing(tmp_path / "cache") if entry.shards} == {140}
     more = [argument.replace("140", "200") for argument in ARGUMENTS]
     finish(tmp_path, more)
     assert shards(tmp_path) | merged == shards(tmp_path)
@@ -102,10 +102,10 @@ def test_a_dropped_shard_a_smaller_limit_and_a_death_before_the_manifest(tmp_pat
     process = crashing.run(tmp_path, smaller, "before the manifest", 1)
     process.join(120)
     assert process.exitcode == -signal.SIGKILL, (tmp_path / "log.txt").read_text()
-    assert any("it means another shard-00002.h5" in line for line in cache.verify(tmp_path / "cache")[1])
+    assert any("it means another shard-00002.h5" in line for line in upkeep.verify(tmp_path / "cache")[1])
     finish(tmp_path)
     assert scores(tmp_path).items() >= undisturbed.items()
-    assert cache.verify(tmp_path / "cache")[1] == []
+    assert upkeep.verify(tmp_path / "cache")[1] == []
 
 
 SLOW = """
@@ -138,7 +138,7 @@ def test_a_run_makes_again_what_is_pruned_under_its_hands(tmp_path):
     reached(0)
     (tmp_path / "go-0").touch()
     reached(1)
-    kinds = {entry.kind for entry in cache.prune(tmp_path / "cache", None, 0)}
+    kinds = {entry.kind for entry in upkeep.prune(tmp_path / "cache", None, 0)}
     assert "responses" in kinds and "maps" not in kinds
     (tmp_path / "go-1").touch()
     reached(2)
@@ -165,8 +165,8 @@ def test_damaged_shards_are_said_and_made_again(tmp_path, undisturbed):
     log = (tmp_path / "log.txt").read_text()
     assert log.count("computed again") == 2
     assert whole.stat().st_ino == untouched
-    assert cache.verify(tmp_path / "cache")[1] == []
+    assert upkeep.verify(tmp_path / "cache")[1] == []
     for folder in tmp_path.glob("cache/scores"):
-        cache.prune(tmp_path / folder.name, None, 0)
+        upkeep.prune(tmp_path / folder.name, None, 0)
     finish(tmp_path, [*ARGUMENTS, "runner.reuse=never"])
     assert scores(tmp_path).items() >= undisturbed.items()

@@ -13,7 +13,7 @@ import pytest
 
 from xaibench.engine import finished
 from xaibench.scores.cells import read_cell
-from xaibench.store import cache, provenance
+from xaibench.store import cache, provenance, shards, upkeep
 
 CELL = ("run", "method=gradient", "dataset.limit=3", "metric.steps=2")
 
@@ -75,7 +75,7 @@ def asked_once(tmp_path_factory) -> Path:
 def unpacked(asked_once, here, monkeypatch) -> list[str]:
     """A copy of that folder to work in; the keys of the scores that are unpacked from now on."""
     shutil.copytree(asked_once, here, dirs_exist_ok=True)
-    seen, unpack = [], cache.unpack
+    seen, unpack = [], shards.unpack
 
     def counted(data, key):
         seen.append(key)
@@ -104,16 +104,16 @@ def test_what_was_altered_is_made_again(xaibench, unpacked, damage):
     assert code == 0 and ("fails its checksum" in said.replace("\n", " ")) == (damage == "a byte of the cache"), said
     assert [score_file(suffix).read_bytes() for suffix in (".csv", ".h5")] == before
     read_cell(score_file(".csv"))
-    assert cache.verify(Path("cache"))[1] == []
+    assert upkeep.verify(Path("cache"))[1] == []
     unpacked.clear()
     assert xaibench(*CELL)[0] == 0 and shard().parent.name not in unpacked
 
 
 def test_other_rows_in_the_cache_are_written(xaibench, unpacked):
     """A shard that is whole, and not the one that was written from."""
-    arrays = cache.unpack(shard().read_bytes(), key := shard().parent.name)
+    arrays = shards.unpack(shard().read_bytes(), key := shard().parent.name)
     doubled = {**arrays, "area": 2 * arrays["area"]}
-    shard().write_bytes(cache.pack(doubled, {"key": key, "schema": cache.SCHEMA}))
+    shard().write_bytes(shards.pack(doubled, {"key": key, "schema": shards.SCHEMA}))
     assert xaibench(*CELL)[0] == 0
     found = read_cell(score_file(".csv")).columns["area"]
     np.testing.assert_allclose(found[arrays["sample"]], doubled["area"], rtol=1e-8)

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 
 from xaibench.errors import CacheError
-from xaibench.store import cache
-from xaibench.store.cache import Artefact, digest
+from xaibench.store import cache, claims, upkeep
+from xaibench.store.cache import Artefact
+from xaibench.store.keys import digest
+from xaibench.store.shards import SCHEMA
 
 
 @pytest.fixture
@@ -51,7 +53,7 @@ def test_a_shard_is_plain_hdf5_as_the_design_says(artefact):
     assert path.name == "shard-00000.h5"
     with h5py.File(path) as file:
         assert file.attrs["key"] == artefact.key
-        assert file.attrs["schema"] == cache.SCHEMA
+        assert file.attrs["schema"] == SCHEMA
         assert file["sample"][:].tolist() == [4, 6]
         assert file["maps"].dtype == np.float32
         assert file["maps"].chunks == (1, 3, 8, 8)
@@ -140,13 +142,13 @@ def test_a_manifest_that_is_none_costs_nothing_and_is_named(artefact, text):
     artefact.finish(1.0)
     root = artefact.folder.parents[4]
     (artefact.folder / "manifest.json").write_text(text)
-    (wrong,) = cache.verify(root)[1]
+    (wrong,) = upkeep.verify(root)[1]
     assert "manifest.json: it is no manifest" in wrong
-    assert [entry.shards for entry in cache.listing(root)] == [1]
+    assert [entry.shards for entry in upkeep.listing(root)] == [1]
     fresh = again(artefact)
     assert fresh.read([1]).samples == (1,)
     assert fresh.finish(2.0)["seconds"] == 2.0
-    assert cache.verify(root) == (1, [])
+    assert upkeep.verify(root) == (1, [])
 
 
 def test_a_shard_with_the_name_of_one_that_is_gone_is_known_by_what_it_holds(artefact):
@@ -157,11 +159,11 @@ def test_a_shard_with_the_name_of_one_that_is_gone_is_known_by_what_it_holds(art
     root, before = artefact.folder.parents[4], again(artefact)
     assert before.missing([1, 177]) == []
     dropped.unlink()
-    assert [line for line in cache.verify(root)[1] if "shard-00001.h5: it is gone" in line]
+    assert [line for line in upkeep.verify(root)[1] if "shard-00001.h5: it is gone" in line]
     running = again(artefact)
     assert running.missing([1, 177]) == [177]
     assert running.write([5, 178], columns([5, 178])).name == "shard-00001.h5"
-    (wrong,) = cache.verify(root)[1]
+    (wrong,) = upkeep.verify(root)[1]
     assert "manifest.json: it means another shard-00001.h5" in wrong
     fresh = again(artefact)
     rows = fresh.read([177, 5, 178, 1])
@@ -171,7 +173,7 @@ def test_a_shard_with_the_name_of_one_that_is_gone_is_known_by_what_it_holds(art
     # One that had read the manifest while it was true, and knows the name of old.
     assert before.read([177, 5]).samples == (5,) and before.missing([177, 5]) == [177]
     fresh.finish(0.0)
-    assert cache.verify(root)[1] == []
+    assert upkeep.verify(root)[1] == []
 
 
 def test_the_manifest_lists_shards_samples_checksums_and_adds_seconds(artefact):
@@ -253,8 +255,8 @@ HOLD = (
     "with a.claim((1, 2)): Path('held').touch(); time.sleep(60)"
 )
 WAIT = (
-    "import logging, sys; from pathlib import Path; from xaibench.store import cache\n"
-    "logging.basicConfig(); cache.WAIT_SAID, cache.WAIT_AGAIN, cache.WAIT_MOST = 0.2, 0.3, 1.0\n"
+    "import logging, sys; from pathlib import Path; from xaibench.store import cache, claims\n"
+    "logging.basicConfig(); claims.WAIT_SAID, claims.WAIT_AGAIN, claims.WAIT_MOST = 0.2, 0.3, 1.0\n"
     "a = cache.Artefact(Path(sys.argv[1]), 'maps', ('net', 'data', 'method'), {'what': 1})\n"
     "with a.claim((1, 2)) as mine: print('computes', mine)"
 )
@@ -288,11 +290,11 @@ def test_prune_leaves_what_a_process_is_at(artefact, spawn):
     while not (folder / "held").exists():
         assert holder.poll() is None
         time.sleep(0.02)
-    assert [entry.path.split("/")[2] for entry in cache.prune(folder, None, 0)] == ["other"]
+    assert [entry.path.split("/")[2] for entry in upkeep.prune(folder, None, 0)] == ["other"]
     assert artefact.folder.exists() and not other.folder.exists()
     holder.kill()
     holder.wait()
-    assert len(cache.prune(folder, None, 0)) == 1 and not artefact.folder.exists()
+    assert len(upkeep.prune(folder, None, 0)) == 1 and not artefact.folder.exists()
     assert [path for path in (folder / "maps").rglob("*") if path.is_file()] == []
 
 
@@ -300,8 +302,8 @@ def test_work_goes_on_where_locks_do_not_work(artefact, monkeypatch, caplog):
     def broken(*_, **__):
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(cache.FileLock, "acquire", broken)
-    cache._warn_once.cache_clear()
+    monkeypatch.setattr(claims.FileLock, "acquire", broken)
+    claims.warn_once.cache_clear()
     for _ in range(2):
         with artefact.claim((1,)) as mine:
             assert mine
@@ -326,17 +328,17 @@ def test_verify_names_what_is_wrong_and_prune_removes_the_oldest(tmp_path):
         made[-1].finish(0.0)
         for file in made[-1].folder.iterdir():
             os.utime(file, (1e9 + number * 1000,) * 2)
-    assert cache.verify(tmp_path) == (3, [])
+    assert upkeep.verify(tmp_path) == (3, [])
     path.write_bytes(path.read_bytes()[:-1] + b"!")
-    checked, wrong = cache.verify(tmp_path)
+    checked, wrong = upkeep.verify(tmp_path)
     assert checked == 3
     assert len(wrong) == 1
     assert "data2" in wrong[0]
 
-    sizes = [entry.size for entry in cache.listing(tmp_path)]
-    removed = cache.prune(tmp_path, older_than=None, max_size=sum(sizes) - 1)
+    sizes = [entry.size for entry in upkeep.listing(tmp_path)]
+    removed = upkeep.prune(tmp_path, older_than=None, max_size=sum(sizes) - 1)
     assert [entry.path.split("/")[1] for entry in removed] == ["data0"]
-    removed = cache.prune(tmp_path, older_than=time.time() - 1e9 - 1500, max_size=None)
+    removed = upkeep.prune(tmp_path, older_than=time.time() - 1e9 - 1500, max_size=None)
     assert [entry.path.split("/")[1] for entry in removed] == ["data1"]
 
 
@@ -371,8 +373,8 @@ def test_many_small_shards_become_one_of_the_same_numbers(scattered):
         "shard-00011.h5": [22], "shard-00012.h5": list(range(22)),
     }  # fmt: skip
     root = scattered.folder.parents[4]
-    assert cache.verify(root) == (2, [])
-    assert [(entry.shards, entry.samples) for entry in cache.listing(root)] == [(2, 23)]
+    assert upkeep.verify(root) == (2, [])
+    assert [(entry.shards, entry.samples) for entry in upkeep.listing(root)] == [(2, 23)]
     for reader in (again(scattered), scattered, asked):  # the last knew the small ones
         assert rows_of(reader, range(23)) == before
     with h5py.File(scattered.folder / "shard-00012.h5") as file:  # what every shard is
@@ -418,7 +420,7 @@ def test_an_input_that_changed_costs_what_it_cost_before_shards_were_merged(scat
     assert fresh.missing(range(23)) == again(scattered).missing(range(23)) == [4, 5]
     fresh.write([4, 5], columns([4, 5]))
     fresh.finish(0.0)
-    assert rows_of(again(scattered), range(23)) == before and cache.verify(scattered.folder.parents[4])[1] == []
+    assert rows_of(again(scattered), range(23)) == before and upkeep.verify(scattered.folder.parents[4])[1] == []
 
 
 def test_a_damaged_merged_shard_is_said_and_its_rows_are_missing(scattered, caplog):
@@ -461,12 +463,12 @@ def test_killed_in_the_middle_of_a_merge_no_row_is_lost_and_the_next_run_ends_it
     before, root = rows_of(scattered, range(23)), scattered.folder.parents[4]
     process = spawn(MERGE, str(root), point, when, str(number), PYTHONPATH=str(Path(__file__).parents[2]))
     assert process.wait() == -signal.SIGKILL, (root / "log.txt").read_text()
-    assert cache.verify(root)[1] == []
+    assert upkeep.verify(root)[1] == []
     reader = again(scattered)
     assert reader.missing(range(24)) == [23]
     assert rows_of(reader, range(23)) == rows_of(scattered, range(23)) == before
     reader.finish(0.0)
-    assert len(shard_names(reader)) == 2 and cache.verify(root) == (2, [])
+    assert len(shard_names(reader)) == 2 and upkeep.verify(root) == (2, [])
     assert rows_of(again(scattered), range(23)) == before and caplog.text == ""
     assert [path for path in reader.folder.iterdir() if path.name.startswith(".")] == []
 
@@ -516,7 +518,7 @@ def test_readers_go_on_while_two_processes_merge_at_once(artefact, spawn):
     assert spawn(COMPACT, str(root)).wait() == 0
     assert (root / "log.txt").read_text() == ""
     fresh = again(artefact)
-    assert fresh.missing(range(60)) == [] and cache.verify(root)[1] == [] and len(shard_names(artefact)) < 8
+    assert fresh.missing(range(60)) == [] and upkeep.verify(root)[1] == [] and len(shard_names(artefact)) < 8
     expected = np.stack([columns([sample])["maps"][0] for sample in range(60)])
     np.testing.assert_array_equal(fresh.read(range(60)).arrays["maps"], expected)
 
@@ -534,7 +536,7 @@ def test_two_processes_that_merge_without_locks_lose_no_row(artefact, monkeypatc
     assert len(shard_names(artefact)) == 10
     one._merge()
     two._merge()
-    assert len(shard_names(artefact)) == 1 and cache.verify(artefact.folder.parents[4]) == (1, [])
+    assert len(shard_names(artefact)) == 1 and upkeep.verify(artefact.folder.parents[4]) == (1, [])
     assert again(artefact).read(range(8)).samples == tuple(range(8))
 
 

@@ -8,7 +8,8 @@ from typing import Any
 from ..build import SOURCE, TARGET, is_spec, locate
 from ..errors import UserError
 from ..source import source_digest
-from ..store.cache import SCHEMA, artefacts
+from ..store.shards import SCHEMA
+from ..store.upkeep import artefacts
 
 OURS = __package__.partition(".")[0]
 

@@ -9,7 +9,7 @@ import torch
 from ..metrics.base import Measure, Metric
 from ..models.classifier import Classifier
 from ..scores.score_files import Record
-from ..store.cache import canonical, digest
+from ..store.keys import canonical, digest
 from . import keys
 from .device import peak_memory
 from .maps import Maps

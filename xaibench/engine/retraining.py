@@ -27,7 +27,8 @@ from ..models.recipe import Recipe, accuracy_on, seconds_of_step, train
 from ..models.stacked import train_stacked
 from ..perturb.fills import filled
 from ..scores.score_files import OK, Record
-from ..store.cache import Artefact, digest
+from ..store.cache import Artefact
+from ..store.keys import digest
 from . import keys
 from .checks import check
 from .maps import Maps

@@ -28,7 +28,8 @@ from ..models.preprocessing import Preprocessing
 from ..models.probe import PROBE, Findings, adapted, probe
 from ..models.randomise import Randomisation, is_randomised, randomised
 from ..store import provenance
-from ..store.cache import SHARD_SAMPLES, Artefact, canonical
+from ..store.cache import SHARD_SAMPLES, Artefact
+from ..store.keys import canonical
 from . import keys
 from .device import default_batch_size, find_device
 from .stage import Arrays, Filled, Fit, Stage

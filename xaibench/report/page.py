@@ -21,8 +21,7 @@ from .. import __version__
 from ..scores import leaderboard, statistics
 from ..scores.leaderboard import Cell
 from ..scores.rank import Contestant
-from ..store.cache import safe_name
-from ..store.files import write_atomically
+from ..store.files import safe_name, write_atomically
 from . import colours, figures, findings, gallery, sections, study, tables, units
 from .sections import SECTIONS, Drawing
 from .tables import Board, Glance

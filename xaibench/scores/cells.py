@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import UserError, first_line, nearest
-from ..store.cache import SCHEMA, CorruptShard, unpack
+from ..store.shards import SCHEMA, CorruptShard, unpack
 from . import score_files
 
 IDENTITY = ("model", "dataset", "method", "method_variant", "metric", "metric_variant", "statistic")

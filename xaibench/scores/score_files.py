@@ -16,8 +16,9 @@ from scipy import special
 
 from ..errors import first_line
 from ..store import provenance
-from ..store.cache import SCHEMA, digest, pack, safe_name
-from ..store.files import write_atomically, write_error
+from ..store.files import safe_name, write_atomically, write_error
+from ..store.keys import digest
+from ..store.shards import SCHEMA, pack
 from ..trust import no_formula
 
 # Statuses of a sample. In HDF5 they are these numbers, in CSV the words of STATUS.

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..store.cache import digest
+from ..store.keys import digest
 from . import statistics, units
 from .cells import IDENTITY, Cell, Summary, comparable, read_cell
 

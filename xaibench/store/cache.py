@@ -1,4 +1,4 @@
-"""HDF5 artefacts on disk: keys, immutable shards, integrity, claims. Knows arrays and specs, not methods or metrics.
+"""Artefacts on disk: keyed folders of immutable shards. Knows arrays and specs, not methods or metrics.
 
 An artefact is a folder `<root>/<kind>/<names...>/<key>/` whose key digests everything that can change its numbers.
 It holds `spec.json` (that everything, readable), shards `shard-00000.h5 ...`, and `manifest.json`, rewritten at the
@@ -14,28 +14,24 @@ misses a shard that has been merged looks again, and finds its rows.
 
 import contextlib
 import errno
-import functools
-import hashlib
-import io
 import json
 import logging
 import os
 import shutil
-import socket
-import time
-import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
-from filelock import FileLock, Timeout
 
-from .files import aside_name, remove_leftovers, write_atomically, write_error, write_synced
+from .claims import claim, warn_once
+from .files import aside_name, remove_leftovers, safe_name, write_atomically, write_error, write_synced
+from .keys import digest
+from .shards import SCHEMA, CorruptShard, is_whole, pack, stated_sha256, unpack
 
-SCHEMA = 1
 KINDS = ("maps", "responses", "scores", "fits", "weights", "trainings", "probes")
 SHARD_SAMPLES = 64
 # So many shards of fewer than SMALL bytes are merged, into shards of up to PACKED bytes and rows: one row is read by
@@ -43,70 +39,7 @@ SHARD_SAMPLES = 64
 MANY, SMALL, PACKED_BYTES, PACKED_ROWS = 32, 2**20, 2**23, 1024
 # Times that a reader looks again for shards that were merged while it read.
 LOOKS = 5
-_USER_BLOCK = 512
-_MARK = b"xaibench shard sha256="
-# Seconds until a process that waits for another one's claim says so, between the next times, and until it goes on
-# without: a block takes half a minute, and whoever holds its claim for so long has been stopped, or is on its own.
-WAIT_SAID, WAIT_AGAIN, WAIT_MOST = 10.0, 60.0, 600.0
 log = logging.getLogger(__name__)
-
-
-class CorruptShard(Exception):
-    """A shard that is truncated, altered, or not a shard of this artefact."""
-
-
-def canonical(spec: Any) -> str:
-    """Sorted, compact JSON: the text that a key digests. Raises ValueError for NaN and infinities."""
-    return json.dumps(spec, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
-
-
-def digest(spec: Any) -> str:
-    """The key of a spec: the first 16 hexadecimal digits of the sha256 of its canonical JSON."""
-    return hashlib.sha256(canonical(spec).encode()).hexdigest()[:16]
-
-
-def pack(arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any], compressed: Sequence[str] = ()) -> bytes:
-    """Named arrays [n,...] as one HDF5 file in memory: one row per chunk, Fletcher32, and the sha256 of everything
-    after the user block inside it. compressed: the arrays for which the time of that is well spent: mostly zeros."""
-    buffer = io.BytesIO()
-    with h5py.File(buffer, "w", userblock_size=_USER_BLOCK) as file:
-        file.attrs.update(attributes)
-        for name, array in arrays.items():
-            array = np.ascontiguousarray(array)
-            rows = array if array.ndim and array.size else array.reshape(-1)
-            # Scalars per row go into one chunk: a chunk of four bytes costs more than it protects.
-            chunk = None if not rows.size else ((1, *rows.shape[1:]) if rows.ndim > 1 else rows.shape)
-            gzip = "gzip" if name in compressed and chunk else None
-            file.create_dataset(name, data=array, chunks=chunk, fletcher32=chunk is not None, compression=gzip)
-    data = bytearray(buffer.getvalue())
-    data[:_USER_BLOCK] = _user_block(data)
-    return bytes(data)
-
-
-def unpack(data: bytes, key: str) -> dict[str, np.ndarray]:
-    """The arrays of a packed file. Raises CorruptShard if a byte has changed or it belongs to another key."""
-    if data[:_USER_BLOCK] != _user_block(data):
-        raise CorruptShard("it fails its checksum" if data.startswith(_MARK) else "it is cut short or not a shard")
-    try:
-        with h5py.File(io.BytesIO(data), "r") as file:
-            if file.attrs.get("schema") != SCHEMA or file.attrs.get("key") != key:
-                raise CorruptShard("it belongs to another schema or key")
-            return {name: file[name][()] for name in file}
-    except (OSError, KeyError, RuntimeError) as error:
-        raise CorruptShard(f"it cannot be read ({error})") from error
-
-
-def _user_block(data: bytes | bytearray) -> bytes:
-    """What the first bytes of a packed file must be: the sha256 of all that follows them."""
-    return _block(_sha256(data))
-
-
-def _sha256(data: bytes | bytearray) -> str:
-    return hashlib.sha256(memoryview(data)[_USER_BLOCK:]).hexdigest()
-
-
-def _block(sha256: str) -> bytes:
-    return (_MARK + sha256.encode() + b"\n").ljust(_USER_BLOCK, b"\0")
 
 
 @dataclass(frozen=True)
@@ -220,7 +153,7 @@ class Artefact:
         """The shards that hold these samples, and the sha256 that each states. Raises KeyError for a sample that was
         not there at the last look."""
         names = dict.fromkeys(self._index[sample] for sample in samples)
-        return {name: _stated_sha256(self.folder / name) for name in names}
+        return {name: stated_sha256(self.folder / name) for name in names}
 
     def holds(self, shards: Mapping[str, str]) -> bool:
         """Whether these shards are there, each with this sha256, and whole."""
@@ -228,7 +161,7 @@ class Artefact:
             contents = {name: (self.folder / name).read_bytes() for name in shards}
         except OSError:
             return False
-        return all(data.startswith(_block(shards[n])) and _sha256(data) == shards[n] for n, data in contents.items())
+        return all(is_whole(data, shards[name]) for name, data in contents.items())
 
     def load_whole(self, name: str) -> dict[str, np.ndarray] | None:
         """The arrays of a file written by `save_whole`, or None if it is absent or corrupt (which is said)."""
@@ -293,7 +226,7 @@ class Artefact:
         for sample, name in self._index.items():
             by_shard.setdefault(name, []).append(sample)
         shards = [
-            {"name": n, "sha256": _stated_sha256(self.folder / n), "samples": by_shard[n]}
+            {"name": n, "sha256": stated_sha256(self.folder / n), "samples": by_shard[n]}
             for n in sorted(by_shard)
             if (self.folder / n).exists()
         ]
@@ -312,7 +245,7 @@ class Artefact:
 
     def manifest(self) -> dict[str, Any]:
         """The manifest as last written; empty if there is none or it is none."""
-        return _read_manifest(self.folder)
+        return read_manifest(self.folder)
 
     def sources(self) -> set[str]:
         """The digests of our code that made its rows, as spec.json records them; `unknown` if it does not, none if
@@ -340,60 +273,10 @@ class Artefact:
         shutil.rmtree(self.folder, ignore_errors=True)
         self._begin()
 
-    @contextlib.contextmanager
-    def claim(self, what: object, wait: bool = True, most: float | None = None) -> Iterator[bool]:
-        """Hold the claim on a piece of work (`what`, such as sample ids) across processes; the kernel releases it on
-        death. Yields False if another process has it and `wait` is false.
-
-        Waiting is said, with who is waited for, and ends after `most` seconds (None: WAIT_MOST): the work is then done
-        without the claim, twice at worst.
-        """
-        path = self.folder / f".claim-{digest(repr(what))}"
-        lock, held = FileLock(path), False
-        # Who holds it, for those who wait. Beside the lock, which whoever tries to take it may empty.
-        holder = path.with_name(f"{path.name}.by")
-        try:
-            held = self._acquire(lock, holder, wait, WAIT_MOST if most is None else most)
-            if not held and not wait:
-                yield False
-                return
-        except FileNotFoundError:
-            pass  # the folder has been removed meanwhile; writing makes it again
-        except (OSError, NotImplementedError) as error:
-            _warn_once(f"file locks do not work in {self.folder.parent} ({error}): work may be done twice")
-        if held:
-            with contextlib.suppress(OSError):
-                holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
-        try:
-            yield True
-        finally:
-            if held:
-                with contextlib.suppress(OSError):
-                    holder.unlink()
-                lock.release()
-
-    def _acquire(self, lock: FileLock, holder: Path, wait: bool, most: float) -> bool:
-        """Whether the lock is held. Says now and then who is waited for, and gives up after `most` seconds."""
-        started, said = time.monotonic(), 0
-        while True:
-            waited = time.monotonic() - started
-            next_word = WAIT_SAID + said * WAIT_AGAIN
-            try:
-                lock.acquire(timeout=max(0.0, min(next_word, most) - waited) if wait else 0)
-                return True
-            except Timeout:
-                if not wait:
-                    return False
-            waited, who = time.monotonic() - started, _holder(holder)
-            what = f"{self.kind} {'/'.join(self.folder.parts[-4:])}"
-            if waited >= most:
-                log.warning("%s: %s has held it for %.0f s; going on without", what, who, waited)
-                return False
-            said += 1
-            log.warning(
-                "%s: waiting for %s, which is at it (%.0f s); after %.0f s this process goes on alone",
-                what, who, waited, most,
-            )  # fmt: skip
+    def claim(self, what: object, wait: bool = True, most: float | None = None) -> AbstractContextManager[bool]:
+        """Hold the claim on a piece of work in this artefact (`what`, such as sample ids), see `claims.claim`."""
+        said = f"{self.kind} {'/'.join(self.folder.parts[-4:])}"
+        return claim(self.folder / f".claim-{digest(repr(what))}", said, wait, most)
 
     # ---- inside --------------------------------------------------------------------------------------------------
 
@@ -431,7 +314,7 @@ class Artefact:
             return
         # A manifest that was not rewritten may mean another shard, which had the name before.
         entry = listed.get(name)
-        samples = entry["samples"] if entry and entry["sha256"] == _stated_sha256(self.folder / name) else None
+        samples = entry["samples"] if entry and entry["sha256"] == stated_sha256(self.folder / name) else None
         if samples is None:
             arrays = self._load(name)
             if arrays is None:
@@ -650,7 +533,7 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
     """A folder's manifest; empty if there is none, or if what is there has another shape."""
     try:
         found = json.loads((folder / "manifest.json").read_text())
@@ -662,165 +545,5 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError):
-        _warn_once(f"{folder / 'manifest.json'}: it is no manifest; the shards are read instead")
+        warn_once(f"{folder / 'manifest.json'}: it is no manifest; the shards are read instead")
         return {}
-
-
-def _holder(path: Path) -> str:
-    """Who holds a claim, as they wrote it, and whether they can go on."""
-    try:
-        said = path.read_text().strip()
-        _, process, _, host = said.split()
-    except (OSError, ValueError):
-        return "another process"
-    state = ""
-    with contextlib.suppress(OSError):  # not on Linux, or gone
-        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-    return f"{said}, which is stopped," if host == socket.gethostname() and state in ("T", "t") else said
-
-
-def _stated_sha256(path: Path) -> str:
-    try:
-        with open(path, "rb") as file:
-            return file.read(_USER_BLOCK)[len(_MARK) : len(_MARK) + 64].decode("ascii", "replace")
-    except OSError:
-        return ""
-
-
-def safe_name(name: str) -> str:
-    """A folder name that any file system takes, and that leads nowhere else: no `..`."""
-    safe = "".join(c if c.isalnum() or c in "._-" else "_" for c in str(name))
-    return safe if safe.strip(".") else "_" * max(len(safe), 1)
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    log.warning(message)
-
-
-# ---- the whole cache: what `xaibench cache` shows and does -----------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Listed:
-    """One artefact as `cache ls` shows it: kind, path below the root, shards, samples, bytes, time of last change."""
-
-    kind: str
-    path: str
-    shards: int
-    samples: int
-    size: int
-    changed: float
-
-
-def artefacts(root: Path) -> list[Path]:
-    """The folder of every artefact below the root, sorted."""
-    found = (path.parent for kind in KINDS for path in Path(root, kind).rglob("spec.json"))
-    return sorted(folder for folder in found if not folder.name.startswith("."))
-
-
-def listing(root: Path) -> list[Listed]:
-    """Every artefact with its size, sorted by path."""
-    listed = []
-    for folder in artefacts(root):
-        files = []
-        for path in folder.rglob("*"):
-            with contextlib.suppress(FileNotFoundError):  # a run is at it
-                files += [path.stat()] if path.is_file() else []
-        below = folder.relative_to(root)
-        listed.append(
-            Listed(
-                kind=below.parts[0],
-                path=str(Path(*below.parts[1:])),
-                shards=len(list(folder.glob("shard-*.h5"))),
-                samples=sum(len(s["samples"]) for s in _read_manifest(folder).get("shards", [])),
-                size=sum(stat.st_size for stat in files),
-                changed=max((stat.st_mtime for stat in files), default=0.0),
-            )
-        )
-    return listed
-
-
-def verify(root: Path) -> tuple[int, list[str]]:
-    """Check every HDF5 file of every artefact against its own checksum, and what its manifest says of them -> (files
-    checked, what is wrong)."""
-    checked, wrong = 0, []
-    for folder in artefacts(root):
-        try:
-            spec = json.loads((folder / "spec.json").read_text())["spec"]
-            if digest(spec) != folder.name:
-                wrong.append(f"{folder / 'spec.json'}: it does not describe its key")
-        except (OSError, ValueError, KeyError, TypeError):
-            wrong.append(f"{folder / 'spec.json'}: it cannot be read")
-        for path in sorted(folder.glob("*.h5")):
-            checked += 1
-            try:
-                unpack(path.read_bytes(), folder.name)
-            except (CorruptShard, OSError) as error:
-                wrong.append(f"{path}: {error}")
-        for shard in _read_manifest(folder).get("shards", []):
-            path = folder / shard["name"]
-            if not path.exists():
-                wrong.append(f"{path}: it is gone; its {len(shard['samples'])} samples are computed again by a run")
-            elif shard["sha256"] != _stated_sha256(path):
-                wrong.append(f"{folder / 'manifest.json'}: it means another {shard['name']}; a run writes it anew")
-        if (folder / "manifest.json").exists() and not _read_manifest(folder):
-            wrong.append(f"{folder / 'manifest.json'}: it is no manifest; a run writes it anew")
-    return checked, wrong
-
-
-def prune(
-    root: Path,
-    older_than: float | None,
-    max_size: int | None,
-    also: Collection[Path] = (),
-    dry_run: bool = False,
-) -> list[Listed]:
-    """Delete the artefacts in the folders `also`, those not changed for `older_than` seconds, then the oldest until the
-    rest fits `max_size` bytes.
-
-    Those that a process holds a claim on are left; a run that is between two claims makes again what it misses.
-    dry_run: only say which these are.
-    """
-    for kind in () if dry_run else KINDS:
-        for leftover in Path(root, kind).rglob(".pruned-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
-    entries = sorted(listing(root), key=lambda entry: entry.changed)
-    total, now, removed = sum(e.size for e in entries), time.time(), []
-    for entry in entries:
-        too_old = older_than is not None and now - entry.changed >= older_than
-        too_much = max_size is not None and total > max_size
-        folder = Path(root, entry.kind, entry.path)
-        if (too_old or too_much or folder in also) and not _is_claimed(folder):
-            if not dry_run and not _remove(folder):
-                continue
-            total -= entry.size
-            removed.append(entry)
-    return removed
-
-
-def _remove(folder: Path) -> bool:
-    """Remove an artefact; False if it has gone already. Renamed first: a run finds all of it or nothing."""
-    aside = folder.with_name(f".pruned-{uuid.uuid4().hex[:8]}")
-    try:
-        os.replace(folder, aside)
-    except FileNotFoundError:
-        return False
-    shutil.rmtree(aside, ignore_errors=True)
-    return True
-
-
-def _is_claimed(folder: Path) -> bool:
-    """Whether a process holds a claim on something in an artefact."""
-    for path in folder.glob(".claim-*"):
-        if path.suffix == ".by":
-            continue
-        lock = FileLock(path)
-        try:
-            lock.acquire(timeout=0)
-            lock.release()
-        except Timeout:
-            return True
-        except (OSError, NotImplementedError):
-            continue
-    return False

@@ -30,6 +30,12 @@ def existing(path: str | Path, where: str) -> Path:
     raise UserError(f"{where}={path}: there is no '{missing.name}' in {missing.parent.absolute()}\n{near}".rstrip())
 
 
+def safe_name(name: str) -> str:
+    """A folder name that any file system takes, and that leads nowhere else: no `..`."""
+    safe = "".join(c if c.isalnum() or c in "._-" else "_" for c in str(name))
+    return safe if safe.strip(".") else "_" * max(len(safe), 1)
+
+
 def fingerprint(contents: Mapping[str, str], *identity: object) -> str:
     """sha256 over files, each by its path and the digest of its content (`memo.contents`), and what else identifies."""
     return hashlib.sha256(json.dumps([*identity, sorted(contents.items())]).encode()).hexdigest()

@@ -27,8 +27,8 @@ from ..report.figures import png, style
 from ..scores.cells import Cell
 from ..scores.score_files import OK, sha256
 from ..store import provenance
-from ..store.cache import Artefact, safe_name
-from ..store.files import existing, write_atomically
+from ..store.cache import Artefact
+from ..store.files import existing, safe_name, write_atomically
 
 log = logging.getLogger(__name__)
 BASE = "base"
