@@ -77,8 +77,8 @@ from xaibench.models.invertible import Line
 from xaibench.models.loading import load_classifier
 from xaibench.models.losses import objective
 from xaibench.models.probe import probe
-from xaibench.models.recipe import train
 from xaibench.models.stacked import train_stacked
+from xaibench.models.train import train
 from xaibench.rng import sample_generators
 
 TIME_TARGETS = {"smallcnn": 1.25, "mobilenet_v2": 1.15}

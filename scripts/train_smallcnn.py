@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from xaibench.datasets.shapes import SIDE, SPLITS, draw
+from xaibench.models.batch_norm import add_batch_norm, fold_batch_norm
 from xaibench.models.preprocessing import Preprocessing
-from xaibench.models.recipe import add_batch_norm, fold_batch_norm
 from xaibench.models.smallcnn import SmallCNN
 
 CHECKPOINTS = Path(__file__).parent.parent / "xaibench" / "models" / "checkpoints"

@@ -18,7 +18,7 @@ from torch import nn
 from train_smallcnn import CHECKPOINTS, accuracy, generate, inputs
 
 from xaibench.datasets.shapes import SPLITS, draw
-from xaibench.models.recipe import add_batch_norm, fold_batch_norm
+from xaibench.models.batch_norm import add_batch_norm, fold_batch_norm
 from xaibench.models.smallvit import SmallViT
 
 FIRST = SPLITS["test"].stop  # the first image of the sequence that is in no split

@@ -33,7 +33,8 @@ from xaibench.models.glow import Glow
 from xaibench.models.loading import BUNDLED, build_module
 from xaibench.models.losses import LEVELS
 from xaibench.models.preprocessing import Preprocessing
-from xaibench.models.recipe import Recipe, train
+from xaibench.models.recipe import Recipe
+from xaibench.models.train import train
 from xaibench.rng import generator
 
 CONF = Path(__file__).parent.parent / "conf"

@@ -30,7 +30,8 @@ from xaibench.metrics.two_features.masked_pearson import MaskedPearson
 from xaibench.models.classifier import Classifier, predicted
 from xaibench.models.loading import build_module
 from xaibench.models.preprocessing import Preprocessing
-from xaibench.models.recipe import Progress, Recipe
+from xaibench.models.recipe import Recipe
+from xaibench.models.train import Progress
 from xaibench.rng import generator, sample_generators
 from xaibench.store.cache import Artefact
 

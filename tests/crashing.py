@@ -23,7 +23,7 @@ POINTS = {
     "before the manifest": ("xaibench.store.cache", "Artefact.finish", "before"),
     "rows kept": ("xaibench.engine.stage", "Stage.keep", "after"),
     "in the middle of a metric": ("xaibench.metrics.removal.degradation", "Degradation.evaluate", "before"),
-    "in the middle of a training": ("xaibench.models.recipe", "_train_epoch", "before"),
+    "in the middle of a training": ("xaibench.models.train", "_train_epoch", "before"),
     "a training kept": ("xaibench.store.cache", "Artefact.save_whole", "after"),
     "between rows and card": ("xaibench.scores.score_files", "_remove_superseded", "before"),
 }

@@ -18,8 +18,9 @@ from xaibench.models.glow import ActNorm, AffineCoupling, FadeOut, Glow, Inverti
 from xaibench.models.loading import BUNDLED, load_classifier
 from xaibench.models.losses import loss_of, objective
 from xaibench.models.preprocessing import Preprocessing
-from xaibench.models.recipe import Recipe, train
+from xaibench.models.recipe import Recipe
 from xaibench.models.stacked import train_stacked
+from xaibench.models.train import train
 from xaibench.rng import generator
 
 IMAGES = Images(Samples(Stripes((8,)), Preprocessing(), range(50)))

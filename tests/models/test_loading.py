@@ -21,11 +21,11 @@ from xaibench.methods.context import Context
 from xaibench.methods.rules.lrp import LRP
 from xaibench.methods.rules.rules import Epsilon
 from xaibench.models import loading, torchvision_nets
+from xaibench.models.accuracy import accuracy
 from xaibench.models.classifier import Classifier
 from xaibench.models.digest import weights_digest
 from xaibench.models.loading import check_input, load_classifier
 from xaibench.models.preprocessing import Preprocessing
-from xaibench.models.recipe import accuracy
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
 LENET = {"_target_": "xaibench.models.lenet.LeNet", "input_size": [1, 28, 28]}

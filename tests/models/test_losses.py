@@ -11,8 +11,9 @@ from xaibench.datasets.base import Example, Samples
 from xaibench.datasets.images import Images
 from xaibench.errors import Refusal, UserError
 from xaibench.models.losses import Weights, loss_of, right
-from xaibench.models.recipe import Recipe, train
+from xaibench.models.recipe import Recipe
 from xaibench.models.stacked import train_stacked
+from xaibench.models.train import train
 
 LOGITS = torch.tensor([[0.5, -1.0, 2.0], [0.0, 1.5, -0.5]], dtype=torch.float64)
 PRESENT = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])

@@ -12,9 +12,9 @@ from torchvision import models
 from xaibench.datasets.base import Samples
 from xaibench.datasets.imagefolder import ImageFolder
 from xaibench.errors import UserError
+from xaibench.models.accuracy import accuracy
 from xaibench.models.lenet import LeNet
 from xaibench.models.loading import build_module, load_classifier
-from xaibench.models.recipe import accuracy
 from xaibench.models.relus import last_conv
 from xaibench.models.resnet_cifar import ResNetCifar
 from xaibench.models.torchvision_nets import torchvision_net

@@ -16,10 +16,12 @@ from xaibench.datasets.base import Example, Samples
 from xaibench.datasets.images import Images, crop_flip
 from xaibench.datasets.torchvision_sets import MNIST
 from xaibench.errors import UserError
+from xaibench.models.accuracy import accuracy, accuracy_on
 from xaibench.models.classifier import Classifier
 from xaibench.models.loading import build_module
 from xaibench.models.preprocessing import Preprocessing
-from xaibench.models.recipe import Recipe, accuracy, accuracy_on, train
+from xaibench.models.recipe import Recipe
+from xaibench.models.train import train
 from xaibench.rng import generator
 
 
@@ -267,7 +269,7 @@ import torch
 torch.set_num_threads(int(sys.argv[3]))
 from helpers import EVERYTHING, images_of, make_net
 from xaibench.datasets.base import Example
-from xaibench.models.recipe import train
+from xaibench.models.train import train
 
 state, calls = Path(sys.argv[2]), 0
 

@@ -9,8 +9,10 @@ from torch import nn
 
 from tests.models.helpers import EVERYTHING, images_of, make_net
 from xaibench.errors import Refusal, UserError
-from xaibench.models.recipe import Recipe, accuracy_on, train
+from xaibench.models.accuracy import accuracy_on
+from xaibench.models.recipe import Recipe
 from xaibench.models.stacked import train_stacked
+from xaibench.models.train import train
 
 # 50 images in batches of 10: 20 steps.
 SGD = Recipe(epochs=4, batch_size=10, lr=0.05, momentum=0.9, weight_decay=0.01, schedule="step")

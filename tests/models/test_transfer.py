@@ -13,8 +13,9 @@ from tests.models.helpers import images_of
 from xaibench.engine import keys
 from xaibench.errors import UserError
 from xaibench.models.loading import build_module, start_from
-from xaibench.models.recipe import Recipe, train
+from xaibench.models.recipe import Recipe
 from xaibench.models.torchvision_nets import TransferNet
+from xaibench.models.train import train
 from xaibench.models.transfer import Features
 from xaibench.rng import generator
 

@@ -13,7 +13,8 @@ from xaibench.datasets.images import Images
 from xaibench.datasets.planes import Xor
 from xaibench.models.plane_net import PlaneNet
 from xaibench.models.preprocessing import Preprocessing
-from xaibench.models.recipe import Recipe, train
+from xaibench.models.recipe import Recipe
+from xaibench.models.train import train
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "xor_nets.py"
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import UserError
-from ..models.recipe import Augment
+from ..models.labelled import Augment
 from ..rng import seed_of
 from .base import Samples
 

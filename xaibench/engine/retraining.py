@@ -20,11 +20,13 @@ from ..job import Selection
 from ..methods.base import Method
 from ..metrics.ranking import places
 from ..metrics.retraining.roar import Masking, Roar
+from ..models.accuracy import accuracy_on
 from ..models.fitting import Fitting
 from ..models.loading import build_module
 from ..models.preprocessing import scaled
-from ..models.recipe import Recipe, accuracy_on, seconds_of_step, train
+from ..models.recipe import Recipe
 from ..models.stacked import train_stacked
+from ..models.train import seconds_of_step, train
 from ..perturb.fills import filled
 from ..scores.score_files import OK, Record
 from ..store.cache import Artefact

@@ -17,12 +17,14 @@ from ..datasets.images import Images
 from ..errors import UserError
 from ..job import Job
 from ..models import checkpoint
+from ..models.accuracy import accuracy
 from ..models.fitting import Fitting
 from ..models.loading import build_module, check_input, load_classifier, start_from
 from ..models.preprocessing import Preprocessing
 from ..models.randomise import PERMUTED_LABELS
-from ..models.recipe import Progress, Recipe, accuracy, train
+from ..models.recipe import Recipe
 from ..models.sentences import LearnsWords, OfIds, Sentences
+from ..models.train import Progress, train
 from ..store import provenance
 from ..store.cache import Artefact
 from . import keys

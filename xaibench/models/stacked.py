@@ -10,8 +10,11 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from ..errors import Refusal, UserError
 from ..rng import generator
+from .accuracy import accuracy_on
+from .labelled import ImageSource
 from .losses import loss_of
-from .recipe import ImageSource, Recipe, accuracy_on, finish, prepare
+from .recipe import Recipe
+from .train import finish, prepare
 
 
 def train_stacked(
@@ -23,7 +26,7 @@ def train_stacked(
 ) -> None:
     """Train networks of one architecture in place, side by side, each on its own images [N] with its own seed.
 
-    Every network takes the steps that `recipe.train` would give it alone: the same batches in the same order, the same
+    Every network takes the steps that `train.train` would give it alone: the same batches in the same order, the same
     augmentation, the same rates. Rounding differs, and grows over a training, so that a result says which of the two
     made it. It pays on a GPU that one small network leaves idle; on a CPU it is slower than one by one.
 

@@ -1,7 +1,6 @@
 """Transfer learning: the frozen beginning of a network runs once per image, the rest is trained on what it answers."""
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import nn
@@ -9,25 +8,13 @@ from torch import nn
 from ..errors import UserError
 from .classifier import Classifier
 from .cut import Cut
-
-
-class Source(Protocol):
-    """What is trained on, see `recipe.ImageSource`."""
-
-    identity: str
-
-    @property
-    def labels(self) -> torch.Tensor: ...
-
-    def __len__(self) -> int: ...
-
-    def batch(self, positions: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]: ...
+from .labelled import ImageSource
 
 
 class Features:
     """What the frozen beginning of a network answers to images, in their place: computed once and kept in memory."""
 
-    def __init__(self, cut: Cut, images: Source, like: torch.Tensor, batch_size: int = 32) -> None:
+    def __init__(self, cut: Cut, images: ImageSource, like: torch.Tensor, batch_size: int = 32) -> None:
         self.images, self.identity = images, images.identity
         with torch.no_grad():
             parts = torch.arange(len(images)).split(batch_size)
@@ -52,7 +39,7 @@ class Features:
         return self._kept[positions.to(self._kept.device)], self.labels[positions].to(like.device)
 
 
-def frozen(module: nn.Module, layer: str, sources: Sequence[Source]) -> tuple[nn.Module, list[Features]]:
+def frozen(module: nn.Module, layer: str, sources: Sequence[ImageSource]) -> tuple[nn.Module, list[Features]]:
     """The part of a network behind a layer, which shares its parameters, and what the part up to the layer answers.
 
     The network is in evaluation mode and without gradients afterwards. Raises UserError (a Refusal, for a layer that it
