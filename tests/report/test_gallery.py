@@ -94,7 +94,7 @@ def test_a_fine_pattern_that_is_shrunk_becomes_its_mean():
     side = 128
     stripes = np.zeros((side, side, 3), dtype=np.uint8)
     stripes[:, ::2] = 255
-    picture = gallery.Picture(0, stripes, "a", "a", 0.5, "a", 0.5)
+    picture = gallery.Picture(0, "a", "a", 0.5, "a", 0.5, stripes)
     found = gallery.Gallery((picture,), (gallery.Column("gradient", "", np.ones((1, side, side), np.float32)),), ())
     canvas = FigureCanvasAgg(gallery.draw(found, side=side // 2))
     canvas.draw()

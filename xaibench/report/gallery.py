@@ -30,15 +30,14 @@ class Absent(Exception):
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One image as the network saw it: RGB uint8 [H,W,3], and what the network said.
+class Input:
+    """An input, and what the network said.
 
     label, predicted, explained: names of classes (of a scalar output, its values). probability, explained_probability:
     of the predicted and of the explained class; None for a scalar output.
     """
 
     sample: int
-    pixels: np.ndarray
     label: str
     predicted: str
     probability: float | None
@@ -47,33 +46,27 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Sentence:
-    """One sentence, and what the network said, as of a `Picture`. truth: which of its words the label is about."""
+class Picture(Input):
+    """An image as the network saw it: RGB uint8 [H,W,3]."""
 
-    sample: int
+    pixels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Sentence(Input):
+    """A sentence. truth: which of its words the label is about."""
+
     words: tuple[str, ...]
     truth: frozenset[int]
-    label: str
-    predicted: str
-    probability: float | None
-    explained: str
-    explained_probability: float | None
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row of a table, and what the network said, as of a `Picture`. values: its features as the table has them;
-    truth: which of the features the label is about."""
+class Row(Input):
+    """A row of a table. values: its features as the table has them; truth: which of them the label is about."""
 
-    sample: int
     features: tuple[str, ...]
     values: tuple[float, ...]
     truth: frozenset[int]
-    label: str
-    predicted: str
-    probability: float | None
-    explained: str
-    explained_probability: float | None
 
 
 @dataclass(frozen=True)
@@ -181,7 +174,7 @@ def sentences(cell: Cell, maps: Artefact, samples: Sequence[int], rows: Mapping[
         words = tuple(str(word) for word in example.image)[:room]  # type: ignore[union-attr]
         marked = () if example.mask is None else example.mask[0].nonzero()[:, 0].tolist()
         said = _said(logit, logit.softmax(0), example.label, target, dataset.class_names)
-        found.append(Sentence(sample, words, frozenset(marked), *said))
+        found.append(Sentence(sample, *said, words, frozenset(marked)))
     return found
 
 
@@ -198,7 +191,7 @@ def table_rows(cell: Cell, maps: Artefact, samples: Sequence[int], rows: Mapping
         marked = () if mask is None or dataset.graded_masks else mask[0].nonzero()[:, 0].tolist()
         said = _said(logit, logit.softmax(0), label, target, dataset.class_names)
         values = tuple(dataset.original(sample).tolist())
-        found.append(Row(sample, dataset.features, values, frozenset(marked), *said))
+        found.append(Row(sample, *said, dataset.features, values, frozenset(marked)))
     return found
 
 
@@ -283,7 +276,7 @@ def pictured(cell: Cell, maps: Artefact, samples: Sequence[int], rows: Mapping[s
     probabilities = logits.sigmoid() if cell.card["config"].get("output") == "sigmoid" else logits.softmax(1)
     said = zip(logits, probabilities, batch.labels.tolist(), rows["target"].tolist())
     return [
-        Picture(sample, image, *_said(*answer, dataset.class_names))
+        Picture(sample, *_said(*answer, dataset.class_names), image)
         for sample, image, answer in zip(samples, pixels(preprocessing, batch.inputs), said)
     ]
 
