@@ -116,3 +116,37 @@ def test_an_image_takes_about_a_millisecond():
     for position in range(100):
         draw(0, position)
     assert time.process_time() - start < 0.3  # three times the target: the machine may be busy
+
+
+def test_two_objects_lie_apart_and_each_is_explained_in_its_turn():
+    dataset, alone = Shapes(objects=2), Shapes()
+    assert dataset.fingerprint != alone.fingerprint and len(dataset) == len(alone)
+    for scene in range(30):
+        first, second = dataset[2 * scene], dataset[2 * scene + 1]
+        assert torch.equal(first.image, second.image) and torch.equal(first.labels, second.labels)
+        assert (
+            first.labels.nonzero()[:, 0].tolist() == sorted({first.label, second.label}) and first.label != second.label
+        )
+        assert first.label == alone.object_label(scene) == dataset.object_label(2 * scene)
+        assert not (first.mask & second.mask).any()
+        for index, example in ((2 * scene, first), (2 * scene + 1, second)):
+            # Without one object the other remains, and nothing else has changed.
+            assert torch.equal((example.image != dataset.background(index)).any(0), example.mask)
+            span = max(np.ptp(where) + 1 for where in np.nonzero(example.mask.numpy()))
+            assert SIDE / 3 <= span <= SIDE / 2
+        marked = dataset.concepts([2 * scene])
+        assert torch.equal(marked[dataset.class_names[first.label]][0], first.mask)
+        assert torch.equal(marked[dataset.class_names[second.label]][0], second.mask)
+        assert sum(int(mask.any()) for mask in marked.values()) == 2
+
+
+def test_any_two_classes_meet():
+    dataset = Shapes(objects=2)
+    pairs = {(dataset.object_label(k), dataset.object_label(k + 1)) for k in range(0, 2000, 2)}
+    assert len(pairs) == 90 and all(first != second for first, second in pairs)
+
+
+@pytest.mark.parametrize("settings", [{"objects": 3}, {"objects": 2, "task": "scene"}])
+def test_what_two_objects_cannot_be_is_said(settings):
+    with pytest.raises(UserError, match=r"dataset\.objects="):
+        Shapes(**settings)

@@ -29,9 +29,11 @@ NAMES = [
     and not issubclass(locate(settings(path.stem)["_target_"], "method"), ELSEWHERE)
 ]
 # What makes five classes, eight channels and two images enough.
+SHORT = {"epochs": 1, "critic_widths": [4], "steps": 2}
 CHANGED = {
-    "input_iba": {"epochs": 1, "critic_widths": [4], "steps": 2},
-    "input_iba_released": {"epochs": 1, "critic_widths": [4], "steps": 2},
+    "input_iba": SHORT,
+    "input_iba_released": SHORT,
+    "input_iba_smoothed": {"method": settings("input_iba") | SHORT},
     "pathway_dgr_random": {"learning_rate": 1.0},
     "iba_features": {"loss": "cross_entropy"},
     "iba_multilayer": {"thresholds": [None, None, None]},

@@ -91,6 +91,36 @@ def test_information_falls_with_beta_down_to_nothing_and_is_that_of_the_final_ma
     assert totals[-1] < 1e-3 * totals[0]
 
 
+def test_the_mask_and_the_bits_are_of_one_solution():
+    """At the input, of one channel, nothing is resized: the bits of a pixel are the divergence of its Z, a Gaussian of
+    mean lambda R + (1 - lambda) mean and deviation (1 - lambda) std, from the noise."""
+    module = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5)).double()
+    network, inputs = Classifier("grey", module, (1, 6, 6)), torch.randn(3, 1, 6, 6, dtype=torch.float64)
+    mean, std = torch.randn(1, 6, 6).double(), torch.rand(1, 6, 6).double() + 0.5
+    found = {"input.mean": mean, "input.std": std, "input.active": torch.ones(1, 6, 6).double()}
+    bits, mask = (
+        maps_of(IBA(layer="input", beta=0.1, map=word), network, inputs, range(3), fitted=found)
+        for word in ("bits", "mask")
+    )
+    noise = torch.distributions.Normal(mean, std)
+    kept = torch.distributions.Normal(mask * inputs + (1 - mask) * mean, (1 - mask) * std)
+    nats = torch.distributions.kl_divergence(kept, noise)
+    torch.testing.assert_close(bits, nats / math.log(2), rtol=1e-6, atol=1e-9)
+    assert mask.std() > 0.01 and mask.min() > 0 and mask.max() < 1
+
+
+def test_the_mask_is_the_mean_over_channels_enlarged():
+    network, inputs = classifier(VGGLike()), seeded(2)
+    method = IBA(layer=LAYER, map="mask")
+    found = fitted(method, network)
+    solution = next(
+        iter(method.solve(network, inputs, torch.tensor([0, 1]), sample_generators(0, "iba", [0, 1]), found))
+    )
+    small = (1 - solution.noise).mean(1, keepdim=True)
+    expected = nn.Upsample(size=SIZE[1:], mode="bilinear", align_corners=False)(small)
+    torch.testing.assert_close(maps_of(method, network, inputs, range(2), fitted=found), expected)
+
+
 def test_what_is_left_suffices_for_the_prediction():
     """At the theses' beta the negative evidence is gone, so the target is more probable than without the mask."""
     torch.manual_seed(0)

@@ -34,17 +34,16 @@ from xaibench.rng import sample_generators
 
 NAMES = [path.stem for path in YAMLS]
 
-# Methods that fit something take hundreds of passes for a map; their own tests ask the same of them at a size that
-# they can afford. `lime_text` has players of words alone (test_sentences.py).
-DIRECT = [name for name in NAMES if not issubclass(locate(settings(name)["_target_"], "method"), Fitted | LimeText)]
-
 
 def classes(name):
-    """That of a method and, if it averages another one, of this."""
+    """That of a method and, if it is made of another one's maps, of this."""
     spec = settings(name)
     return [locate(part["_target_"], "method") for part in (spec, spec.get("method")) if part]
 
 
+# Methods that fit something take hundreds of passes for a map; their own tests ask the same of them at a size that
+# they can afford. `lime_text` has players of words alone (test_sentences.py).
+DIRECT = [name for name in NAMES if not any(issubclass(one, Fitted | LimeText) for one in classes(name))]
 # Pathways are chosen before their gradient is taken, a product has two factors, and feature maps are there before each
 # is tried out: passes that cannot share a call; Captum makes batches of its own; each step of an optimisation needs the
 # one before it. Their own tests count them.

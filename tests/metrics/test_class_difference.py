@@ -15,7 +15,7 @@ SIZE = (1, 12, 12)
 def columns_of(metric, classifier, batch, attribute):
     """The columns: attribute(targets) -> maps."""
 
-    def explain(inputs, targets, purpose):
+    def explain(inputs, targets, purpose, masks=None):
         assert inputs is batch.inputs and purpose == ""
         return attribute(targets)
 

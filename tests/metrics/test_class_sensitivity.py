@@ -1,10 +1,18 @@
 """Class sensitivity of maps whose dependence on the class is known."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from xaibench.datasets.base import Samples
+from xaibench.datasets.shapes import SIDE, Shapes
 from xaibench.errors import Refusal
+from xaibench.methods.context import Context
+from xaibench.metrics.randomisation._other_class import OtherClass
 from xaibench.metrics.randomisation.class_sensitivity import ClassSensitivity
+from xaibench.models.preprocessing import Preprocessing
+from xaibench.rng import sample_generators
 
 from .helpers import evaluated
 
@@ -16,7 +24,7 @@ def columns_of(metric, classifier, batch, attribute):
     asked = []
 
     def explain(inputs, targets, purpose, masks=None):
-        assert inputs is batch.inputs and purpose == ""
+        assert inputs is batch.inputs and purpose == "" and masks is None
         asked.append(targets)
         return attribute(targets)
 
@@ -44,6 +52,35 @@ def test_a_random_class_is_any_other_one_equally_often(linear, batch_for):
     assert (steps > 0).all()
     counts = steps.bincount(minlength=4)[1:]
     assert (counts - 200).abs().max() < 4 * (600 * 2 / 9) ** 0.5
+
+
+def test_a_present_class_is_the_likeliest_other_one_that_the_image_shows(linear, batch_for):
+    classifier = linear(SIZE)
+    batch = replace(batch_for(classifier, 40), vectors=(torch.rand(40, 4) < 0.5).float())
+    metric = ClassSensitivity(other="present")
+    found, others = columns_of(metric, classifier, batch, lambda targets: batch.inputs[:, 0, :30])
+    alone = 0
+    for row, logits in enumerate(classifier.logits(batch.inputs).tolist()):
+        shown = [k for k in range(4) if batch.vectors[row, k] and k != int(batch.targets[row])]
+        assert int(others[row]) == max(shown, key=lambda k: logits[k], default=int(batch.targets[row]))
+        assert bool(found["ssim"][row].isnan()) == (not shown)
+        alone += not shown
+    assert 0 < alone < 40
+
+
+def test_a_present_class_is_explained_with_its_own_truth(linear):
+    """Of a scene with two objects, the truth of the other class is the mask that its own sample has."""
+    data = Samples(Shapes(objects=2), Preprocessing(), range(8))
+    batch, classifier = data.load(range(8)), linear((3, SIDE, SIDE), classes=10)
+    context = Context(sample_generators(0, "maps", range(8)), data=data, explain=lambda *asked: asked[3].float())
+    maps, same = OtherClass("present").maps(classifier, replace(batch, inputs=batch.inputs.double()), context)
+    assert not same.any() and torch.equal(maps.bool(), batch.masks.view(4, 2, SIDE, SIDE).flip(1).flatten(0, 1))
+
+
+def test_present_classes_are_asked_of_data_that_name_them():
+    ClassSensitivity(other="present").check_data(Shapes(objects=2))
+    with pytest.raises(Refusal, match=r"dataset\.objects=2"):
+        ClassSensitivity(other="present").check_data(Shapes())
 
 
 def test_a_fixed_class_is_undefined_where_it_is_the_explained_one(linear, batch_for):

@@ -4,7 +4,7 @@ The construction of BAM (Yang and Kim 2019): each image shows one of 10 objects 
 for each. What a network trained on the object labels may use is exactly the object's mask.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,18 +38,29 @@ class Shapes(Dataset):
     task: which of the two labels `Example.label` is. `Example.mask` is what that label is about: the object's pixels
         for `object`, all the others for `scene`.
     generator_seed: another value is another sequence.
+    objects: with 2, every scene shows two objects of different classes that do not overlap, and is two samples: an even
+        id has the label and the mask of the first object, the next one those of the second. `Example.labels` says which
+        classes are there.
     """
 
     has_masks = True
+    added = {"objects": 1}
 
     def __init__(
-        self, split: str = "test", task: Literal["object", "scene"] = "object", generator_seed: int = 0
+        self,
+        split: str = "test",
+        task: Literal["object", "scene"] = "object",
+        generator_seed: int = 0,
+        objects: Literal[1, 2] = 1,
     ) -> None:
         if split not in SPLITS:
             raise UserError(f"dataset.split={split}: {nearest(split, SPLITS)}")
-        self.split, self.task, self.generator_seed = split, task, generator_seed
+        if objects not in (1, 2) or (objects == 2 and task == "scene"):
+            raise UserError(f"dataset.objects={objects}: expected 1, or 2 with dataset.task=object")
+        self.split, self.task, self.generator_seed, self.objects = split, task, generator_seed, objects
         self.class_names = tuple(OBJECTS if task == "object" else SCENES)
-        self.fingerprint = f"shapes-{VERSION}:generator_seed={generator_seed}:split={split}:task={task}"
+        several = "" if objects == 1 else f":objects={objects}"
+        self.fingerprint = f"shapes-{VERSION}:generator_seed={generator_seed}:split={split}:task={task}{several}"
 
     def __len__(self) -> int:
         return len(SPLITS[self.split])
@@ -57,17 +68,23 @@ class Shapes(Dataset):
     def __getitem__(self, index: int) -> Example:
         drawn = self._draw(index)
         mask = torch.from_numpy(drawn.mask)
-        if self.task == "object":
-            return Example(_pixels(drawn.image), drawn.object_label, mask)
-        return Example(_pixels(drawn.image), drawn.scene_label, ~mask)
+        if self.task == "scene":
+            return Example(_pixels(drawn.image), drawn.scene_label, ~mask)
+        labels = None
+        if self.objects == 2:
+            labels = torch.zeros(len(OBJECTS))
+            labels[list(_two_labels(self.generator_seed, self._position(index)))] = 1
+        return Example(_pixels(drawn.image), drawn.object_label, mask, labels)
 
     def object_label(self, index: int) -> int:
         """The class of the object, whatever the task."""
-        return _labels(self.generator_seed, SPLITS[self.split][index])[0]
+        if self.objects == 2:
+            return _two_labels(self.generator_seed, self._position(index))[index % 2]
+        return _labels(self.generator_seed, self._position(index))[0]
 
     def scene_label(self, index: int) -> int:
         """The class of the scene, whatever the task."""
-        return _labels(self.generator_seed, SPLITS[self.split][index])[1]
+        return _labels(self.generator_seed, self._position(index))[1]
 
     def object_mask(self, index: int) -> torch.Tensor:
         """Bool [64,64], whatever the task: exactly the pixels in which the image differs from its background."""
@@ -77,8 +94,22 @@ class Shapes(Dataset):
         """The same scene without the object: float32 [3,64,64] in [0, 1]."""
         return _pixels(self._draw(index).background)
 
+    def concepts(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        if self.objects == 1:
+            return super().concepts(indices)
+        found = {name: torch.zeros(len(indices), SIDE, SIDE, dtype=torch.bool) for name in self.class_names}
+        for row, index in enumerate(indices):
+            for drawn in draw_two(self.generator_seed, self._position(index)):
+                found[self.class_names[drawn.object_label]][row] = torch.from_numpy(drawn.mask)
+        return found
+
+    def _position(self, index: int) -> int:
+        return SPLITS[self.split][index // self.objects]
+
     def _draw(self, index: int) -> "Drawing":
-        return draw(self.generator_seed, SPLITS[self.split][index])
+        if self.objects == 2:
+            return draw_two(self.generator_seed, self._position(index))[index % 2]
+        return draw(self.generator_seed, self._position(index))
 
 
 @dataclass(frozen=True)
@@ -110,6 +141,31 @@ def draw(seed: int, position: int) -> Drawing:
     return Drawing(image, background, mask, object_label, scene_label)
 
 
+def draw_two(seed: int, position: int) -> tuple[Drawing, Drawing]:
+    """A scene with two objects, as each of them sees it: the background has the other one."""
+    labels, scene_label = _two_labels(seed, position), _labels(seed, position)[1]
+    rng = _generator(seed, "two objects", position)
+    near, far, fill = _colours(rng)
+    texture = list(SCENES.values())[scene_label](rng)
+    first = second = np.ones((SIDE, SIDE), dtype=bool)
+    while (first & second).any():
+        first, second = (_rasterise(_place(list(OBJECTS.values())[label], rng)) for label in labels)
+
+    noise = 0.08 * (rng.random((SIDE, SIDE)) - 0.5)
+    scene = near + texture * (far - near) + _shading(rng) + noise
+    shades = [fill + _shading(rng) + noise, _colours(rng)[2] + _shading(rng) + noise]
+    empty, (one, other) = _quantise(scene), map(_quantise, shades)
+    # As in `draw`: an object's pixel differs from the scene's.
+    one[0] ^= first & (one == empty).all(0)
+    other[0] ^= second & (other == empty).all(0)
+    with_first, with_second = np.where(first, one, empty), np.where(second, other, empty)
+    image = np.where(second, other, with_first)
+    return (
+        Drawing(image, with_second, first, labels[0], scene_label),
+        Drawing(image, with_first, second, labels[1], scene_label),
+    )
+
+
 def _generator(seed: int, *purpose: object) -> np.random.Generator:
     # Only `random` is drawn from it: 53 bits of PCG64 each, the same on every platform and in every version of numpy.
     return np.random.Generator(np.random.PCG64(seed_of("shapes", seed, *purpose)))
@@ -120,6 +176,13 @@ def _labels(seed: int, position: int) -> tuple[int, int]:
     block, place = divmod(position, 100)
     pair = np.argsort(_generator(seed, "labels", block).random(100), kind="stable")[place]
     return int(pair) // 10, int(pair) % 10
+
+
+def _two_labels(seed: int, position: int) -> tuple[int, int]:
+    """The classes of two objects: the first is the one that is there alone, the second any other."""
+    first = _labels(seed, position)[0]
+    step = 1 + int((len(OBJECTS) - 1) * _generator(seed, "second label", position).random())
+    return first, (first + step) % len(OBJECTS)
 
 
 def _colours(rng: np.random.Generator) -> np.ndarray:

@@ -175,6 +175,13 @@ def bits_per_pixel(nats: torch.Tensor, size: Sequence[int], channels: str = "sum
     return resized * torch.where(found > 0, total / found, torch.zeros_like(found))
 
 
+def mean_mask(noise: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """The mean over channels of lambda = 1 - noise, noise [B,C,h,w] or of tokens [B,n,C], as a map [B,1,H,W] in [0, 1],
+    enlarged bilinearly (align_corners false). Of tokens those of patches count."""
+    kept = 1 - feature_maps(noise, size).mean(1, keepdim=True)
+    return F.interpolate(kept, size=size, mode="bilinear", align_corners=False)
+
+
 def prediction_losses(
     name: Loss, classifier: Classifier, logits: torch.Tensor, targets: torch.Tensor, goal: torch.Tensor | float
 ) -> torch.Tensor:

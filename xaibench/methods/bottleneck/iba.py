@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from ...datasets.base import Samples
-from ...errors import Refusal
+from ...errors import Refusal, one_of
 from ...models.classifier import Classifier
 from ...models.cut import Cut, Features
 from ...models.tokens import token_grid
@@ -22,6 +22,7 @@ from ._bottleneck import (
     estimate,
     find_mask,
     layer_noise,
+    mean_mask,
     noise_share,
     prediction_losses,
     require_layer,
@@ -66,16 +67,10 @@ class PerSample(Optimisation, Fitted):
 
 
 @dataclass(kw_only=True, eq=False)
-class IBA(PerSample):
-    """Per-sample information bottleneck (Schulz et al. 2020, section 3; Sixt 2022, chapter 3).
+class OneLayer(PerSample):
+    """The bottleneck at one layer: how its mask is found.
 
-    Noise is added to the features R of one layer, and the mask lambda is found that hides most of R while the
-    prediction of the target stays: min CE + beta L_I. The map is the information of the final mask, in bits per
-    input pixel, >= 0: its sum is the number of bits that pass the layer.
-
-    layer: an alias or module path; `input` puts the bottleneck on the image itself. At a transformer's tokens the
-        class token gets noise as well; the map shows the patches.
-    The other parameters: see `Masking`, `Optimisation` and `PerSample`.
+    layer: an alias or module path; `input` puts the bottleneck on the image itself.
     """
 
     layer: str = LAYER
@@ -96,13 +91,6 @@ class IBA(PerSample):
     def fit(self, classifier: Classifier, samples: Samples, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """Mean, standard deviation and share of non-zero values of every feature of the layer."""
         return estimate(classifier, [self.layer], samples)
-
-    def attribute(
-        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
-    ) -> torch.Tensor:
-        solutions = self.solve(classifier, inputs, targets, context.generators, context.fitted, context.labels)
-        size = inputs.shape[2:]
-        return torch.cat([bits_per_pixel(s.information, size, self.channels) for s in solutions])
 
     def solve(
         self,
@@ -166,3 +154,36 @@ class IBA(PerSample):
                 raise Refusal("method.value=null aims at the labels, and these inputs have none: set a number")
             return labels.to(features.values)
         return features.values.new_full((len(targets),), self.value or 0.0)
+
+
+@dataclass(kw_only=True, eq=False)
+class IBA(OneLayer):
+    """Per-sample information bottleneck (Schulz et al. 2020, section 3; Sixt 2022, chapter 3).
+
+    Noise is added to the features R of one layer, and the mask lambda is found that hides most of R while the
+    prediction of the target stays: min CE + beta L_I.
+
+    map: `bits`, the information of the final mask, in bits per input pixel, >= 0: its sum is the number of bits that
+        pass the layer. `mask` (Khakzar 2022, section 6.2): the final mask itself, the mean of lambda over the channels,
+        enlarged bilinearly, in [0, 1]; `channels` plays no part in it.
+    layer: an alias or module path; `input` puts the bottleneck on the image itself. At a transformer's tokens the
+        class token gets noise as well; the map shows the patches.
+    The other parameters: see `Masking`, `Optimisation` and `PerSample`.
+    """
+
+    map: Literal["bits", "mask"] = "bits"
+
+    added = {"map": "bits"}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("map", self.map, ("bits", "mask"))
+
+    def attribute(
+        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
+    ) -> torch.Tensor:
+        solutions = self.solve(classifier, inputs, targets, context.generators, context.fitted, context.labels)
+        size = inputs.shape[2:]
+        if self.map == "mask":
+            return torch.cat([mean_mask(solution.noise, size) for solution in solutions])
+        return torch.cat([bits_per_pixel(s.information, size, self.channels) for s in solutions])

@@ -11,11 +11,11 @@ from ...models.classifier import Classifier
 from ...models.invertible import invertible
 from ..context import Context
 from ._bottleneck import require, require_layer
-from .iba import IBA, Solution
+from .iba import OneLayer, Solution
 
 
 @dataclass(kw_only=True, eq=False)
-class IBAInverted(IBA):
+class IBAInverted(OneLayer):
     """What the noise of IBA does to the image (Heurich 2021, section 4.3): maps [B,C,H,W] of images decoded from it.
 
     The mask of IBA is found at an inner layer of an invertible network, noised features Z_k are drawn with it, and
@@ -27,8 +27,8 @@ class IBAInverted(IBA):
     samples: of x_k. They are streamed: memory does not grow with them.
     mask: `found` by IBA, or, as its control, `constant`: one share of noise for all features of an image, by which as
         many bits pass as by the mask that was found.
-    The other parameters: see `IBA`; `channels` plays no part. (The thesis has beta 50 at layer 40 of 351, before the
-    first fade-out, and does not state the number of samples.)
+    The other parameters: see `OneLayer`; `channels` plays no part. (The thesis has beta 50 at layer 40 of 351, before
+    the first fade-out, and does not state the number of samples.)
     Refused for networks without inverse, and for layers from which they cannot be decoded.
     """
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from ...datasets.base import Batch
+from ...datasets.base import Batch, Dataset
 from ...methods.context import Context
 from ...models.classifier import Classifier
 from ..base import Columns, Metric, Statistic
@@ -46,6 +46,9 @@ class ClassDifference(Metric):
 
     def check(self, classifier: Classifier) -> None:
         self.other.check(classifier)
+
+    def check_data(self, dataset: Dataset) -> None:
+        self.other.check_data(dataset)
 
     def cost(self, classifier: Classifier) -> tuple[int, int]:
         return (1, 0)

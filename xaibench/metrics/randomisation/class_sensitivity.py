@@ -46,6 +46,9 @@ class ClassSensitivity(SimilarityMetric):
         super().check(classifier)
         self.other_class.check(classifier)
 
+    def check_data(self, dataset: Dataset) -> None:
+        self.other_class.check_data(dataset)
+
     def statistics_on(self, dataset: Dataset, classifier: Classifier) -> tuple[Statistic, ...]:
         if not dataset.has_masks or dataset.graded_masks:
             return self.statistics
