@@ -60,3 +60,13 @@ def test_another_width_takes_one_override_and_training_says_r_squared(cube, xaib
     assert code == 2 and "set model.input_size=[1,1,3]" in talk
     code, printed, _ = xaibench("train", *cube[1:])
     assert code == 0 and "test R squared 1.0000" in printed
+
+
+def test_method_and_metric_draw_the_same_background(cube, xaibench):
+    """Of a linear network the Shapley values against a background add up to what the metric's background loses."""
+    filled = ["method=exact_shapley", "method.players=3", "method.fill=background", "metric.fill=background"]
+    assert xaibench(*cube, *filled, "metric=completeness", "dataset.limit=8")[0] == 0
+    found = statistics("completeness")
+    assert found["completeness_error"] < 1e-5
+    assert xaibench(*cube, *filled, "metric=sensitivity_n", "metric.largest=0.7", "dataset.limit=8")[0] == 0
+    assert statistics("sensitivity_n")["sensitivity_n"] == pytest.approx(1, abs=1e-5)

@@ -10,9 +10,9 @@ from xaibench.datasets.base import Samples
 from xaibench.datasets.tables import Friedman1
 from xaibench.errors import Refusal
 from xaibench.methods.context import Context
-from xaibench.methods.removal._absent import REFERENCES
 from xaibench.models.classifier import Classifier
 from xaibench.models.preprocessing import Preprocessing
+from xaibench.perturb.background import REFERENCES
 from xaibench.rng import sample_generators
 
 WEIGHTS = torch.tensor([[2.0, -1.0, 0.5, 0.0, 3.0, -2.0]], dtype=torch.float64)

@@ -44,9 +44,12 @@ class PerSample:
         self.others = {name: self._other(setting.of(other)) for name, other in wanted.items()}
         self.fit: Fit | None = setting.fit_of(metric, job.metric, job.metric_spec)
         names = (*setting.names, job.metric)
-        responded = setting.explained | {"metric": keys.responses(metric, job.metric_spec)}
+        responded, read = setting.explained | {"metric": keys.responses(metric, job.metric_spec)}, [*setting.reads]
+        if self.fit and metric.responses_read_fit:
+            responded["fit"] = self.fit.artefact.key
+            read.append(self.fit)
         self.responses = setting.stage(
-            "responses", names, responded, setting.samples, self._respond, reads=setting.reads, passes=metric.cost
+            "responses", names, responded, setting.samples, self._respond, reads=read, passes=metric.cost
         )
         scored = {
             "metric": keys.metric(metric, job.metric_spec),
@@ -207,7 +210,8 @@ class PerSample:
             self.responses.keep([batch.samples[row] for row in rows], _arrays(responses))
 
         generators = rng.sample_generators(self.setting.job.seed, "response", batch.samples)
-        context = Context(generators=generators, keep=keep, data=self.setting.split.samples)
+        fitted = self.setting.fitted(self.fit if self.metric.responses_read_fit else None)
+        context = Context(generators=generators, fitted=fitted, keep=keep, data=self.setting.split.samples)
         return self.metric.respond(self.setting.classifier.sized(batch.inputs), batch, context)
 
     def _explain(

@@ -9,6 +9,7 @@ from ..errors import Refusal, one_of
 from ..models.classifier import Classifier
 from ..models.invertible import Line, invertible
 from ..perturb import fills
+from ..perturb.background import draw_references
 from .context import Context
 
 # f becomes this many times itself: the class turns, or is as much surer as it would turn.
@@ -67,13 +68,7 @@ class Baselines:
 
     def fit(self, classifier: Classifier, samples: Samples, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """`references` [n,C,H,W]: images chosen at random among the samples; what a method's `fit` returns."""
-        if len(samples.ids) < self.references:
-            raise Refusal(
-                f"references={self.references}: there are {len(samples.ids)} samples to draw baselines from "
-                "(fit.split, fit.limit)"
-            )
-        chosen = torch.randperm(len(samples.ids), generator=generator)[: self.references]
-        return {"references": samples.load([samples.ids[place] for place in chosen.tolist()]).inputs.cpu()}
+        return {"references": draw_references(samples, self.references, generator)}
 
     def of(self, classifier: Classifier, inputs: torch.Tensor, context: Context) -> list[torch.Tensor]:
         """The baselines of inputs [B,C,H,W], each [B,C,H,W]. `dataset` needs what `fit` returned in the context."""

@@ -92,6 +92,7 @@ class Measure:
         fit: None, or a function `fit(classifier, samples, generator)` as `methods.base.Fitted` has it: what it returns
             is kept once per model and data set, and handed to `evaluate` as `context.fitted`.
         fit_parameters: The constructor's parameters that `fit` depends on (None: all).
+        responses_read_fit: Whether `respond` reads `context.fitted` too.
         collapse: None takes the method's own; otherwise one of `metrics.ranking.COLLAPSES`.
         sign: How the collapsed map is read: `signed`, `absolute` or `positive`.
         x_label: What the axis of its curves counts, for figures.
@@ -108,6 +109,7 @@ class Measure:
     reads_other_logits: bool = False
     fit: Callable[[Classifier, Samples, torch.Generator], dict[str, torch.Tensor]] | None = None
     fit_parameters: tuple[str, ...] | None = None
+    responses_read_fit: bool = False
     collapse: str | None = None
     sign: str = "signed"
     x_label: str = ""
@@ -205,7 +207,7 @@ class Metric(Measure, ABC):
         Args:
             classifier: The network.
             batch: The samples.
-            context: Of it there are `generators` and `data`.
+            context: Of it there are `generators` and `data`, and `fitted` if `responses_read_fit`.
 
         Returns:
             Named [B,...] tensors.

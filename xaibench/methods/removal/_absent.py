@@ -5,17 +5,14 @@ from typing import Literal, get_args
 import torch
 
 from ...datasets.base import Samples
-from ...errors import Refusal, one_of
+from ...errors import one_of
 from ...models.classifier import Classifier
+from ...perturb.background import BACKGROUND, REFERENCES, check_background, draw_references
 from ...perturb.fills import check_fill, filled
 from ..base import Method
-from ..baselines import Baselines
 from ..context import Context
 
-BACKGROUND = "background"
 AbsentFill = Literal["zero", "black", "white", "value", "channel_mean", "blur", "unknown", "background"]
-# Samples of the fit split that a background stands for.
-REFERENCES = 20
 
 
 class Absent(Method):
@@ -48,8 +45,8 @@ class Absent(Method):
     def check_fill(self, classifier: Classifier) -> None:
         """Raise Refusal for a fill that means nothing for the inputs of a network."""
         check_fill(self.fill, classifier, "method.fill")
-        if self.fill == BACKGROUND and classifier.places == "words":
-            raise Refusal("method.fill=background: other sentences have words at other places")
+        if self.fill == BACKGROUND:
+            check_background(classifier, "method.fill")
 
     def fills(self, classifier: Classifier, inputs: torch.Tensor, context: Context) -> list[torch.Tensor]:
         """Inputs [B,C,H,W] with everything absent, in each version."""
@@ -59,4 +56,4 @@ class Absent(Method):
 
     def _draw(self, classifier: Classifier, samples: Samples, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """`references` [20,C,H,W], drawn among the samples."""
-        return Baselines("dataset", 1.0, 0.5, REFERENCES).fit(classifier, samples, generator)
+        return {"references": draw_references(samples, REFERENCES, generator)}

@@ -6,10 +6,11 @@ from typing import Any, Literal
 
 import torch
 
-from ...datasets.base import Batch
+from ...datasets.base import Batch, Samples
 from ...errors import Refusal
 from ...models.classifier import Classifier
 from ...models.preprocessing import Preprocessing
+from ...perturb.background import BACKGROUND, REFERENCES, check_background, draw_references
 from ...perturb.fills import check_fill, filled
 from ...perturb.imputer import impute
 from ...perturb.perturbed import Remove, Run, masked, replacing
@@ -21,8 +22,9 @@ from ..ranking import Collapse, Sign
 NONE: Mapping[str, torch.Tensor] = {}
 
 # What a removed pixel shows: the words of `fills`, which do not depend on what else is removed; `noise`, uniform pixel
-# values; and `linear`, the noisy linear imputer of ROAD, which infers the removed pixels from those that are left.
-Fill = Literal["zero", "black", "white", "channel_mean", "blur", "noise", "linear", "unknown"]
+# values; `linear`, the noisy linear imputer of ROAD, which infers the removed pixels from those that are left; and
+# `background`, what 20 samples of the fit split have there, over which the network's answers are averaged.
+Fill = Literal["zero", "black", "white", "channel_mean", "blur", "noise", "linear", "unknown", "background"]
 
 # Of `linear`: the standard deviation of what ROAD adds to every imputed pixel, in units of pixel values from 0 to 1.
 IMPUTATION_NOISE = 0.01
@@ -96,9 +98,16 @@ class Removal:
             raise ValueError(f"sigma={sigma}: expected a positive number of pixels")
         self.fill, self.sigma = fill, sigma
 
+    @property
+    def passes(self) -> int:
+        """How many inputs the network is asked about for one from which something is removed."""
+        return REFERENCES if self.fill == BACKGROUND else 1
+
     def check(self, classifier: Classifier, parameter: str = "metric.fill") -> None:
         """Raise Refusal for a fill that means nothing for the inputs of a network. parameter: where it was set."""
         check_fill(self.fill, classifier, parameter)
+        if self.fill == BACKGROUND:
+            check_background(classifier, parameter)
 
     def spec(self) -> dict[str, object]:
         """What the fill depends on, for `Metric.responses_spec`."""
@@ -109,6 +118,25 @@ class Removal:
         if self.fill not in ("noise", "linear"):
             return {}
         return {"fill_seed": draw_seeds(generators)}
+
+    def versions(self, fitted: Mapping[str, torch.Tensor]) -> list["Removal"]:
+        """The removals over which the network's answers are averaged: this one, of a `background` one for each sample.
+
+        fitted: what the metric's `fit` returned.
+        """
+        return [_Shown(one) for one in fitted["references"]] if self.fill == BACKGROUND else [self]
+
+    def emptied(
+        self,
+        classifier: Classifier,
+        batch: Batch,
+        draws: Mapping[str, torch.Tensor],
+        fitted: Mapping[str, torch.Tensor],
+        output: str | None = None,
+    ) -> torch.Tensor:
+        """The network's scores [B] of the images with all pixels removed."""
+        images = [one.everything(classifier, batch, draws) for one in self.versions(fitted)]
+        return torch.stack([classifier.scores(image, batch.targets, output) for image in images]).mean(0)
 
     def everything(
         self, classifier: Classifier, batch: Batch, draws: Mapping[str, torch.Tensor] = NONE
@@ -129,6 +157,34 @@ class Removal:
         return replacing(batch.inputs, self.everything(classifier, batch, draws))
 
 
+class _Shown(Removal):
+    """Removed pixels show those of one sample [C,H,W]."""
+
+    def __init__(self, sample: torch.Tensor) -> None:
+        super().__init__(BACKGROUND)
+        self.sample = sample
+
+    def everything(
+        self, classifier: Classifier, batch: Batch, draws: Mapping[str, torch.Tensor] = NONE
+    ) -> torch.Tensor:
+        return self.sample.to(batch.inputs).expand_as(batch.inputs)
+
+
+class RemovalMetric(Metric):
+    """Base class of the metrics that have a `Removal`: a `background` is drawn once per network and data set."""
+
+    fit_parameters = ()
+
+    def remove_by(self, *removals: Removal) -> None:
+        """Say what is removed how; a constructor calls it."""
+        if any(removal.fill == BACKGROUND for removal in removals):
+            self.fit, self.responses_read_fit = _draw_background, True
+
+
+def _draw_background(classifier: Classifier, samples: Samples, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    return {"references": draw_references(samples, REFERENCES, generator)}
+
+
 def drops(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
     """before [B] - after [B,X], outputs of a network; exactly 0 for a sample of which all X differ by rounding alone.
 
@@ -142,7 +198,7 @@ def drops(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(kw_only=True, eq=False)
-class PathMetric(Metric):
+class PathMetric(RemovalMetric):
     """Base class: the target's output while pixels are removed in a map's order, all channels of a pixel together.
 
     The parameters are keyword-only, so that a subclass (`@dataclass(eq=False)`) has its own before them:
@@ -159,6 +215,7 @@ class PathMetric(Metric):
 
     def __post_init__(self) -> None:
         self.removal = Removal(self.fill, self.sigma)
+        self.remove_by(self.removal)
 
     def check(self, classifier: Classifier) -> None:
         check_output(self.output, classifier)

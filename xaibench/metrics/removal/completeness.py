@@ -7,11 +7,11 @@ import torch
 from ...datasets.base import Batch
 from ...methods.context import Context
 from ...models.classifier import Classifier
-from ..base import Columns, Metric, Statistic
-from ._perturbation import Fill, Removal, drops
+from ..base import Columns, Statistic
+from ._perturbation import Fill, Removal, RemovalMetric, drops
 
 
-class Completeness(Metric):
+class Completeness(RemovalMetric):
     """|sum of the map - (f(x) - f(fill))|, the axiom's error (Sundararajan et al. 2017, proposition 1).
 
     Also known as summation to delta (DeepLIFT), efficiency (Shapley), conservation (LRP, with f(x) alone), and as
@@ -39,12 +39,13 @@ class Completeness(Metric):
 
     def __init__(self, fill: Fill = "zero", sigma: float = 5.0) -> None:
         self.removal = Removal(fill, sigma)
+        self.remove_by(self.removal)
 
     def check(self, classifier: Classifier) -> None:
         self.removal.check(classifier)
 
     def cost(self, classifier: Classifier) -> tuple[int, int]:
-        return (2, 0)
+        return 1 + self.removal.passes, 0
 
     def responses_spec(self) -> dict[str, Any]:
         return self.removal.spec()
@@ -52,8 +53,8 @@ class Completeness(Metric):
     def respond(self, classifier: Classifier, batch: Batch, context: Context) -> dict[str, torch.Tensor]:
         """drop [B]: f(x) - f(fill). differs [B]: whether that is more than rounding."""
         draws = self.removal.draw(context.generators)
-        replaced = self.removal.everything(classifier, batch, draws)
-        clean, empty = (classifier.scores(inputs, batch.targets) for inputs in (batch.inputs, replaced))
+        clean = classifier.scores(batch.inputs, batch.targets)
+        empty = self.removal.emptied(classifier, batch, draws, context.fitted)
         return {**draws, "drop": clean - empty, "differs": drops(clean, empty[:, None])[:, 0] != 0}
 
     def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor, context: Context) -> Columns:

@@ -8,15 +8,15 @@ from ...datasets.base import Batch, Dataset
 from ...errors import Refusal
 from ...methods.context import Context
 from ...models.classifier import Classifier
-from ..base import Columns, Metric, Statistic
+from ..base import Columns, Statistic
 from ..ranking import Collapse, Sign, places
-from ._perturbation import Fill, Removal, counts_of, curve
+from ._perturbation import Fill, Removal, RemovalMetric, counts_of, curve
 
 # With more classes than this a map and a path for each would cost too much: LIKELIEST of them are taken.
 MOST_LABELS, LIKELIEST = 10, 5
 
 
-class CompletenessSoundness(Metric):
+class CompletenessSoundness(RemovalMetric):
     """Every label has a map, and a map may neither hide its label's evidence nor make some up (Gupta et al. 2022).
 
     For label a, f is the probability of a on the image, and g the area under its probability while the most relevant
@@ -61,6 +61,7 @@ class CompletenessSoundness(Metric):
                 raise ValueError(f"{name}={eps}: expected a probability between 0 and 1")
         self.labels, self.steps, self.eps1, self.eps2 = labels, steps, eps1, eps2
         self.removal = Removal(fill, sigma)
+        self.remove_by(self.removal)
         self.collapse, self.sign = collapse, sign
         self.statistics = self._statistics(labels)
 
@@ -78,7 +79,7 @@ class CompletenessSoundness(Metric):
 
     def cost(self, classifier: Classifier) -> tuple[int, int]:
         # The ends of the paths, the original and the image without pixels, are shared by all labels.
-        return self._labels(classifier) * (len(self._counts(classifier)) - 2) + 2, 0
+        return 1 + (self._labels(classifier) * (len(self._counts(classifier)) - 2) + 1) * self.removal.passes, 0
 
     def explanations(self, classifier: Classifier) -> int:
         return self._labels(classifier) - 1
@@ -89,11 +90,11 @@ class CompletenessSoundness(Metric):
     def respond(self, classifier: Classifier, batch: Batch, context: Context) -> dict[str, torch.Tensor]:
         """clean, empty [B,K]: the probabilities of all labels on the original and on the image without pixels."""
         draws = self.removal.draw(context.generators)
-        empty = self.removal.everything(classifier, batch, draws)
+        empty = [one.everything(classifier, batch, draws) for one in self.removal.versions(context.fitted)]
         return {
             **draws,
             "clean": classifier.probabilities(classifier.logits(batch.inputs)),
-            "empty": classifier.probabilities(classifier.logits(empty)),
+            "empty": torch.stack([classifier.probabilities(classifier.logits(one)) for one in empty]).mean(0),
         }
 
     def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor, context: Context) -> Columns:
@@ -101,13 +102,18 @@ class CompletenessSoundness(Metric):
         first = clean.scatter(1, batch.targets[:, None], torch.inf)
         order = first.argsort(dim=1, descending=True, stable=True)  # the explained label comes first
         labels = order[:, : self._labels(classifier)]
-        remove, counts = self.removal.of(classifier, batch, context.responses), self._counts(classifier)
+        removes = [one.of(classifier, batch, context.responses) for one in self.removal.versions(context.fitted)]
+        counts = self._counts(classifier)
         x = torch.tensor(counts, dtype=torch.float64).to(clean) / counts[-1]
         areas = []
         for rank, label in enumerate(labels.T):
             of_label = maps if rank == 0 else context.explain(batch.inputs, label, f"label {rank}")
             pixels = places(of_label, context.generators)
-            inner = curve(classifier, batch.inputs, remove, pixels, counts[1:-1], label, "probability", keep=True)
+            curves = [
+                curve(classifier, batch.inputs, remove, pixels, counts[1:-1], label, "probability", keep=True)
+                for remove in removes
+            ]
+            inner = torch.stack(curves).mean(0)
             start, end = (scores.gather(1, label[:, None]) for scores in (empty, clean))
             path = torch.cat([start, inner, end], dim=1)
             finite = of_label.flatten(1).isfinite().all(1)

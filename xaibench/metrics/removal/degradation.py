@@ -69,19 +69,18 @@ class Degradation(PathMetric):
 
     def cost(self, classifier: Classifier) -> tuple[int, int]:
         # Both ends are shared by the two paths.
-        return 2 * (len(self._counts(classifier)) - 2) + 2, 0
+        return 1 + (2 * (len(self._counts(classifier)) - 2) + 1) * self.removal.passes, 0
 
     def respond(self, classifier: Classifier, batch: Batch, context: Context) -> dict[str, torch.Tensor]:
         """clean: the target's output on the original; top1: the largest; degraded: the target's on the fill."""
         logits = classifier.logits(batch.inputs)
         outputs = classifier.probabilities(logits) if self.output == "probability" else logits
         draws = self.removal.draw(context.generators)
-        fills = self.removal.everything(classifier, batch, draws)
         return {
             **draws,
             "clean": classifier.select(logits, batch.targets, self.output),
             "top1": outputs.amax(-1),
-            "degraded": classifier.scores(fills, batch.targets, self.output),
+            "degraded": self.removal.emptied(classifier, batch, draws, context.fitted, self.output),
         }
 
     def axes(self, classifier: Classifier) -> dict[str, torch.Tensor]:
@@ -89,14 +88,16 @@ class Degradation(PathMetric):
         return dict.fromkeys(("morf_curve", "lerf_curve"), counts / counts[-1])
 
     def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor, context: Context) -> Columns:
-        inputs, remove = batch.inputs, self.removal.of(classifier, batch, context.responses)
-        inner = self._counts(classifier)[1:-1]
+        inputs, inner = batch.inputs, self._counts(classifier)[1:-1]
+        removes = [one.of(classifier, batch, context.responses) for one in self.removal.versions(context.fitted)]
         order = places(maps.to(inputs.device), context.generators, self.tile)
         clean, top1, degraded = (context.responses[name].to(inputs) for name in ("clean", "top1", "degraded"))
 
         def path(counts: list[int], keep: bool) -> torch.Tensor:
-            scores = curve(classifier, inputs, remove, order, counts, batch.targets, self.output, keep)
-            return torch.cat([clean[:, None], scores, degraded[:, None]], dim=1)
+            scores = [
+                curve(classifier, inputs, remove, order, counts, batch.targets, self.output, keep) for remove in removes
+            ]
+            return torch.cat([clean[:, None], torch.stack(scores).mean(0), degraded[:, None]], dim=1)
 
         morf_curve = path(inner, keep=False)
         # With the k least relevant tiles removed, the first tiles - k of the order are kept.

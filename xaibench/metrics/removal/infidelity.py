@@ -13,14 +13,14 @@ from ...errors import one_of
 from ...methods.context import Context
 from ...models.classifier import Classifier
 from ...perturb.perturbed import masked, perturbed
-from ..base import Columns, Metric, Statistic
-from ._perturbation import Fill, Removal, drops
+from ..base import Columns, Statistic
+from ._perturbation import Fill, Removal, RemovalMetric, drops
 
 Perturbation = Literal["square", "gaussian"]
 Span = tuple[torch.Tensor, torch.Tensor]
 
 
-class Infidelity(Metric):
+class Infidelity(RemovalMetric):
     """The mean over perturbations I of (I . a - (f(x) - f(x - I)))^2, for a map a of the explained output f.
 
     Yeh et al. 2019, definition 2.1. 0 for the exact map of a linear model; a map of zeros scores the mean squared
@@ -76,6 +76,7 @@ class Infidelity(Metric):
             raise ValueError(f"noise={noise}: expected a positive standard deviation")
         self.perturbation, self.draws, self.largest, self.noise = perturbation, draws, largest, noise
         self.removal, self.normalize = Removal(fill, sigma), normalize
+        self.remove_by(self.removal)
         if not normalize:
             self.statistics = tuple(replace(s, high=None) for s in self.statistics)
 
@@ -83,7 +84,7 @@ class Infidelity(Metric):
         self.removal.check(classifier)
 
     def cost(self, classifier: Classifier) -> tuple[int, int]:
-        return 1 + self.draws, 0
+        return 1 + self.draws * (1 if self.perturbation == "gaussian" else self.removal.passes), 0
 
     def responses_spec(self) -> dict[str, Any]:
         if self.perturbation == "gaussian":
@@ -114,8 +115,9 @@ class Infidelity(Metric):
             def mask(sample: int, part: slice, out: torch.Tensor) -> None:
                 out.copy_(down[sample, part, None, :, None] & across[sample, part, None, None, :])
 
-            remove = self.removal.of(classifier, batch, fill_draws)
-            changed = masked(classifier, inputs, remove, mask, self.draws, targets)
+            removes = [one.of(classifier, batch, fill_draws) for one in self.removal.versions(context.fitted)]
+            answers = [masked(classifier, inputs, remove, mask, self.draws, targets) for remove in removes]
+            changed = torch.stack(answers).mean(0)
         clean = classifier.scores(inputs, targets)
         return {**fill_draws, "draw_seed": seeds, "drops": drops(clean, changed)}
 

@@ -8,12 +8,12 @@ import torch
 from ...datasets.base import Batch
 from ...methods.context import Context
 from ...models.classifier import Classifier
-from ..base import Columns, Metric, Statistic
+from ..base import Columns, Statistic
 from ..ranking import Collapse, Sign, places
-from ._perturbation import Fill, Removal, check_output, counts_of, curve
+from ._perturbation import Fill, Removal, RemovalMetric, check_output, counts_of, curve
 
 
-class InsertionDeletion(Metric):
+class InsertionDeletion(RemovalMetric):
     """Pixels, all channels of a place together, are removed from the image or revealed in a fill by relevance.
 
     The score of a path is the area under the output's curve (Petsiuk et al. 2018): deletion should fall at once
@@ -57,6 +57,7 @@ class InsertionDeletion(Metric):
             raise ValueError(f"steps={steps}: expected a positive number of steps, or null for one pixel at a time")
         self.steps, self.output = steps, output
         self.deletion, self.insertion = Removal(deletion_fill, sigma), Removal(insertion_fill, sigma)
+        self.remove_by(self.deletion, self.insertion)
         self.collapse, self.sign = collapse, sign
         if output == "logit":
             self.statistics = tuple(replace(s, low=None, high=None) for s in self.statistics)
@@ -68,7 +69,8 @@ class InsertionDeletion(Metric):
 
     def cost(self, classifier: Classifier) -> tuple[int, int]:
         # The original ends both paths; each has its own fill.
-        return 2 * (len(self._counts(classifier)) - 2) + 3, 0
+        path = len(self._counts(classifier)) - 1
+        return 1 + path * (self.deletion.passes + self.insertion.passes), 0
 
     def responses_spec(self) -> dict[str, Any]:
         return {"deletion": self.deletion.spec(), "insertion": self.insertion.spec(), "output": self.output}
@@ -77,13 +79,12 @@ class InsertionDeletion(Metric):
         """The target's output on the original (clean), on the deletion's end and on the insertion's start."""
         # One draw serves both paths.
         draws = self.deletion.draw(context.generators) or self.insertion.draw(context.generators)
-        images = {
-            "clean": batch.inputs,
-            "deletion_end": self.deletion.everything(classifier, batch, draws),
-            "insertion_start": self.insertion.everything(classifier, batch, draws),
+        return {
+            **draws,
+            "clean": classifier.scores(batch.inputs, batch.targets, self.output),
+            "deletion_end": self.deletion.emptied(classifier, batch, draws, context.fitted, self.output),
+            "insertion_start": self.insertion.emptied(classifier, batch, draws, context.fitted, self.output),
         }
-        scores = {name: classifier.scores(image, batch.targets, self.output) for name, image in images.items()}
-        return draws | scores
 
     def axes(self, classifier: Classifier) -> dict[str, torch.Tensor]:
         counts = torch.tensor(self._counts(classifier), dtype=torch.float64)
@@ -97,8 +98,11 @@ class InsertionDeletion(Metric):
         clean, deletion_end, insertion_start = (context.responses[name].to(inputs)[:, None] for name in names)
 
         def path(removal: Removal, keep: bool) -> torch.Tensor:
-            remove = removal.of(classifier, batch, context.responses)
-            return curve(classifier, inputs, remove, order, inner, batch.targets, self.output, keep)
+            removes = [one.of(classifier, batch, context.responses) for one in removal.versions(context.fitted)]
+            scores = [
+                curve(classifier, inputs, remove, order, inner, batch.targets, self.output, keep) for remove in removes
+            ]
+            return torch.stack(scores).mean(0)
 
         deleting, inserting = path(self.deletion, keep=False), path(self.insertion, keep=True)
         deletion_curve = torch.cat([clean, deleting, deletion_end], dim=1)

@@ -56,7 +56,7 @@ class LeRF(PathMetric):
             raise Refusal(f"largest={self.largest}: of {height}x{width} pixels, none would be removed")
 
     def cost(self, classifier: Classifier) -> tuple[int, int]:
-        return len(self._counts(classifier)), 0
+        return 1 + (len(self._counts(classifier)) - 1) * self.removal.passes, 0
 
     def respond(self, classifier: Classifier, batch: Batch, context: Context) -> dict[str, torch.Tensor]:
         """clean: the target's output on the original."""
@@ -69,12 +69,15 @@ class LeRF(PathMetric):
         return dict.fromkeys(("change_curve", "output_curve"), counts / (height * width))
 
     def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor, context: Context) -> Columns:
-        inputs, remove = batch.inputs, self.removal.of(classifier, batch, context.responses)
+        inputs = batch.inputs
+        removes = [one.of(classifier, batch, context.responses) for one in self.removal.versions(context.fitted)]
         order = places(maps.to(inputs.device), context.generators)
         # Without the k least relevant pixels, the first ones of the order are kept.
         kept = [inputs[0, 0].numel() - count for count in self._counts(classifier)[1:]]
         clean = context.responses["clean"].to(inputs)[:, None]
-        scores = curve(classifier, inputs, remove, order, kept, batch.targets, self.output, keep=True)
+        scores = torch.stack(
+            [curve(classifier, inputs, one, order, kept, batch.targets, self.output, keep=True) for one in removes]
+        ).mean(0)
         # Double: the ratio to a tiny probability is beyond single precision.
         output_curve = torch.cat([clean, scores], dim=1).double()
         change_curve = ((output_curve - clean) / clean).abs().where(clean != 0, torch.nan)

@@ -71,7 +71,7 @@ class RegionPerturbation(PathMetric):
             raise Refusal(f"tile={self.tile}: an input of {height}x{width} pixels would be a single region")
 
     def cost(self, classifier: Classifier) -> tuple[int, int]:
-        return 1 + 2 * len(self._counts(classifier)) * self.draws, 0
+        return 1 + 2 * len(self._counts(classifier)) * self.draws * self.removal.passes, 0
 
     def responses_spec(self) -> dict[str, Any]:
         return {**super().responses_spec(), "draws": self.draws}
@@ -96,9 +96,11 @@ class RegionPerturbation(PathMetric):
         seeds = {name: column for name, column in context.responses.items() if name != "clean"}
         morf, lerf = [], []
         for draw in range(self.draws):
-            remove = self.removal.of(classifier, batch, {name: column[:, draw] for name, column in seeds.items()})
-            morf.append(curve(classifier, inputs, remove, order, most_first, targets, self.output))
-            lerf.append(curve(classifier, inputs, remove, order, kept, targets, self.output, keep=True))
+            drawn = {name: column[:, draw] for name, column in seeds.items()}
+            for removal in self.removal.versions(context.fitted):
+                remove = removal.of(classifier, batch, drawn)
+                morf.append(curve(classifier, inputs, remove, order, most_first, targets, self.output))
+                lerf.append(curve(classifier, inputs, remove, order, kept, targets, self.output, keep=True))
         columns = {"clean": clean}
         for name, curves in (("morf", morf), ("lerf", lerf)):
             path = torch.cat([clean[:, None], torch.stack(curves).mean(0)], dim=1)

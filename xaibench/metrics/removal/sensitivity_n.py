@@ -13,15 +13,15 @@ from ...errors import Refusal
 from ...methods.context import Context
 from ...models.classifier import Classifier
 from ...perturb.perturbed import masked
-from ..base import Columns, Metric, Statistic
+from ..base import Columns, Statistic
 from ..ranking import Collapse, Sign, tile_grid
-from ._perturbation import Fill, Removal, drops
+from ._perturbation import Fill, Removal, RemovalMetric, drops
 
 # Values of bool and double matrices that exist at a time, to bound the memory of large images.
 PART = 2**22
 
 
-class SensitivityN(Metric):
+class SensitivityN(RemovalMetric):
     """The correlation over random sets T of n features between sum_T of the map and f(x) - f(x without T).
 
     Ancona et al. 2018, definition 5: per image and n the Pearson correlation over the sets, of the explained output
@@ -81,6 +81,7 @@ class SensitivityN(Metric):
             raise ValueError(f"sets={sets}: expected at least 3; any two points lie on a line")
         self.tile, self.points, self.sizes, self.largest, self.sets = tile, points, sizes, largest, sets
         self.removal = Removal(fill, sigma)
+        self.remove_by(self.removal)
         self.collapse, self.sign = collapse, sign
 
     def check(self, classifier: Classifier) -> None:
@@ -95,7 +96,7 @@ class SensitivityN(Metric):
             raise Refusal(f"tile={self.tile}: an input of {height}x{width} pixels would be a single feature")
 
     def cost(self, classifier: Classifier) -> tuple[int, int]:
-        return 1 + len(self._counts(classifier)) * self.sets, 0
+        return 1 + len(self._counts(classifier)) * self.sets * self.removal.passes, 0
 
     def responses_spec(self) -> dict[str, Any]:
         names = ("tile", "points", "sizes", "largest", "sets")
@@ -113,9 +114,10 @@ class SensitivityN(Metric):
         def mask(sample: int, part: slice, out: torch.Tensor) -> None:
             out.copy_(family[part][:, names[sample]].view_as(out))
 
-        remove = self.removal.of(classifier, batch, draws)
+        removes = [one.of(classifier, batch, draws) for one in self.removal.versions(context.fitted)]
         clean = classifier.scores(inputs, batch.targets)
-        without = masked(classifier, inputs, remove, mask, len(family), batch.targets)
+        answers = [masked(classifier, inputs, remove, mask, len(family), batch.targets) for remove in removes]
+        without = torch.stack(answers).mean(0)
         lost = drops(clean.repeat_interleave(len(family) // self.sets), without.reshape(-1, self.sets))
         return {**draws, "renaming_seed": seeds, "drops": lost.view_as(without)}
 
