@@ -153,7 +153,7 @@ def test_the_cost_counts_a_pass_for_each_reference(metric):
 
 def test_sentences_are_refused():
     words = Classifier("text", Rows(0.0), (1, 1, 6), places="words")
-    with pytest.raises(Refusal, match="metric.fill=background: other sentences have words at other places"):
+    with pytest.raises(Refusal, match=r"metric\.fill=background: other sentences have words at other places"):
         Degradation(tile=1, fill="background").check(words)
-    with pytest.raises(Refusal, match="metric.insertion_fill=background: other sentences"):
+    with pytest.raises(Refusal, match=r"metric\.insertion_fill=background: other sentences"):
         InsertionDeletion(insertion_fill="background").check(words)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -44,7 +44,8 @@ class PerSample:
         self.others = {name: self._other(setting.of(other)) for name, other in wanted.items()}
         self.fit: Fit | None = setting.fit_of(metric, job.metric, job.metric_spec)
         names = (*setting.names, job.metric)
-        responded, read = setting.explained | {"metric": keys.responses(metric, job.metric_spec)}, [*setting.reads]
+        responded: dict[str, Any] = setting.explained | {"metric": keys.responses(metric, job.metric_spec)}
+        read: list[Filled] = [*setting.reads]
         if self.fit and metric.responses_read_fit:
             responded["fit"] = self.fit.artefact.key
             read.append(self.fit)

@@ -1,12 +1,14 @@
 """The fill `background`: what is removed shows what samples of the fit split have there, and answers are averaged."""
 
+from typing import Final
+
 import torch
 
 from ..datasets.base import Samples
 from ..errors import Refusal
 from ..models.classifier import Classifier
 
-BACKGROUND = "background"
+BACKGROUND: Final = "background"
 # Samples that it stands for.
 REFERENCES = 20
 
