@@ -30,7 +30,7 @@ OTHERWISE = {
     ],
     "metric": [
         {"output": "logit"}, {"tile": 1, "output": "logit"}, {"output": "logit", "insertion_fill": "zero"},
-        {"output": "logit", "fill": "zero"}, {"layer": "linear1"}, {"window": 1}, {"loss": "deviation"},
+        {"tile": 1, "output": "logit", "fill": "zero"}, {"layer": "linear1"}, {"window": 1}, {"loss": "deviation"},
     ],
 }  # fmt: skip
 # Methods that some metrics are about, in the place of the gradient.

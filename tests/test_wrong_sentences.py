@@ -27,6 +27,16 @@ def job(here):
         ("dataset=shapes", "the model reads sentences, and the data set has none"),
         ("model=smallcnn dataset=planted_words", "the data set's inputs are sentences: expected a model for them"),
         ("dataset=planted_words metric=degradation metric.fill=blur", "metric.fill=blur is made of pixels"),
+        (
+            "dataset=planted_words metric=degradation",
+            "metric.tile=8 is a square of pixels .metric.tile=1 is a place.: the",
+        ),
+        ("dataset=planted_words metric=region_perturbation metric.fill=zero", "metric.tile=9 is a square of pixels"),
+        (
+            "dataset=planted_words metric=sensitivity_n metric.sizes=percent metric.tile=2",
+            "inputs of lstm_planted are words",
+        ),
+        ("model=mlp model.weights=random dataset=friedman1 metric=degradation metric.output=logit", "mlp are columns"),
         ("dataset=planted_words metric=sensitivity_n", "set metric.sizes=percent"),
         ("dataset=planted_words metric=insertion_deletion", "metric.insertion_fill=blur is made of pixels"),
         ("dataset=planted_words metric=roar", "retraining lstm_planted without some words is not built"),

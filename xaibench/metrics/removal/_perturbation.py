@@ -225,6 +225,12 @@ class PathMetric(RemovalMetric):
         return {**self.removal.spec(), "output": self.output}
 
 
+def check_tile(tile: int, classifier: Classifier) -> None:
+    """Raise Refusal for tiles of words or columns: these lie in a row, and a short sentence would be a single tile."""
+    if tile > 1:
+        classifier.require_pictures(f"metric.tile={tile} is a square of pixels (metric.tile=1 is a place)")
+
+
 def check_output(output: str, classifier: Classifier) -> None:
     """Raise Refusal where a network has no classes, of which the output is one's probability or the like."""
     if output != "logit" and not classifier.has_classes:

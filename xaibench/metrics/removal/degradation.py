@@ -10,7 +10,7 @@ from ...methods.context import Context
 from ...models.classifier import Classifier
 from ..base import Columns, Statistic
 from ..ranking import places, tile_grid
-from ._perturbation import Fill, PathMetric, counts_of, curve, drops
+from ._perturbation import Fill, PathMetric, check_tile, counts_of, curve, drops
 
 
 @dataclass(eq=False)
@@ -63,6 +63,7 @@ class Degradation(PathMetric):
 
     def check(self, classifier: Classifier) -> None:
         super().check(classifier)
+        check_tile(self.tile, classifier)
         if self._counts(classifier)[-1] < 2:
             height, width = classifier.input_size[1:]
             raise Refusal(f"tile={self.tile}: an input of {height}x{width} pixels would be a single tile")

@@ -11,7 +11,7 @@ from ...methods.context import Context
 from ...models.classifier import Classifier
 from ..base import Columns, Statistic
 from ..ranking import places, tile_grid
-from ._perturbation import Fill, PathMetric, curve
+from ._perturbation import Fill, PathMetric, check_tile, curve
 
 
 @dataclass(eq=False)
@@ -66,6 +66,7 @@ class RegionPerturbation(PathMetric):
 
     def check(self, classifier: Classifier) -> None:
         super().check(classifier)
+        check_tile(self.tile, classifier)
         if self._total(classifier) < 2:
             height, width = classifier.input_size[1:]
             raise Refusal(f"tile={self.tile}: an input of {height}x{width} pixels would be a single region")

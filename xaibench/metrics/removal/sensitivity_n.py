@@ -15,7 +15,7 @@ from ...models.classifier import Classifier
 from ...perturb.perturbed import masked
 from ..base import Columns, Statistic
 from ..ranking import Collapse, Sign, tile_grid
-from ._perturbation import Fill, Removal, RemovalMetric, drops
+from ._perturbation import Fill, Removal, RemovalMetric, check_tile, drops
 
 # Values of bool and double matrices that exist at a time, to bound the memory of large images.
 PART = 2**22
@@ -86,6 +86,7 @@ class SensitivityN(RemovalMetric):
 
     def check(self, classifier: Classifier) -> None:
         self.removal.check(classifier)
+        check_tile(self.tile, classifier)
         if classifier.places == "words" and self.sizes == "log":
             raise Refusal(
                 f"metric.sizes=log: the sentences that {classifier.name} reads differ in length, and with it the "
