@@ -29,6 +29,8 @@ scenes    Scenes made side by side over the bare passes that they take, and over
 paths     Metrics of paths over the bare passes that they take, the path of neuron_mct among them.
 units     network_dissection and the metric semantic_attribution over the bare passes that they take, their fit too; and
           (Linux, CPU) the peak of the resident memory of a fit to 200 and to 2000 images, above what was held before.
+xrays     chest_regressor on generated lungs: regression IBA by its losses, its inverse and its multi-layer form over
+          the bare passes that they take, metrics of maps over a forward pass, and (Linux, CPU) the peak memory of runs.
 
 What other libraries take for the same work: scripts/bench_peers.py.
 """
@@ -58,6 +60,7 @@ from torch import nn
 from xaibench.build import build
 from xaibench.config import compose_job
 from xaibench.datasets.base import Samples
+from xaibench.datasets.chest import Chest
 from xaibench.datasets.images import Images
 from xaibench.datasets.shapes import Shapes
 from xaibench.datasets.two4two import Two4Two
@@ -109,6 +112,14 @@ MEMORY_OVERRIDES = {
     "pointing_game": (),
 }
 UNIT_IMAGES = (200, 2000)
+# Of runs on generated lungs with one severity.
+LUNGS = ("dataset=chest", "dataset.task=global", "output=raw")
+LUNG_METHODS = {
+    **{f"iba, {loss}": ("iba", {"loss": loss}) for loss in ("squared_error", "deviation", "maximisation")},
+    "iba_inverse, deviation": ("iba_inverse", {"loss": "deviation"}),
+    "iba_multilayer, deviation": ("iba_multilayer", {"loss": "deviation"}),
+}
+LUNG_METRICS = ("quality", "mask_correlation", "mask_correlation_within")
 ALLOCATORS = {"as it is": {}, "returning": {"MALLOC_MMAP_THRESHOLD_": str(2**18)}}
 
 # Parts of a metric's time, by the functions that spend it.
@@ -374,6 +385,7 @@ def growth(model: str, metric: str, samples: int, allocator: str, runs: int) -> 
 def peak_growth(model: str, metric: str, samples: int) -> int:
     """Bytes by which a whole run raises this process's peak above what it holds now."""
     overrides = [f"metric.{override}" for override in MEMORY_OVERRIDES.get(metric, ())]
+    overrides += LUNGS if model == "chest_regressor" else ()
     with tempfile.TemporaryDirectory() as folder:
         job = job_of(model, metric, samples, folder, overrides)
         held = resident("VmRSS")
@@ -641,10 +653,57 @@ def peak_of_fit(classifier: Classifier, images: int) -> int:
     return resident("VmHWM") - held
 
 
+def xrays(options: argparse.Namespace) -> list[Table]:
+    columns = ("work", "passes each", "ms each", "over bare passes", "quartiles")
+    images = 2 * options.samples
+    table = Table(*columns, title=f"chest_regressor on {images} generated lungs")
+    classifier = replace(classifier_of("chest_regressor", options), output="raw")
+    data = Samples(Chest(task="global"), classifier.preprocessing, range(images), classifier.device)
+    batch, generators = data.load(data.ids), sample_generators(0, "bench", data.ids)
+    targets = torch.zeros(images, dtype=torch.int64, device=classifier.device)
+
+    def explaining(name: str, overrides: dict[str, object]) -> tuple[Callable[[], object], tuple[int, int]]:
+        method = built("method", name, overrides)
+        context = Context(generators, method.fit(classifier, data, torch.Generator()), labels=batch.labels)
+        return lambda: method.attribute(classifier, batch.inputs, targets, context), method.cost(classifier)
+
+    def scoring(name: str) -> tuple[Callable[[], object], tuple[int, int]]:
+        metric = metric_of(name)
+        maps, context = batch.inputs.sum(1), Context(generators, data=data)
+        return lambda: metric.evaluate(classifier, batch, maps, context), (1, 0)
+
+    def loading() -> None:
+        data.load(data.ids)
+
+    works = {name: explaining(*how) for name, how in LUNG_METHODS.items()}
+    works |= {f"{name}, beside a pass": scoring(name) for name in LUNG_METRICS} | {
+        "drawing, beside a pass": (loading, (1, 0))
+    }
+    for name, (work, (forwards, gradients)) in works.items():
+        print(f"{name} ...", file=sys.stderr)
+        # A gradient takes a forward pass of its own, which `cost` counts among the forward ones.
+        needed = bare_passes(classifier, images * max(forwards - gradients, 0), images * gradients)
+        work(), needed()
+        found = pairs(work, needed, options)
+        each = 1e3 * statistics.median(spent for spent, _ in found) / images
+        table.add_row(name, f"{forwards} + {gradients}", f"{each:.2f}", *ratio_of(found, None)[:2])
+    columns = ("metric", *(f"{count} samples MiB" for count in MEMORY_SAMPLES))
+    held = Table(*columns, title="peak memory of a run on generated lungs above imports, every large block returned")
+    for name in options.metrics or LUNG_METRICS:
+        peaks = [growth("chest_regressor", name, count, "returning", 1) for count in MEMORY_SAMPLES]
+        held.add_row(name, *(f"{peak / 2**20:.0f}" for peak in peaks))
+    return [table, held]
+
+
 def metric_of(name: str, overrides: dict[str, object] | None = None) -> Metric:
     """The metric of conf/metric, with its defaults but for the overrides."""
-    spec = OmegaConf.to_container(OmegaConf.load(CONF / "metric" / f"{name}.yaml"))
-    return build(spec | (overrides or {}), "metric")
+    return built("metric", name, overrides or {})
+
+
+def built(group: str, name: str, overrides: dict[str, object]) -> object:
+    """What a yaml of conf names, with its defaults but for the overrides."""
+    spec = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
+    return build(spec | overrides, group)
 
 
 def classifier_of(model: str, options: argparse.Namespace) -> Classifier:
@@ -707,6 +766,7 @@ TABLES: dict[str, Callable[[argparse.Namespace], list[Table]]] = {
     "scenes": scenes,
     "paths": paths,
     "units": units,
+    "xrays": xrays,
 }
 
 

@@ -1,5 +1,6 @@
 """A network with a scalar output on a data set with real-valued labels, from the command line to the maps."""
 
+import pandas as pd
 import pytest
 import torch
 
@@ -69,6 +70,28 @@ def test_iba_aims_at_the_real_valued_labels(xaibench, here, regression):
         position = list(rows.samples).index(sample)
         torch.testing.assert_close(torch.from_numpy(rows.arrays["maps"][[position]]), expected, rtol=1e-4, atol=1e-6)
         assert rows.arrays["target"][position] == 0
+
+
+def test_removal_of_a_scalar_output_has_the_closed_form_of_a_linear_network(xaibench, here, regression):
+    """Every pixel moves the output by a 32nd of 4 times its value, up on the left and down on the right."""
+    pixels = torch.cat([torch.full((8, 4), 4 / 32), torch.full((8, 4), -4 / 32)], dim=1).double().flatten()
+    images = [torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(index)) for index in range(6)]
+    effects = pixels * torch.stack(images).flatten(1).double()
+    falling = effects.sort(1, descending=True).values
+    shares = torch.linspace(0, 1, 65, dtype=torch.float64)
+    inserted = torch.cat([torch.zeros(6, 1), falling.cumsum(1)], dim=1)
+    insertion = torch.trapezoid(inserted, shares).mean()
+    deletion = torch.trapezoid(effects.sum(1, keepdim=True) - inserted, shares).mean()
+    cell = ("run", *regression, "method=input_x_gradient")
+    assert xaibench(*cell, "metric=sensitivity_n", "metric.sets=8")[0] == 0
+    curves = ("metric=insertion_deletion", "metric.steps=null", "metric.insertion_fill=zero")
+    code, _, said = xaibench(*cell, *curves)
+    assert code == 2 and "set metric.output=logit" in said
+    assert xaibench(*cell, *curves, "metric.output=logit")[0] == 0
+    board = pd.read_csv("results/leaderboard.csv").set_index("statistic").value
+    assert board["sensitivity_n"] == pytest.approx(1, abs=1e-5)
+    assert board["insertion"] == pytest.approx(float(insertion), abs=1e-5)
+    assert board["deletion"] == pytest.approx(float(deletion), abs=1e-5)
 
 
 def test_real_valued_labels_need_a_scalar_output(xaibench, here, regression):

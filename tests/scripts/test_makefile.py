@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 ELSEWHERE = ("pip", "venv", "pytest", "ruff", "lint-imports", "mypy", "touch", "rm", "docs/build.py")
 TABLES = (
     "limits", "sharing", "memory", "cascade", "trainings", "probes", "backwards", "rendering", "scenes", "paths",
-    "units",
+    "units", "xrays",
 )  # fmt: skip
 
 
@@ -68,6 +68,7 @@ def test_every_table_of_the_bench(name, script, options, monkeypatch, here):
         "limits": dict(metrics=["sparseness", "ehr"]),
         "sharing": dict(metrics=["infidelity"]),
         "memory": dict(metrics=["pointing_game"]),
+        "xrays": dict(metrics=["quality"]),
     }
     options = argparse.Namespace(**vars(options) | smallest.get(name, {}))
     if name == "memory":  # of processes, and so of the whole program
