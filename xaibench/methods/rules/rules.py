@@ -84,7 +84,7 @@ class Gamma(AffineRule):
         self.form = one_of("form", form, ("generalised", "original"))
 
     def __call__(self, step: Affine, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
-        if self.form == "generalised" and any(bool((x < 0).any()) for x in inputs):
+        if self.form == "generalised" and any(bool(x.amin() < 0) for x in inputs):
             return self._signed(step, inputs, output, signal)
         up, down = (step.weight + self.gamma * step.weight.clamp(**side) for side in ({"min": 0}, {"max": 0}))
         if self.form == "original":
@@ -102,15 +102,20 @@ class Gamma(AffineRule):
         """The generalised form for inputs of both signs, in three products with weights where its parts take eight:
         2 (w x)+ = w x + |w| |x| and 2 (w x)- = w x - |w| |x|."""
         half, way, sizes = self.gamma / 2, output.sign(), tuple(x.abs() for x in inputs)
-        linear = output if step.bias is None else output - step.bias
-        z = (1 + half) * linear + half * way * step.linear(sizes, step.weight.abs())
+        weight_sizes = step.weight.abs()  # of a large layer and few inputs as dear as a product with it
+        # In place where it can be: elementwise work on small layers costs more than the three products.
+        z = (output if step.bias is None else output - step.bias) * (1 + half)
+        z.addcmul_(way, step.linear(sizes, weight_sizes), value=half)
         over, under = self._bias(step, min=0), self._bias(step, max=0)
         if over is not None and under is not None:
-            z = z + torch.where(output > 0, over, under)
-        share = divided(torch.where(way == 0, 0, signal), z)
-        along = _times(inputs, step.transposed((1 + half) * share, step.weight, inputs))
-        favoured = _times(sizes, step.transposed(half * way * share, step.weight.abs(), inputs))
-        return tuple(one + other for one, other in zip(along, favoured))
+            z += over if over is under else torch.where(output > 0, over, under)
+        share = divided(signal, z.masked_fill_(way == 0, 0))
+        along = step.transposed(share, step.weight, inputs)
+        favoured = step.transposed(way * share, weight_sizes, inputs)
+        return tuple(
+            (x * one).mul_(1 + half).addcmul_(size, other, value=half)
+            for x, size, one, other in zip(inputs, sizes, along, favoured)
+        )
 
     def _bias(self, step: Affine, **side: float) -> torch.Tensor | None:
         """The part of the bias in the denominator."""
@@ -269,7 +274,7 @@ def _by_weights(step: Affine, inputs: Tensors, signal: torch.Tensor, weight: tor
 def divided(signal: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
     """signal / by; 0 where the denominator is 0, or so small that the quotient could not be represented."""
     nothing = by.abs() < torch.finfo(by.dtype).tiny ** 0.5
-    return torch.where(nothing, 0, signal / torch.where(nothing, 1, by))
+    return (signal / by).masked_fill_(nothing, 0)
 
 
 def _times(inputs: Tensors, signals: Tensors) -> Tensors:
