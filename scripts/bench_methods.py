@@ -216,7 +216,13 @@ def attnlrp(bench: Bench) -> Row:
 
 
 def attnlrp_epsilon(bench: Bench) -> Row:
-    return alone(bench, AttentionLRP(Epsilon()))
+    """Beside LXT's explicit functions, where they are installed: the same rules (`through_lxt.py`)."""
+    method = AttentionLRP(Epsilon())
+    if not bench.network.name.startswith(("vit", "smallvit")) or importlib.util.find_spec("lxt") is None:
+        return alone(bench, method)
+    import through_lxt
+
+    return Row(method, lambda: through_lxt.attribution(bench.network.module, bench.inputs, bench.targets), "lxt")
 
 
 def lrp_conservative(bench: Bench) -> Row:

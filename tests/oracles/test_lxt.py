@@ -16,6 +16,7 @@ from tests.methods.transformers import SIZE, Transformer
 from xaibench.methods.context import Context
 from xaibench.methods.rules.attention_lrp import AttentionLRP
 from xaibench.methods.rules.rules import Epsilon
+from xaibench.models.smallvit import SmallViT
 
 lxt = pytest.importorskip("lxt.explicit.functional", reason="lxt is not installed: pip install lxt 'transformers<5'")
 from lxt.explicit.rules import epsilon_lrp, identity  # noqa: E402
@@ -93,4 +94,19 @@ def test_torchvisions_transformer_as_lxt_patches_it(monkeypatch):
         patch(kind)
     assert vision_transformer.nn.GELU.forward.__module__ == "lxt.efficient.patches"
     expected = inputs * network.gradient(inputs, TARGETS)
+    assert (maps - expected).abs().max() < 1e-7 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", ["smallvit", "vision_transformer"])
+def test_networks_of_torchs_attention(name, script):
+    """The networks as they are, LXT's functions in place of torch's."""
+    torch.manual_seed(0)
+    if name == "smallvit":
+        module = SmallViT(5, width=16, depth=2, heads=2, side=16)
+    else:
+        module = VisionTransformer(16, 4, num_layers=2, num_heads=2, hidden_dim=12, mlp_dim=16, num_classes=5)
+        nn.init.normal_(module.heads.head.weight)
+    network, inputs = classifier(module, SIZE), seeded(2, SIZE)
+    expected = script("through_lxt").attribution(network.module, inputs, TARGETS, TINY)
+    maps = AttentionLRP(Epsilon(TINY)).attribute(network, inputs, TARGETS, Context())
     assert (maps - expected).abs().max() < 1e-7 * expected.abs().max()
