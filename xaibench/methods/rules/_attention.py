@@ -32,9 +32,7 @@ class Factors:
         if step.elementwise:
             shares = signal / len(served)
             return [shares.sum_to_size(x.shape) if which in served else None for which, x in enumerate(inputs)]
-        z = output * len(served)
-        z = z + self.epsilon * (1 - 2 * (z < 0).to(z)) if self.epsilon else z
-        share = divided(signal, z)
+        share = divided(signal, output * len(served), self.epsilon)
         return [
             x * step.transposed(share, inputs, which) if which in served else None for which, x in enumerate(inputs)
         ]

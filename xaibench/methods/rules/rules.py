@@ -52,8 +52,7 @@ class Epsilon(AffineRule):
 
     def __call__(self, step: Affine, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
         z = output if self.bias == "kept" or step.bias is None else output - step.bias
-        z = z + self.epsilon * (1 - 2 * (z < 0).to(z)) if self.epsilon else z
-        return _times(inputs, step.transposed(divided(signal, z), step.weight, inputs))
+        return _times(inputs, step.transposed(divided(signal, z, self.epsilon), step.weight, inputs))
 
 
 class Gamma(AffineRule):
@@ -109,9 +108,9 @@ class Gamma(AffineRule):
         over, under = self._bias(step, min=0), self._bias(step, max=0)
         if over is not None and under is not None:
             z += over if over is under else torch.where(output > 0, over, under)
-        share = divided(signal, z.masked_fill_(way == 0, 0))
-        along = step.transposed(share, step.weight, inputs)
-        favoured = step.transposed(way * share, weight_sizes, inputs)
+        turned = way * divided(signal, z)
+        favoured = step.transposed(turned, weight_sizes, inputs)
+        along = step.transposed(way * turned, step.weight, inputs)
         return tuple(
             (x * one).mul_(1 + half).addcmul_(size, other, value=half)
             for x, size, one, other in zip(inputs, sizes, along, favoured)
@@ -271,10 +270,15 @@ def _by_weights(step: Affine, inputs: Tensors, signal: torch.Tensor, weight: tor
     return step.transposed(divided(signal, total), weight, inputs)
 
 
-def divided(signal: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
-    """signal / by; 0 where the denominator is 0, or so small that the quotient could not be represented."""
-    nothing = by.abs() < torch.finfo(by.dtype).tiny ** 0.5
-    return (signal / by).masked_fill_(nothing, 0)
+def divided(signal: torch.Tensor, by: torch.Tensor, epsilon: float = 0.0) -> torch.Tensor:
+    """signal / (by + epsilon sign(by)); 0 where the denominator is 0, or so small that the quotient could not be
+    represented."""
+    least = torch.finfo(by.dtype).tiny ** 0.5
+    by = by + torch.copysign(by.new_tensor(epsilon), by) if epsilon else by
+    if epsilon > least:
+        return signal / by
+    # A choice by value, without a comparison of its own: those are slow.
+    return cast(torch.Tensor, torch.ops.aten.threshold_backward(signal / by, by.abs(), least))
 
 
 def _times(inputs: Tensors, signals: Tensors) -> Tensors:
