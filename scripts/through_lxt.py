@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from xaibench.models.tracing.attention import multi_head_attention
+from xaibench.models.tracing.parts import multi_head_attention
 
 
 class ThroughLXT(TorchFunctionMode):

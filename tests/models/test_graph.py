@@ -686,6 +686,13 @@ SIZED = {
         lambda x: torch.cat([x[:, :, -1:], x[:, :, :-1]], 2)[..., ROLLED],
     ),
     "transposed": (nn.ConvTranspose2d(6, 6, 1), None),
+    # As ConvNeXt V2 and VOLO have them.
+    "response normalisation": (
+        lambda x: torch.addcmul(x, x, x.norm(p=2, dim=(2, 3), keepdim=True), value=0.1),
+        lambda x: x + x * x.pow(2).sum((2, 3), keepdim=True).sqrt() * 0.1,
+    ),
+    "maximum along a dimension": (lambda x: x.max(2, True)[0] + x, lambda x: x.amax(2, True) + x),
+    "norm of nothing": (lambda x: x + (0 * x).norm(dim=1, keepdim=True), lambda x: x + 0),
 }
 ROLLED = [14, 15, *range(14)]
 

@@ -16,18 +16,12 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn import functional
 
 from ..classifier import Classifier
-from .attention import gated, multi_head_attention, scaled_dot_product_attention
+from .parts import PARTS, multi_head_attention
 
 # Modules of torch.nn that consist of others, or of functions that have rules of their own.
 LOOKED_INTO = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.GLU, nn.Softmax)
-# Functions as their parts.
-PARTS: dict[Any, Callable[..., Any]] = {
-    functional.scaled_dot_product_attention: scaled_dot_product_attention,
-    functional.glu: gated,
-}
 # Functions and methods that make a tensor of nothing but sizes.
 FACTORIES = ("zeros", "ones", "full", "empty", "arange")
 MAKERS = ("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor")
@@ -185,10 +179,11 @@ class Tracer(fx.Tracer):
     def create_proxy(
         self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *more: Any, **options: Any
     ) -> Any:
-        if kind == "call_function":
+        if kind in ("call_function", "call_method"):
             parts = PARTS.get(target, target if _is_of_python(target) else None)
-            if parts is not None:
-                return parts(*args, **kwargs)
+            found = NotImplemented if parts is None else parts(*args, **kwargs)
+            if found is not NotImplemented:
+                return found
         given = _stands(args, kwargs)
         if given and all(isinstance(one, Number) for one in given):
             return self.number(kind, target, args, kwargs)

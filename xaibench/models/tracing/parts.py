@@ -1,11 +1,13 @@
-"""Attention written out in products, scales and softmaxes, each of which becomes a step of its own.
+"""What torch computes in one call, written out in products, sums, scales and softmaxes, each of which becomes a step of
+its own.
 
-What torch computes in one call (`MultiheadAttention`, `scaled_dot_product_attention`, `glu`) has no rule as a whole.
-These functions do the same by its parts; the tracer puts them in place of it.
+Attention (`MultiheadAttention`, `scaled_dot_product_attention`) and its like have no rule as a whole. These functions
+do the same by its parts; the tracer puts them in place of it. One that returns NotImplemented leaves the call as it is.
 """
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -92,3 +94,45 @@ def gated(values: Any, dim: int = -1) -> Any:
     """torch.nn.functional.glu: the first half times the sigmoid of the second."""
     first, second = values.chunk(2, dim)
     return first * torch.sigmoid(second)
+
+
+def product_added(values: Any, first: Any, second: Any, *, value: float = 1) -> Any:
+    """torch.addcmul: values + value * first * second."""
+    product = first * second
+    return values + (product if value == 1 else product * value)
+
+
+def euclidean_norm(values: Any, p: Any = "fro", dim: Any = None, keepdim: bool = False, **more: Any) -> Any:
+    """torch.norm of p=2 along dimensions, whose derivative is 0 where all of the values are. Others stay as they are."""
+    if p not in (2, "fro") or dim is None or more:
+        return NotImplemented
+    # A root has no finite derivative at 0: the least number that there is stands below it.
+    return (values.square().sum(dim=dim, keepdim=keepdim) + torch.finfo(values.dtype).tiny).sqrt()
+
+
+class Largest(NamedTuple):
+    """What torch.max along a dimension returns."""
+
+    values: Any
+    indices: Any
+
+
+def largest(values: Any, dim: Any = None, keepdim: bool = False) -> Any:
+    """torch.max along a dimension, as `amax` (of several that are the largest each gets its share of a derivative, and
+    not the first one all). Without a dimension, or of two tensors, it stays as it is."""
+    if not isinstance(dim, int):
+        return NotImplemented
+    return Largest(values.amax(dim, keepdim), values.argmax(dim, keepdim))
+
+
+# What is called -> the same by its parts.
+PARTS: dict[Any, Callable[..., Any]] = {
+    functional.scaled_dot_product_attention: scaled_dot_product_attention,
+    functional.glu: gated,
+    torch.addcmul: product_added,
+    "addcmul": product_added,
+    torch.norm: euclidean_norm,
+    "norm": euclidean_norm,
+    torch.max: largest,
+    "max": largest,
+}
