@@ -1,7 +1,7 @@
 """RISE: the average of random masks, each weighted by what the network answers to the image seen through it."""
 
 import math
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.nn import functional
@@ -60,10 +60,10 @@ class Rise(Method):
     def attribute(
         self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
     ) -> torch.Tensor:
-        masks = [self._masks(generator, inputs) for generator in context.generators]
+        masks = self._masks(context.generators, inputs)
 
         def mask(sample: int, part: slice, out: torch.Tensor) -> None:
-            out.copy_(1 - masks[sample](part))
+            out.copy_(1 - masks(sample, part))
 
         fills = filled(inputs, self.fill, classifier.preprocessing, self.sigma)
         answers = masked(classifier, inputs, replacing(inputs, fills), mask, self.samples, targets)
@@ -71,23 +71,33 @@ class Rise(Method):
         for sample, weights in enumerate(answers / (self.samples * self.probability)):
             for start in range(0, self.samples, PART):
                 part = slice(start, start + PART)
-                maps[sample] += torch.tensordot(weights[part], masks[sample](part), dims=1)
+                maps[sample] += torch.tensordot(weights[part], masks(sample, part), dims=1)
         return maps
 
-    def _masks(self, generator: torch.Generator, like: torch.Tensor) -> Any:
-        """The masks of one image as a function of which of them: slice -> [n,1,H,W] from 0 (closed) to 1 (open).
+    def _masks(
+        self, generators: Sequence[torch.Generator], like: torch.Tensor
+    ) -> Callable[[int, slice], torch.Tensor]:
+        """The masks of B images as a function of the image and which of them: -> [n,1,H,W] from 0 (closed) to 1 (open).
 
         Enlarging and cropping are linear along each side, so a mask is R G C^T of its grid G, and only grids and
         places are kept.
         """
-        height, width = like.shape[2:]
-        grids = (torch.rand(self.samples, self.cells, self.cells, generator=generator) < self.probability).to(like)
-        down, across = (self._windows(side, like) for side in (height, width))
-        tops, lefts = (
-            torch.randint(len(windows), (self.samples,), generator=generator).to(like.device)
-            for windows in (down, across)
-        )
-        return lambda part: (down[tops[part]] @ grids[part] @ across[lefts[part]].mT)[:, None]
+        down, across = (self._windows(side, like) for side in like.shape[2:])
+        shape = (self.samples, self.cells, self.cells)
+        drawn = [
+            (
+                torch.rand(shape, generator=generator) < self.probability,
+                *(torch.randint(len(windows), (self.samples,), generator=generator) for windows in (down, across)),
+            )
+            for generator in generators
+        ]
+        grids, tops, lefts = (torch.stack(column).to(like.device) for column in zip(*drawn))
+
+        def masks(sample: int, part: slice) -> torch.Tensor:
+            rows, columns = down[tops[sample, part]], across[lefts[sample, part]]
+            return (rows @ grids[sample, part].to(like) @ columns.mT)[:, None]
+
+        return masks
 
     def _windows(self, side: int, like: torch.Tensor) -> torch.Tensor:
         """Bilinear weights [cell,side,cells] of the pixels of each crop, along one side; `cell` places to crop at."""

@@ -223,9 +223,7 @@ class _Builder:
             return False
         value = self.values[self.places[node.all_input_nodes[0]]]
         weights = (*self.module.parameters(), *self.module.buffers())
-        return isinstance(value, torch.Tensor) and all(
-            value.untyped_storage().data_ptr() != weight.untyped_storage().data_ptr() for weight in weights
-        )
+        return isinstance(value, torch.Tensor) and not any(_shares_memory(value, weight) for weight in weights)
 
     def _out_of_place(self, node: fx.Node) -> fx.Node | None:
         """The node whose value this one changes in place, if it does; then its operation has become the one that does
@@ -236,12 +234,11 @@ class _Builder:
         value = self.values[self.places[changed]] if changed in self.places else None
         if not isinstance(value, torch.Tensor):
             return None
-        memory = value.untyped_storage().data_ptr()
         found: dict[fx.Node, tuple[int, ...]] = {other: (place,) for other, place in self.places.items()}
         found |= {other: made.sources for other, made in self.several.items()}
         for other, places in found.items():
             values = [self.values[place] for place in places]
-            same = any(isinstance(v, torch.Tensor) and v.untyped_storage().data_ptr() == memory for v in values)
+            same = any(isinstance(v, torch.Tensor) and _shares_memory(v, value) for v in values)
             unread = (user for user in other.users if not self._done(user) and user is not node)
             if same and other is not changed and any(unread):
                 raise Refusal(
@@ -660,6 +657,11 @@ def _what(node: fx.Node, module: nn.Module | None) -> str:
     if node.target in CONVOLUTIONS + LINEAR:
         return f"a {name}{where} whose weights depend on the input"
     return f"a call of {name}{where}"
+
+
+def _shares_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors are views of one storage, known by itself: not every device has addresses to compare."""
+    return one.untyped_storage()._cdata == other.untyped_storage()._cdata
 
 
 def _works_in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
