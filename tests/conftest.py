@@ -22,6 +22,32 @@ def shared() -> Path:
     return SHARED
 
 
+@pytest.fixture(scope="session")
+def _fakegpu(shared: Path) -> ModuleType:
+    """`shared/tools/fakegpu.py`, which gives torch a device of that name for the rest of the process."""
+    path = shared / "tools" / "fakegpu.py"
+    if not path.is_file():
+        pytest.skip("the offline tools are absent (shared/tools/fakegpu.py)")
+    spec = importlib.util.spec_from_file_location("fakegpu", path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (ImportError, AttributeError) as error:
+        pytest.skip(f"this torch registers no device written in Python: {error}")
+    return module
+
+
+@pytest.fixture(scope="module")
+def fakegpu(_fakegpu: ModuleType) -> Iterator[ModuleType]:
+    """A device `fakegpu` for the tests of a file: values of the CPU's kernels, and CUDA's refusals of mixed devices.
+    Its COUNT counts operations, copies and synchronisations."""
+    made = torch.tensor, torch.as_tensor
+    mode = _fakegpu.on()
+    yield _fakegpu
+    mode.__exit__(None, None, None)
+    torch.tensor, torch.as_tensor = made
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)

@@ -1,9 +1,11 @@
 """What a data set is to xaibench, and how a batch of it reaches methods and metrics."""
 
+import functools
+import os
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -164,6 +166,22 @@ def _joined(parts: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
     return torch.cat(found) if found else None
 
 
+@functools.cache
+def decoders() -> ThreadPoolExecutor:
+    """The threads of this process that decode: one pool, whatever the data set."""
+    return ThreadPoolExecutor(max_workers=4, thread_name_prefix="decode")
+
+
+os.register_at_fork(after_in_child=decoders.cache_clear)  # the threads stay with the parent
+
+
+def moved(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """A tensor on a device. To a GPU it goes from memory that is pinned, so that nothing waits until it is there."""
+    if torch.device(device).type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 class Samples:
     """Chosen samples of a data set as preprocessed batches, decoded in threads. Iterating gives batches of 64.
 
@@ -212,11 +230,18 @@ class Samples:
         Returns:
             The batch, in the order of `ids`, with padding (`Batch.valid`) where inputs differ in size.
         """
-        with ThreadPoolExecutor(max_workers=4) as pool:
-            rows = list(pool.map(self._row, ids))
+        return self.batch(ids, self.begin(ids))
+
+    def begin(self, ids: Sequence[int]) -> "list[Future[Row]]":
+        """Begin to decode the named samples, for `batch`."""
+        return [decoders().submit(self._row, index) for index in ids]
+
+    def batch(self, ids: Sequence[int], begun: "Sequence[Future[Row]]") -> Batch:
+        """The named samples as `load` returns them, from what `begin` returned for each."""
+        rows = [row.result() for row in begun]
         inputs = torch.stack([row.input for row in rows])
-        labels = torch.stack([torch.as_tensor(row.label) for row in rows]).to(self.device)
-        labels = labels.float() if labels.is_floating_point() else labels.long()
+        labels = torch.stack([torch.as_tensor(row.label) for row in rows])
+        labels = moved(labels.float() if labels.is_floating_point() else labels.long(), self.device)
         masks, vectors, valid = (_stacked(column) for column in list(zip(*rows))[2:])
         if valid is None:
             real = list(inputs)
@@ -224,13 +249,13 @@ class Samples:
             real = [image[:, places.any(1)][..., places.any(0)] for image, places in zip(inputs, valid)]
         return Batch(
             samples=tuple(int(i) for i in ids),
-            inputs=inputs.to(self.device),
+            inputs=moved(inputs, self.device),
             labels=labels,
             targets=labels,
-            masks=masks.to(self.device) if masks is not None and self.dataset.has_masks else None,
+            masks=moved(masks, self.device) if masks is not None and self.dataset.has_masks else None,
             crc=tuple(zlib.crc32(image.numpy().tobytes()) for image in real),
-            vectors=None if vectors is None else vectors.float().to(self.device),
-            valid=None if valid is None else valid.to(self.device),
+            vectors=None if vectors is None else moved(vectors.float(), self.device),
+            valid=None if valid is None else moved(valid, self.device),
         )
 
     def region(self, name: str, ids: Sequence[int]) -> torch.Tensor:
@@ -244,7 +269,7 @@ class Samples:
             Bool [B,H,W], in input geometry.
         """
         regions: Mapping[str, torch.Tensor] = self.dataset.regions(ids)  # type: ignore[attr-defined]
-        return torch.stack([self.preprocessing.mask(mask) for mask in regions[name]]).to(self.device)
+        return moved(torch.stack([self.preprocessing.mask(mask) for mask in regions[name]]), self.device)
 
     def concepts(self, ids: Sequence[int], names: Sequence[str]) -> torch.Tensor:
         """Where concepts are in the named samples, as the network sees these.
@@ -262,21 +287,20 @@ class Samples:
             return torch.stack([self.preprocessing.mask(found[name][0]) for name in names])
 
         # One after the other: pictures of a folder have sizes of their own.
-        with ThreadPoolExecutor(max_workers=4) as pool:
-            return torch.stack(list(pool.map(marked, ids))).to(self.device)
+        return moved(torch.stack(list(decoders().map(marked, ids))), self.device)
 
-    def _row(self, index: int) -> "_Row":
+    def _row(self, index: int) -> "Row":
         example = self.dataset[index]
         if example.mask is None and self.dataset.has_masks:
             raise UserError(f"{type(self.dataset).__name__} has masks (has_masks), but sample {index} has none")
         preprocessing = self.preprocessing
         mask = None if example.mask is None else preprocessing.truth(example.mask, example.image)
         image, valid = preprocessing.image(example.image), preprocessing.valid(example.image)
-        return _Row(image, example.label, mask, example.labels, valid)
+        return Row(image, example.label, mask, example.labels, valid)
 
 
-class _Row(NamedTuple):
-    """One sample of a Batch, whose names these are."""
+class Row(NamedTuple):
+    """One sample of a Batch, whose names these are, decoded."""
 
     input: torch.Tensor
     label: int | float

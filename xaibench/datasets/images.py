@@ -1,7 +1,6 @@
 """The decoded pixels of a split, as trainings ask for them: kept in memory where they fit, augmented batch by batch."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +8,7 @@ import torch.nn.functional as F
 from ..errors import UserError
 from ..models.labelled import Augment
 from ..rng import seed_of
-from .base import Samples
+from .base import Samples, decoders
 
 MEMORY = 2 << 30  # bytes of pixels that are decoded once and kept
 SHIFT = 4  # pixels, as He et al. 2016 for CIFAR
@@ -76,9 +75,8 @@ class Images:
                     )
                 pixels[place] = image
 
-        with ThreadPoolExecutor(max_workers=4) as pool:
-            # A few images per task: one task per image of MNIST would cost more than the image.
-            list(pool.map(decode, (slice(start, start + 16) for start in range(0, len(positions), 16))))
+        # A few images per task: one task per image of MNIST would cost more than the image.
+        list(decoders().map(decode, (slice(start, start + 16) for start in range(0, len(positions), 16))))
         return pixels, labels
 
     def _decode(self, position: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -33,12 +33,13 @@ from ..models.classifier import Classifier
 from ..scores import score_files
 from ..scores.score_files import Outcome, Record
 from . import finished
+from .device import begin_peak, synchronise
 from .pooled import Pooled
 from .record import Plan as Plan
 from .retraining import Retrained, Trainings
 from .scoring import PerSample
 from .setting import Kept, Setting
-from .stage import Report, needed, silent
+from .stage import Report, ahead, needed, silent
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ def run(job: Job, progress: Progress = no_progress, kept: Kept | None = None, wa
         scoring = prepare(job, root, kept)
         if job.runner.reuse == "force":
             scoring.forget()
+        begin_peak(scoring.setting.device)
         if done := finished.find(scoring.scores.artefact, _record(scoring)):
             return done
         with progress(scoring.title, scoring.work()) as report:
@@ -114,7 +116,8 @@ def forecast(scoring: PerSample | Pooled | Retrained) -> str:
     a part of it, and too little of what it does besides; and its trainings, by a few steps of one. '' below half a
     minute."""
     passes = sum(missing for kind, *_, missing in scoring.plan() if kind != Trainings.kind)
-    seconds = passes * _seconds_of_pass(scoring.setting.network.trained) if passes else 0.0
+    setting = scoring.setting
+    seconds = passes * setting.within_memory(lambda: _seconds_of_pass(setting.network.trained)) if passes else 0.0
     said = f"{passes:,} passes, {about(seconds)} if each is of the whole network" if seconds >= WORTH_SAYING else ""
     trainings = scoring.trainings.forecast() if isinstance(scoring, Retrained) else ""
     work = ", then ".join(filter(None, [said, trainings]))
@@ -129,6 +132,7 @@ def _seconds_of_pass(classifier: Classifier) -> float:
     for _ in range(4):  # the first passes of a shape take many times as long as those that follow
         started = time.perf_counter()
         classifier.module(batch)
+        synchronise(classifier.device)
         took.append(time.perf_counter() - started)
     return min(took) / len(batch)
 
@@ -148,7 +152,7 @@ def fill(stages: Sequence[Any], report: Report = silent, wait: bool = True) -> b
     scores = stages[-1]
     waiting = list(scores.blocks()) if scores.misses(scores.order) else []
     for waits in (False, True)[: 1 + wait]:
-        waiting = [block for block in waiting if not _fill_block(stages, block, waits, report)]
+        waiting = [block for block in ahead(waiting, scores.expect) if not _fill_block(stages, block, waits, report)]
     return not waiting
 
 

@@ -4,9 +4,9 @@ import dataclasses
 import functools
 import json
 import logging
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,8 +16,8 @@ import torch
 
 from .. import rng
 from ..build import build
-from ..datasets.base import Batch, Dataset, Samples
-from ..errors import UserError
+from ..datasets.base import Batch, Dataset, Row, Samples
+from ..errors import UserError, first_line
 from ..job import ORIGINAL, TRAINED, Job, classes_of
 from ..methods.base import Method
 from ..metrics.base import Metric
@@ -28,21 +28,16 @@ from ..models.preprocessing import Preprocessing
 from ..models.probe import PROBE, Findings, adapted, probe
 from ..models.randomise import Randomisation, is_randomised, randomised
 from ..store import provenance
-from ..store.cache import SHARD_SAMPLES, Artefact
+from ..store.cache import Artefact
 from ..store.keys import canonical
 from . import keys
-from .device import default_batch_size, find_device
+from .device import block_size, default_batch_size, find_device, ran_out_of_memory
 from .stage import Arrays, Filled, Fit, Stage
 from .training import UNTRAINED, Untrained, trained_weights
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# A block costs about half a minute at most on two CPU cores, so that a kill loses no more than that. For input_iba on
-# the bundled network that is one image.
-BLOCK_FLOPS = 5e11
-# Values of the inputs of a block up to which it may have more than SHARD_SAMPLES.
-SHARD_VALUES = 2**13
 # Bytes of decoded inputs of one split that stay in memory.
 DECODED = 2**29
 
@@ -92,6 +87,15 @@ class Network:
         """The network in a weights state; one that is not a `Randomisation` has been trained so."""
         return self._randomised(state) if is_randomised(state) else self.trained
 
+    def halve(self, said: str) -> None:
+        """Half as many inputs per call from now on, since memory ran out, as `said`. Raises UserError at one."""
+        trained = self.trained
+        if trained.batch_size == 1:
+            raise UserError(f"{trained.name}: memory runs out with one input per call ({said}); use runner.device=cpu")
+        trained.batch_size //= 2
+        self._randomised.cache_clear()
+        log.warning("memory ran out (%s): %s gets %d inputs per call", said, trained.name, trained.batch_size)
+
     def takes(self, image: torch.Tensor, classes: int) -> int:
         """As `check_input`, which is asked once for every size of an image and number of classes."""
         asked = (*image.shape, classes)
@@ -111,18 +115,32 @@ class Network:
 
 
 class Split:
-    """One split of a data set, decoded as a network takes it; the last DECODED bytes of inputs stay in memory."""
+    """One split of a data set, decoded as a network takes it; the last DECODED bytes of inputs stay in memory.
+
+    What is expected next is decoded while the present batch is computed.
+    """
 
     def __init__(self, dataset: Dataset, preprocessing: Preprocessing, device: torch.device) -> None:
         self.dataset = dataset
         self.samples = Samples(dataset, preprocessing, (), device)
         self._decoded: OrderedDict[int, Batch] = OrderedDict()
+        self._expected: dict[int, Future[Row]] = {}
+
+    def expect(self, samples: Sequence[int]) -> None:
+        """Begin to decode the samples that will be loaded next, instead of others that were expected."""
+        before = self._expected
+        absent = [sample for sample in samples if sample not in self._decoded and sample not in before]
+        self._expected = {sample: before[sample] for sample in samples if sample in before}
+        self._expected |= zip(absent, self.samples.begin(absent))
 
     def load(self, samples: Sequence[int]) -> Batch:
         """Samples as a batch whose targets are the labels. Its tensors are the caller's own."""
         absent = [sample for sample in samples if sample not in self._decoded]
         if absent:
-            batch = self.samples.load(absent)
+            unexpected = [sample for sample in absent if sample not in self._expected]
+            begun = self._expected | dict(zip(unexpected, self.samples.begin(unexpected)))
+            batch = self.samples.batch(absent, [begun[sample] for sample in absent])
+            self._expected = {sample: row for sample, row in self._expected.items() if sample not in absent}
             self._decoded |= {sample: batch[place : place + 1] for place, sample in enumerate(absent)}
         loaded = Batch.joined([self._decoded[sample] for sample in samples])
         most = max(DECODED // max(loaded.inputs[0].nbytes, 1), len(samples))
@@ -356,7 +374,9 @@ class Setting:
 
         def make() -> Arrays:
             log.info("fitting %s on %d samples of %s", name, len(samples), self.job.fit.split)
-            state = estimate(self.classifier, samples, rng.generator(self.job.fit.seed, "fit"))
+            state = self.within_memory(
+                lambda: estimate(self.classifier, samples, rng.generator(self.job.fit.seed, "fit"))
+            )
             return {key: tensor.detach().cpu().numpy() for key, tensor in state.items()}
 
         artefact = Artefact(self.root, "fits", (*self.names, name), {"model": self.base["model"], **fitted})
@@ -401,18 +421,32 @@ class Setting:
         size: int | None = None,
     ) -> Stage:
         """An artefact with a row per sample of `order`. passes: (forward, backward) that a sample takes, from which
-        follows how many samples make a block; None is next to nothing. size: instead of that."""
+        follows how many samples make a block; None is next to nothing. size: instead of that, for rows that are no
+        samples."""
         return Stage(
             artefact=Artefact(self.root, kind, names, spec),
             order=order,
             size=lambda: size or self._block_size(passes and passes(self.network.trained)),
-            compute=compute,
+            compute=lambda samples: self.within_memory(lambda: compute(samples)),
+            device=self.device,
             provenance=self.made_by(),
             reads=tuple(stage for stage in reads if stage is not None),
             reads_all=reads_all,
             checksums=None if kind == "scores" else self._checksums,
+            expect=None if size else self.split.expect,
             only_cache=self.only_cache,
         )
+
+    def within_memory(self, compute: Callable[[], T]) -> T:
+        """What `compute` returns, tried again with smaller calls of the network as long as memory runs out."""
+        while True:
+            try:
+                return compute()
+            except Exception as error:
+                if not ran_out_of_memory(error):
+                    raise
+                said = first_line(error)
+            self.network.halve(said)  # here, where nothing holds what was computed any more
 
     @property
     def only_cache(self) -> bool:
@@ -424,14 +458,10 @@ class Setting:
         return provenance.made_by(self.device)
 
     def _block_size(self, passes: tuple[int, int] | None) -> int:
-        """Samples per block: at most 64, or of points of a plane, of which 64 would be mostly overhead, thousands;
-        fewer where one of them takes long."""
-        most = max(SHARD_SAMPLES, SHARD_VALUES // math.prod(self.network.trained.input_size))
-        if passes is None:
-            return most
-        forwards, backwards = passes
-        flops = self.network.forward_flops * max(1, forwards + 2 * backwards)
-        return int(min(max(BLOCK_FLOPS // max(flops, 1), 1), most))
+        """Samples per block, see `block_size`."""
+        forwards, backwards = passes or (0, 0)
+        flops = self.network.forward_flops * max(1, forwards + 2 * backwards) if passes else 0
+        return block_size(flops, self.network.trained.input_size, self.device)
 
 
 def _is_downloaded(arch: str, weights: str) -> bool:

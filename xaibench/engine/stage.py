@@ -9,9 +9,11 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from ..errors import CacheError, UserError
 from ..store.cache import Artefact
+from .device import synchronise
 
 log = logging.getLogger(__name__)
 Arrays = dict[str, np.ndarray]
@@ -52,11 +54,13 @@ class Stage:
 
     order: all samples that it may hold. size: samples per block, asked only when something is missing.
     compute: samples -> columns. It reads rows of the stages in `reads`, which are filled before it.
+    device: where it computes.
     reads_all: the stage needs all rows of what it reads, not those of its own samples alone.
     provenance: what spec.json records beside the spec.
     checksums: samples -> the CRC32 of their inputs as they are now. It is kept in every shard and compared with what
         is there: where an input has changed under its name, its rows count as missing. None for scores, which are read
         without their inputs.
+    expect: told which samples come next, while others are computed; None for rows that are no samples.
     only_cache: refuse to compute.
     """
 
@@ -64,10 +68,12 @@ class Stage:
     order: Sequence[int]
     size: Callable[[], int]
     compute: Callable[[Sequence[int]], Arrays]
+    device: torch.device
     provenance: Mapping[str, Any]
     reads: Sequence[Filled] = ()
     reads_all: bool = False
     checksums: Callable[[Sequence[int]], np.ndarray] | None = None
+    expect: Callable[[Sequence[int]], None] | None = None
     only_cache: bool = False
     seconds: float = 0.0
     _last: tuple[tuple[int, ...], Arrays] | None = None
@@ -117,14 +123,21 @@ class Stage:
     def fill(self, samples: Sequence[int], wait: bool = True, report: Report = silent) -> bool:
         """Fill the blocks of these samples. False if another process is at one of them and `wait` is false."""
         wanted = dict.fromkeys(self._position[sample] // self._size for sample in samples)
-        filled = [self._fill_block(self._block(number), wait, report) for number in wanted]
+        blocks = [self._block(number) for number in wanted]
+        filled = [self._fill_block(block, wait, report) for block in ahead(blocks, self.expect)]
         return all(filled)
 
     def keep(self, samples: Sequence[int], columns: Arrays) -> None:
-        """Write rows of a block that is being computed."""
+        """Write rows of a block that is being computed; those that are there already stay."""
+        left = self.artefact.missing(samples)
+        if len(left) < len(samples):
+            rows = [samples.index(sample) for sample in left]
+            columns = {name: values[rows] for name, values in columns.items()}
+        if not left:
+            return
         if self.checksums is not None:
-            columns = {**columns, "input_crc32": self.checksums(samples)}
-        self.artefact.write(samples, columns)
+            columns = {**columns, "input_crc32": self.checksums(left)}
+        self.artefact.write(left, columns)
 
     def blocks(self) -> Iterator[Sequence[int]]:
         """The samples in blocks, in order."""
@@ -141,9 +154,11 @@ class Stage:
 
     @contextlib.contextmanager
     def timed(self) -> Iterator[None]:
-        """Counts the seconds of what it encloses as this stage's."""
+        """Counts the seconds of what it encloses as this stage's, what the device has left of it included."""
+        synchronise(self.device)
         started = time.perf_counter()
         yield
+        synchronise(self.device)
         self.seconds += time.perf_counter() - started
 
     def _fill_block(self, block: Sequence[int], wait: bool, report: Report) -> bool:
@@ -160,13 +175,7 @@ class Stage:
                     return False
                 missing = self.artefact.missing(block)
                 if missing:
-                    columns = self.compute(missing)
-                    left = self.artefact.missing(missing)
-                    if len(left) < len(missing):
-                        rows = [missing.index(sample) for sample in left]
-                        columns = {name: values[rows] for name, values in columns.items()}
-                    if left:
-                        self.keep(left, columns)
+                    self.keep(missing, self.compute(missing))
         report(self.kind, len(block))
         return True
 
@@ -229,6 +238,14 @@ class Fit:
 
     def finish(self) -> None:
         """Nothing is left to write."""
+
+
+def ahead(blocks: Sequence[Sequence[int]], expect: Callable[[Sequence[int]], None] | None) -> Iterator[Sequence[int]]:
+    """Blocks in turn; before each, `expect` is told the one after it."""
+    for block, following in zip(blocks, [*blocks[1:], ()]):
+        if expect is not None and following:
+            expect(following)
+        yield block
 
 
 def needed(stages: Sequence[Filled], block: Sequence[int]) -> list[tuple[Filled, Sequence[int]]]:

@@ -74,9 +74,7 @@ class Rise(Method):
                 maps[sample] += torch.tensordot(weights[part], masks(sample, part), dims=1)
         return maps
 
-    def _masks(
-        self, generators: Sequence[torch.Generator], like: torch.Tensor
-    ) -> Callable[[int, slice], torch.Tensor]:
+    def _masks(self, generators: Sequence[torch.Generator], like: torch.Tensor) -> Callable[[int, slice], torch.Tensor]:
         """The masks of B images as a function of the image and which of them: -> [n,1,H,W] from 0 (closed) to 1 (open).
 
         Enlarging and cropping are linear along each side, so a mask is R G C^T of its grid G, and only grids and
