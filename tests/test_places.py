@@ -57,9 +57,9 @@ def garbage(monkeypatch):
 def test_parts_of_a_batch_hold_every_sample_once_and_no_padding():
     net = text.network()
     batch = text.batch(net, *LINES)
-    rows = torch.cat([rows for rows, _ in batch.by_size()])
+    rows = torch.cat([rows for rows, _ in batch.alike()])
     assert sorted(rows.tolist()) == list(range(len(LINES)))
-    for rows, part in batch.by_size():
+    for rows, part in batch.alike():
         for row, one in zip(rows.tolist(), range(len(rows))):
             words = LINES[row].split()
             expected = net.table.weight[[net.places([word])[0][0] for word in words]].T[:, None]
@@ -72,7 +72,7 @@ def test_parts_of_a_batch_hold_every_sample_once_and_no_padding():
 def test_parts_of_joined_and_cut_batches():
     batch = text.batch(text.network(), *LINES)
     again = type(batch).joined([batch[:2], batch[2:]])
-    for (rows, part), (other_rows, other) in zip(batch.by_size(), again.by_size()):
+    for (rows, part), (other_rows, other) in zip(batch.alike(), again.alike()):
         assert rows.tolist() == other_rows.tolist() and torch.equal(part.inputs, other.inputs)
 
 
@@ -103,9 +103,9 @@ def test_a_sentence_alone_and_among_others(method):
         context = Context(sample_generators(0, "method", part.samples))
         return made.attribute(classifier.sized(part.inputs), part.inputs.double(), part.targets, context)
 
-    together = {sample: found for _, part in batch.by_size() for sample, found in zip(part.samples, maps(part))}
+    together = {sample: found for _, part in batch.alike() for sample, found in zip(part.samples, maps(part))}
     for sample in range(len(LINES)):
-        ((_, alone),) = batch[sample : sample + 1].by_size()
+        ((_, alone),) = batch[sample : sample + 1].alike()
         assert maps(alone)[0].numpy() == pytest.approx(together[sample].numpy(), abs=1e-9)
 
 

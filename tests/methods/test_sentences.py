@@ -37,7 +37,7 @@ def additive(net):
 
 def explained(net, method, line=LINE, **parameters):
     network = text.classifier(net)
-    ((_, batch),) = text.batch(net, line).by_size()
+    ((_, batch),) = text.batch(net, line).alike()
     made = build({**settings(method), **parameters}, "method")
     made.check(network)
     context = Context(sample_generators(0, "method", batch.samples))

@@ -1,19 +1,25 @@
 """Every metric on a device that is not the CPU: nothing mixed, the CPU's numbers, few copies and few waits."""
 
-import numpy as np
 import pytest
-import torch
 
 from tests.golden_jobs import JOBS
 from tests.metrics.test_metric_configs import SPECS
-from xaibench.build import build
 from xaibench.config import compose_job
-from xaibench.datasets.base import Batch
 from xaibench.engine.runner import fill, prepare
 from xaibench.engine.setting import Kept
 
 # Few of whatever a metric makes.
-SMALL = {"steps": 4, "sets": 3, "points": 2, "draws": 3, "seeds": 1, "blocks": 3, "vectors": 4, "warm_up": 1, "least": 1}
+SMALL = {
+    "steps": 4,
+    "sets": 3,
+    "points": 2,
+    "draws": 3,
+    "seeds": 1,
+    "blocks": 3,
+    "vectors": 4,
+    "warm_up": 1,
+    "least": 1,
+}
 SMALL |= {"tries": 1, "probability": 0.2, "change": 10.0}
 FLOW = "model=two4two_inn dataset=two4two output=raw method=counterfactual fit.limit=8 dataset.limit=2"
 OVERRIDES = {

@@ -47,7 +47,7 @@ def test_logits_are_those_of_transformers_and_places_are_tokens(folder, classifi
     lines = ["a goodness film .", "bad", "a nobody ."]
     batch = Samples(Lines(*lines), classifier.preprocessing, ()).load(range(3))
     assert batch.valid[:, 0].sum(1).tolist() == [5, 1, 3]
-    for rows, part in batch.by_size():
+    for rows, part in batch.alike():
         for row, logits in zip(rows.tolist(), classifier.logits(part.inputs)):
             expected = theirs(**tokenizer(lines[row], return_tensors="pt")).logits[0]
             torch.testing.assert_close(logits, expected.detach())

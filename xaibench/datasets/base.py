@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from PIL import Image
@@ -27,12 +27,14 @@ class Example:
             [1,words].
         labels: [L], float32, of a data set whose images have several labels each, all of them: 1 for what is present,
             or the level of each zone. Trainings and the metric `quality` read them; `label` is the explained one.
+        question: [Q], float32, of a data set that asks something of each image (`HasQuestions`): the label answers it.
     """
 
     image: Image.Image | torch.Tensor | tuple[str, ...]
     label: int | float
     mask: torch.Tensor | None = None
     labels: torch.Tensor | None = None
+    question: torch.Tensor | None = None
 
 
 class Dataset(ABC):
@@ -100,6 +102,24 @@ class HasWords(Protocol):
         """The words of each sentence."""
 
 
+@runtime_checkable
+class HasQuestions(Protocol):
+    """A data set that asks something of each image.
+
+    questions: [N,Q], float32, all that it asks. categories: the labels that answer the same sort of question, such as
+    yes and no, in groups.
+    """
+
+    questions: torch.Tensor
+    categories: Sequence[Sequence[int]]
+
+    def question_of(self, index: int) -> int:
+        """Which of `questions` a sample asks."""
+
+    def words_of(self, index: int) -> str:
+        """The question of a sample, for people."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """Samples as methods and metrics get them.
@@ -114,6 +134,7 @@ class Batch:
         vectors: [B,L], float32, all labels of each sample, or None where samples have one.
         valid: [B,H,W], bool: which places are real, where inputs have fewer than there is room for, such as sentences.
             The real ones of an input are the first rows and columns, the others are padding. None: all are.
+        questions: [B,Q], float32, what is asked of each sample, or None where nothing is.
     """
 
     samples: tuple[int, ...]
@@ -124,40 +145,55 @@ class Batch:
     crc: tuple[int, ...]
     vectors: torch.Tensor | None = None
     valid: torch.Tensor | None = None
+    questions: torch.Tensor | None = None
 
     def __getitem__(self, part: slice) -> "Batch":
         """Some neighbouring samples, as views."""
-        masks, vectors, valid = (
-            None if rows is None else rows[part] for rows in (self.masks, self.vectors, self.valid)
+        masks, *others = (
+            None if rows is None else rows[part] for rows in (self.masks, self.vectors, self.valid, self.questions)
         )
         rows = (self.inputs[part], self.labels[part], self.targets[part], masks)
-        return Batch(self.samples[part], *rows, self.crc[part], vectors, valid)
+        return Batch(self.samples[part], *rows, self.crc[part], *others)
 
     @classmethod
     def joined(cls, batches: "Sequence[Batch]") -> "Batch":
         """One batch of the samples of several."""
         inputs, labels, targets = (torch.cat([getattr(b, n) for b in batches]) for n in ("inputs", "labels", "targets"))
-        masks, vectors, valid = (_joined([getattr(b, name) for b in batches]) for name in ("masks", "vectors", "valid"))
+        names = ("masks", "vectors", "valid", "questions")
+        masks, *others = (_joined([getattr(b, name) for b in batches]) for name in names)
         samples, crc = (tuple(value for b in batches for value in getattr(b, n)) for n in ("samples", "crc"))
-        return cls(samples, inputs, labels, targets, masks, crc, vectors, valid)
+        return cls(samples, inputs, labels, targets, masks, crc, *others)
 
-    def by_size(self) -> "Iterator[tuple[torch.Tensor, Batch]]":
-        """Batches of inputs of one size without padding, smaller ones first, and which rows [b] of this one they are.
+    @property
+    def is_alike(self) -> bool:
+        """Whether all inputs are of one size by construction, and nothing is asked of them: its own only part."""
+        return self.valid is None and self.questions is None
 
-        What is handed one of these meets real places only: whatever it ranks, removes, draws or counts. A batch
-        without padding is its own only part.
+    def alike(self) -> "Iterator[tuple[torch.Tensor, Batch]]":
+        """Batches of inputs of one size without padding, smaller ones first, of each of which the same is asked, and
+        which rows [b] of this one they are.
+
+        What is handed one of these meets real places only, whatever it ranks, removes, draws or counts, and one
+        network, that of the question (`Classifier.asked`).
         """
-        if self.valid is None:
+        if self.is_alike:
             yield torch.arange(len(self.samples)), self
             return
-        sizes = torch.stack([self.valid.any(2).sum(1), self.valid.any(1).sum(1)], 1).cpu()
-        for height, width in sizes.unique(dim=0).tolist():
-            rows = (sizes == sizes.new_tensor([height, width])).all(1).nonzero()[:, 0]
+        columns = [torch.tensor(self.inputs.shape[2:]).expand(len(self.samples), 2)]
+        if self.valid is not None:
+            columns = [torch.stack([self.valid.any(2).sum(1), self.valid.any(1).sum(1)], 1).cpu()]
+        if self.questions is not None:
+            columns.append(self.questions.cpu())
+        kinds = torch.cat([column.double() for column in columns], 1)
+        for kind in kinds.unique(dim=0):
+            height, width = kind[:2].long().tolist()
+            rows = (kinds == kind).all(1).nonzero()[:, 0]
             samples, crc = (tuple(values[row] for row in rows.tolist()) for values in (self.samples, self.crc))
             masks = None if self.masks is None else self.masks[rows, :height, :width]
-            vectors = None if self.vectors is None else self.vectors[rows]
+            vectors, questions = (None if one is None else one[rows] for one in (self.vectors, self.questions))
             inputs = self.inputs[rows, :, :height, :width].contiguous()
-            yield rows, Batch(samples, inputs, self.labels[rows], self.targets[rows], masks, crc, vectors)
+            targets = self.targets[rows]
+            yield rows, Batch(samples, inputs, self.labels[rows], targets, masks, crc, vectors, None, questions)
 
 
 def _joined(parts: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
@@ -185,8 +221,8 @@ def moved(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
 class Samples:
     """Chosen samples of a data set as preprocessed batches, decoded in threads. Iterating gives batches of 64.
 
-    Where inputs differ in size, so do batches, without padding (`Batch.by_size`): each 64 samples in batches of one
-    size.
+    Where inputs differ in size, so do batches, without padding, and where questions are asked, a batch has one of them
+    (`Batch.alike`): each 64 samples in such batches.
 
     A method's `fit` receives one of these (made from `fit.split`, `fit.limit`, `fit.seed`); targets are the labels.
 
@@ -218,7 +254,7 @@ class Samples:
             Batches of at most `size` samples.
         """
         for start in range(0, len(self.ids), size):
-            for _, batch in self.load(self.ids[start : start + size]).by_size():
+            for _, batch in self.load(self.ids[start : start + size]).alike():
                 yield batch
 
     def load(self, ids: Sequence[int]) -> Batch:
@@ -242,7 +278,7 @@ class Samples:
         inputs = torch.stack([row.input for row in rows])
         labels = torch.stack([torch.as_tensor(row.label) for row in rows])
         labels = moved(labels.float() if labels.is_floating_point() else labels.long(), self.device)
-        masks, vectors, valid = (_stacked(column) for column in list(zip(*rows))[2:])
+        masks, vectors, valid, questions = (_stacked(column) for column in list(zip(*rows))[2:])
         if valid is None:
             real = list(inputs)
         else:
@@ -256,7 +292,29 @@ class Samples:
             crc=tuple(zlib.crc32(image.numpy().tobytes()) for image in real),
             vectors=None if vectors is None else moved(vectors.float(), self.device),
             valid=None if valid is None else moved(valid, self.device),
+            questions=None if questions is None else moved(questions, self.device),
         )
+
+    def asking(self, question: int) -> "Samples":
+        """Those that ask one question.
+
+        Args:
+            question: Which of the data set's `questions`.
+
+        Returns:
+            The samples of the same data set that do.
+
+        Raises:
+            UserError: If none does.
+        """
+        dataset = cast(HasQuestions, self.dataset)
+        ids = [sample for sample in self.ids if dataset.question_of(sample) == question]
+        if not ids:
+            raise UserError(
+                f"none of the {len(self.ids)} samples to fit on asks question {question} of {len(dataset.questions)}: "
+                "set a larger fit.limit"
+            )
+        return Samples(self.dataset, self.preprocessing, ids, self.device)
 
     def region(self, name: str, ids: Sequence[int]) -> torch.Tensor:
         """A region of the named samples' images, as a data set with `regions(ids)` knows it.
@@ -296,7 +354,7 @@ class Samples:
         preprocessing = self.preprocessing
         mask = None if example.mask is None else preprocessing.truth(example.mask, example.image)
         image, valid = preprocessing.image(example.image), preprocessing.valid(example.image)
-        return Row(image, example.label, mask, example.labels, valid)
+        return Row(image, example.label, mask, example.labels, valid, example.question)
 
 
 class Row(NamedTuple):
@@ -307,6 +365,7 @@ class Row(NamedTuple):
     mask: torch.Tensor | None
     vector: torch.Tensor | None
     valid: torch.Tensor | None
+    question: torch.Tensor | None
 
 
 def _stacked(column: Sequence[torch.Tensor | None]) -> torch.Tensor | None:

@@ -1,14 +1,16 @@
 """The decoded pixels of a split, as trainings ask for them: kept in memory where they fit, augmented batch by batch."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 
 from ..errors import UserError
 from ..models.labelled import Augment
+from ..models.questions import paint
 from ..rng import seed_of
-from .base import Samples, decoders
+from .base import HasQuestions, Samples, decoders
 
 MEMORY = 2 << 30  # bytes of pixels that are decoded once and kept
 SHIFT = 4  # pixels, as He et al. 2016 for CIFAR
@@ -16,6 +18,8 @@ SHIFT = 4  # pixels, as He et al. 2016 for CIFAR
 
 class Images:
     """The samples' pixels [C,H,W] after resizing and cropping, and their labels, decoded once.
+
+    Where the data set asks questions, the network's inputs have them painted behind the image (`models.questions`).
 
     vectors: whether their labels are the vectors [L] that examples carry, not the explained ones; labels, int64, or
     float32 where they are real or vectors. identity: of the samples and what is made of them, for the checkpoint of a
@@ -33,6 +37,7 @@ class Images:
         self._like = label
         fits = first.nbytes * len(samples) <= MEMORY
         self._kept = self._decode_all(range(len(samples))) if fits else None
+        self._asks = isinstance(samples.dataset, HasQuestions)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -59,7 +64,15 @@ class Images:
         pixels, labels = self.load(positions)
         if augment == "crop_flip":
             pixels = crop_flip(pixels, random)
-        return self.samples.preprocessing.inputs(pixels, like), labels.to(like.device)
+        inputs = self.samples.preprocessing.inputs(pixels, like)
+        if self._asks:
+            inputs = paint(inputs, self._questions(positions))
+        return inputs, labels.to(like.device)
+
+    def _questions(self, positions: torch.Tensor) -> torch.Tensor:
+        """What is asked of the samples at these positions, [B,Q]."""
+        dataset = cast(HasQuestions, self.samples.dataset)
+        return dataset.questions[[dataset.question_of(self.samples.ids[place]) for place in positions.tolist()]]
 
     def _decode_all(self, positions: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         pixels = torch.empty(len(positions), *self.shape, dtype=self._dtype)

@@ -2,11 +2,13 @@
 
 from typing import cast
 
+from ..datasets.base import HasQuestions
 from ..errors import Refusal, UserError
 from ..job import classes_of
 from ..methods.base import Method
 from ..metrics.base import Measure, Metric
 from ..models.invertible import Invertible
+from ..models.questions import ReadsQuestions
 from .setting import Setting
 
 
@@ -27,6 +29,9 @@ def check_setting(setting: Setting) -> None:
     if len(dataset) == 0:
         raise UserError(f"dataset={job.dataset}: this split has no samples")
     first = setting.split.load([0])
+    network.asked(first.questions)
+    if first.questions is None and isinstance(network.module, ReadsQuestions):
+        raise UserError(f"{job.model} answers questions, and dataset={job.dataset} asks none: choose sort_of_clevr")
     outputs = setting.network.takes(first.inputs[0], len(dataset.class_names))
     if first.labels.is_floating_point() and outputs > 1:
         single = "; for its single output set output=raw" if network.adapted.get("two_classes") else ""
@@ -88,6 +93,8 @@ def _check_metric(setting: Setting, method: Method, metric: Measure) -> None:
             f"{name} looks at the path of neurons that a method chooses, and {by} chooses none; "
             "neuron_mct, neuron_intgrad and the pathway_* methods do"
         )
+    if metric.kind == "retraining" and isinstance(setting.dataset, HasQuestions):
+        raise Refusal(f"{name} trains on masked images, and dataset={job.dataset} asks questions of them")
     if metric.kind == "pooled" and len(setting.samples) < len(setting.dataset):
         raise Refusal(f"{name} is defined over the whole split: set dataset.limit=null and no filter")
 

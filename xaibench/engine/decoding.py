@@ -58,7 +58,9 @@ def decode(job: Job, how: Decoding) -> tuple[dict[int, torch.Tensor], list[Decod
         batch = setting.load(samples)
         images = setting.preprocessing.denormalise(batch.inputs)
         pictures |= dict(zip(samples, images.cpu()))
-        found += _of_batch(setting.classifier, method, samples, batch.inputs, batch.targets, job.seed, how)
+        for _, alike in batch.alike():
+            classifier = setting.classifier.asked(alike.questions)
+            found += _of_batch(classifier, method, alike.samples, alike.inputs, alike.targets, job.seed, how)
     return pictures, found
 
 

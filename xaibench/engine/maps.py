@@ -54,6 +54,11 @@ class Maps:
         """The key of the maps."""
         return self.stage.artefact.key
 
+    def of(self, batch: Batch, purpose: str = "method") -> torch.Tensor:
+        """The method's maps [B,C or 1,H,W] of a batch that is alike, see `attribute`."""
+        also = {"masks": batch.masks, "labels": batch.labels, "questions": batch.questions}
+        return self.attribute(batch.inputs, batch.targets, batch.samples, purpose=purpose, **also)
+
     def attribute(
         self,
         inputs: torch.Tensor,
@@ -63,34 +68,41 @@ class Maps:
         purpose: str = "method",
         masks: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        questions: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The method's maps [B,C or 1,H,W] of any inputs [B,C,H,W]; each draws from its sample's generator.
 
         purpose: other words give other draws. masks [B,H,W]: what the targets are about in these inputs. labels [B]:
-        of the samples.
+        of the samples. questions [B,Q]: what is asked of these inputs, the same of each.
         """
         setting = self.setting
         context = Context(
             generators=rng.sample_generators(setting.job.seed, purpose, samples),
-            fitted=setting.fitted(self.fit),
+            fitted=setting.fitted(self.fit, questions),
             samples=samples,
             labels=labels,
             masks=masks,
             data=setting.split.samples,
         )
-        maps = self.method.attribute(setting.classifier.sized(inputs), inputs, targets, context).detach()
+        classifier = setting.classifier.sized(inputs).asked(questions)
+        maps = self.method.attribute(classifier, inputs, targets, context).detach()
         _check_shape(setting.job.method, maps, inputs)
         # Maps from elsewhere keep their precision: it may be what ranks their pixels.
         return maps if self.method.own_samples_only else maps.float()
 
     def propagate(
-        self, inputs: torch.Tensor, signals: Sequence[torch.Tensor], start: str, keep: Sequence[str]
+        self,
+        inputs: torch.Tensor,
+        signals: Sequence[torch.Tensor],
+        start: str,
+        keep: Sequence[str],
+        questions: torch.Tensor | None = None,
     ) -> list[dict[str, torch.Tensor]]:
         """For each of the signals [B,...] at the output of the layer `start`, what arrives at the layers `keep` by the
-        method's rules for inputs [B,C,H,W]."""
-        context = Context(fitted=self.setting.fitted(self.fit))
+        method's rules for inputs [B,C,H,W]. questions: as for `attribute`."""
+        context = Context(fitted=self.setting.fitted(self.fit, questions))
         rules = cast(Propagating, self.method)
-        return rules.propagate(self.setting.classifier, inputs, signals, start, keep, context)
+        return rules.propagate(self.setting.classifier.asked(questions), inputs, signals, start, keep, context)
 
     def path(
         self,
@@ -100,16 +112,18 @@ class Maps:
         *,
         purpose: str = "method",
         beside: str | None = None,
+        questions: torch.Tensor | None = None,
     ) -> Neurons:
         """The neurons that the method chooses for inputs, drawn as for its maps, see `Pathway.path`.
 
         beside: instead the choice of the selector of this name at the method's sparsity, with draws of its own.
+        questions: as for `attribute`.
         """
         chooser = cast(Pathway, self.method)
         if beside is not None:
             chooser, purpose = selector(beside, getattr(self.method, "sparsity", None)), f"{purpose} beside"
         generators = rng.sample_generators(self.setting.job.seed, purpose, samples)
-        return chooser.path(self.setting.classifier, inputs, targets, generators)
+        return chooser.path(self.setting.classifier.asked(questions), inputs, targets, generators)
 
     def collapsed(self, samples: Sequence[int], how: str, sign: str) -> tuple[torch.Tensor, np.ndarray]:
         """The maps of these samples as [B,H,W], and whether each is finite: its status [B]."""
@@ -119,11 +133,8 @@ class Maps:
     def _compute(self, samples: Sequence[int]) -> Arrays:
         batch = self.setting.load(samples)
         with self.stage.timed():
-            found = [
-                (rows, self.attribute(part.inputs, part.targets, part.samples, masks=part.masks, labels=part.labels))
-                for rows, part in batch.by_size()
-            ]
-            maps = found[0][1] if batch.valid is None else padded(found, batch)
+            found = [(rows, self.of(part)) for rows, part in batch.alike()]
+            maps = found[0][1] if batch.is_alike else padded(found, batch)
         if self.kept_collapsed is not None:
             maps = collapse(maps, self.kept_collapsed)[:, None]
         columns = {
@@ -139,7 +150,7 @@ class Maps:
 
 
 def padded(found: Sequence[tuple[torch.Tensor, torch.Tensor]], batch: Batch) -> torch.Tensor:
-    """Maps [b,C,h,w] of the parts of a batch (`Batch.by_size`), with the rows they are of, as one: 0 in the padding."""
+    """Maps [b,C,h,w] of the parts of a batch (`Batch.alike`), with the rows they are of, as one: 0 in the padding."""
     maps = torch.zeros(len(batch.samples), found[0][1].shape[1], *batch.inputs.shape[2:]).to(found[0][1])
     for rows, part in found:
         maps[rows, :, : part.shape[2], : part.shape[3]] = part

@@ -154,10 +154,10 @@ class PerSample:
             others={name: other[rows] for name, other in others.items()},
             other_logits=self._other_logits(chosen),
         )
-        if batch.valid is None:
+        if batch.is_alike:
             computed = self._evaluate(batch, read, beside)
         else:
-            computed = self._evaluate_by_size(batch, read, beside)
+            computed = self._evaluate_alike(batch, read, beside)
         for name, tensor in computed.items():
             values = tensor.detach().cpu().numpy().astype(np.float64)
             columns[name] = np.full((len(samples), *values.shape[1:]), np.nan)
@@ -165,28 +165,28 @@ class PerSample:
         return columns
 
     def _evaluate(self, batch: Batch, maps: torch.Tensor | None, beside: Context) -> Columns:
-        """The metric's columns of a batch of inputs of one size and of their maps [B,H,W]. beside: what else was
-        computed of these samples before."""
+        """The metric's columns of a batch that is alike and of their maps [B,H,W]. beside: what else was computed of
+        these samples before."""
         setting = self.setting
         context = dataclasses.replace(
             beside,
             generators=rng.sample_generators(setting.job.seed, "metric", batch.samples),
-            fitted=setting.fitted(self.fit),
+            fitted=setting.fitted(self.fit, batch.questions),
             explain=functools.partial(self._explain, batch),
-            propagate=self.maps.propagate,
-            path=functools.partial(self._path, batch.samples),
+            propagate=functools.partial(self.maps.propagate, questions=batch.questions),
+            path=functools.partial(self._path, batch),
             data=setting.split.samples,
             sign_of_logit=self.maps.method.sign_of_logit,
         )
-        read, classifier = cast(torch.Tensor, maps), setting.classifier.sized(batch.inputs)
+        read, classifier = cast(torch.Tensor, maps), setting.classifier.sized(batch.inputs).asked(batch.questions)
         with self.scores.timed():
             return self.metric.evaluate(classifier, batch, read, context)
 
-    def _evaluate_by_size(self, batch: Batch, maps: torch.Tensor | None, beside: Context) -> Columns:
-        """As `_evaluate`, of inputs that differ in size. Curves of smaller ones have fewer points: they are read, in
-        straight lines from point to point, where those of the largest size have theirs."""
+    def _evaluate_alike(self, batch: Batch, maps: torch.Tensor | None, beside: Context) -> Columns:
+        """As `_evaluate`, of inputs that differ in size or in what is asked of them. Curves of smaller ones have fewer
+        points: they are read, in straight lines from point to point, where those of the largest size have theirs."""
         axes, found = self.metric.axes(self.setting.classifier), []
-        for rows, part in batch.by_size():
+        for rows, part in batch.alike():
             height, width = part.inputs.shape[2:]
             of_part = Context(
                 responses={name: column[rows] for name, column in beside.responses.items()},
@@ -203,7 +203,7 @@ class PerSample:
     def _respond(self, samples: Sequence[int]) -> Arrays:
         batch = self.setting.load(samples)
         with self.responses.timed():
-            responses = _in_order([(rows, self._respond_to(part)) for rows, part in batch.by_size()])
+            responses = _in_order([(rows, self._respond_to(part)) for rows, part in batch.alike()])
         return _arrays(responses)
 
     def _respond_to(self, batch: Batch) -> dict[str, torch.Tensor]:
@@ -211,9 +211,10 @@ class PerSample:
             self.responses.keep([batch.samples[row] for row in rows], _arrays(responses))
 
         generators = rng.sample_generators(self.setting.job.seed, "response", batch.samples)
-        fitted = self.setting.fitted(self.fit if self.metric.responses_read_fit else None)
+        fitted = self.setting.fitted(self.fit if self.metric.responses_read_fit else None, batch.questions)
         context = Context(generators=generators, fitted=fitted, keep=keep, data=self.setting.split.samples)
-        return self.metric.respond(self.setting.classifier.sized(batch.inputs), batch, context)
+        classifier = self.setting.classifier.sized(batch.inputs).asked(batch.questions)
+        return self.metric.respond(classifier, batch, context)
 
     def _explain(
         self,
@@ -222,25 +223,28 @@ class PerSample:
         targets: torch.Tensor,
         purpose: str,
         masks: torch.Tensor | None = None,
+        questions: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """What a metric's `evaluate` receives as `explain`, with the batch that it scores."""
+        questions = batch.questions if questions is None else questions
         masks = batch.masks if masks is None else masks
+        explained = dataclasses.replace(batch, inputs=inputs, targets=targets, masks=masks, questions=questions)
         purpose = f"method {purpose}".strip()
-        maps = self.maps.attribute(inputs, targets, batch.samples, purpose=purpose, masks=masks, labels=batch.labels)
-        return collapse(maps, self.how, self.metric.sign)
+        found = [(rows, {"maps": self.maps.of(part, purpose)}) for rows, part in explained.alike()]
+        return collapse(_in_order(found)["maps"].to(inputs.device), self.how, self.metric.sign)
 
     def _path(
         self,
-        samples: Sequence[int],
+        batch: Batch,
         inputs: torch.Tensor,
         targets: torch.Tensor,
         rows: slice,
         purpose: str = "",
         beside: str | None = None,
     ) -> Neurons:
-        """What a metric's `evaluate` receives as `path`, with the samples of the batch that it scores."""
-        purpose = f"method {purpose}".strip()
-        return self.maps.path(inputs, targets, samples[rows], purpose=purpose, beside=beside)
+        """What a metric's `evaluate` receives as `path`, with the batch that it scores."""
+        purpose, questions = f"method {purpose}".strip(), batch.questions
+        return self.maps.path(inputs, targets, batch.samples[rows], purpose=purpose, beside=beside, questions=questions)
 
     @property
     def _has_responses(self) -> bool:

@@ -16,7 +16,7 @@ import torch
 
 from .. import rng
 from ..build import build
-from ..datasets.base import Batch, Dataset, Row, Samples
+from ..datasets.base import Batch, Dataset, HasQuestions, Row, Samples
 from ..errors import UserError, first_line
 from ..job import ORIGINAL, TRAINED, Job, classes_of
 from ..methods.base import Method
@@ -354,8 +354,8 @@ class Setting:
         return kept, passed_over
 
     def _compute_logits(self, samples: Sequence[int]) -> Arrays:
-        parts = list(self.split.load(samples).by_size())
-        logits = torch.cat([self.classifier.logits(part.inputs) for _, part in parts])
+        parts = list(self.split.load(samples).alike())
+        logits = torch.cat([self.classifier.asked(part.questions).logits(part.inputs) for _, part in parts])
         return {"logits": logits.cpu()[torch.cat([rows for rows, _ in parts]).argsort()].numpy()}
 
     def _checksums(self, samples: Sequence[int]) -> np.ndarray:
@@ -374,16 +374,30 @@ class Setting:
 
         def make() -> Arrays:
             log.info("fitting %s on %d samples of %s", name, len(samples), self.job.fit.split)
-            state = self.within_memory(
-                lambda: estimate(self.classifier, samples, rng.generator(self.job.fit.seed, "fit"))
-            )
-            return {key: tensor.detach().cpu().numpy() for key, tensor in state.items()}
+
+            def of(part: Samples, questions: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+                return self.within_memory(
+                    lambda: estimate(self.classifier.asked(questions), part, rng.generator(self.job.fit.seed, "fit"))
+                )
+
+            dataset = samples.dataset
+            if not isinstance(dataset, HasQuestions):
+                return {key: tensor.detach().cpu().numpy() for key, tensor in of(samples).items()}
+            # One for each question, from the samples that ask it: to a method every question is a network of its own.
+            return {
+                f"{place}:{key}": tensor.detach().cpu().numpy()
+                for place, question in enumerate(dataset.questions)
+                for key, tensor in of(samples.asking(place), question[None]).items()
+            }
 
         artefact = Artefact(self.root, "fits", (*self.names, name), {"model": self.base["model"], **fitted})
         return Fit(artefact, make, self.made_by(), self.only_cache)
 
-    def fitted(self, fit: Fit | None) -> dict[str, torch.Tensor]:
-        """What was fitted, on the device; nothing for None. Of many networks the last few are kept in memory."""
+    def fitted(self, fit: Fit | None, questions: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        """What was fitted, on the device; nothing for None. Of many networks the last few are kept in memory.
+
+        questions: [b,Q], all the same: what was fitted to the network that is asked this one.
+        """
         if fit is None:
             return {}
 
@@ -393,7 +407,11 @@ class Setting:
                 arrays = fit.arrays() or {}
             return {key: torch.from_numpy(array).to(self.device) for key, array in arrays.items()}
 
-        return self.kept.get("fit", {"key": fit.artefact.key, "folder": str(fit.artefact.folder)}, read)
+        found = self.kept.get("fit", {"key": fit.artefact.key, "folder": str(fit.artefact.folder)}, read)
+        if questions is None or not isinstance(self.dataset, HasQuestions):
+            return found
+        place = int((self.dataset.questions.to(questions) == questions[0]).all(1).nonzero()[0])
+        return {key.removeprefix(f"{place}:"): tensor for key, tensor in found.items() if key.startswith(f"{place}:")}
 
     def _fit_samples(self, name: str) -> Samples:
         fit = self.job.fit

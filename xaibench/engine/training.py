@@ -12,7 +12,7 @@ import torch
 
 from .. import rng
 from ..build import build
-from ..datasets.base import Dataset, HasWords, Samples
+from ..datasets.base import Dataset, HasQuestions, HasWords, Samples
 from ..datasets.images import Images
 from ..errors import UserError
 from ..job import Job
@@ -21,6 +21,7 @@ from ..models.accuracy import accuracy
 from ..models.fitting import Fitting
 from ..models.loading import build_module, check_input, load_classifier, start_from
 from ..models.preprocessing import Preprocessing
+from ..models.questions import OfPainted
 from ..models.randomise import PERMUTED_LABELS
 from ..models.recipe import Recipe
 from ..models.sentences import LearnsWords, OfIds, Sentences
@@ -110,6 +111,8 @@ def trained_weights(job: Job, root: Path, device: torch.device) -> Path:
         if isinstance(module, LearnsWords):
             module.learn(_words(samples.dataset, job))
             trained, preprocessing = OfIds(module), Sentences.of(module)
+        elif isinstance(samples.dataset, HasQuestions):
+            trained = OfPainted(module)
 
         def images_of(part: Samples) -> Images:
             return Images(Samples(part.dataset, preprocessing, part.ids, device), recipe.reads_vectors)

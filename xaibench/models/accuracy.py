@@ -15,7 +15,7 @@ def accuracy(classifier: Classifier, batches: Iterable[LabelledBatch], loss: Los
     found = []
     for batch in batches:
         labels = batch.vectors if loss in OF_VECTORS and batch.vectors is not None else batch.labels
-        found.append((classifier.logits(batch.inputs), labels))
+        found.append((classifier.asked(batch.questions).logits(batch.inputs), labels))
     return share_right(found, loss)
 
 

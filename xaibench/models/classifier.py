@@ -10,6 +10,7 @@ from torch import nn
 from .. import rng
 from ..errors import Refusal, UserError, nearest
 from .preprocessing import Preprocessing
+from .questions import asked
 
 OUTPUTS = ("logit", "probability", "sigmoid", "raw")
 RETURNS = ("logits", "probabilities", "log_probabilities", "values")
@@ -105,6 +106,25 @@ class Classifier:
         if self.places != "words" or (height, width) == self.input_size[1:]:
             return self
         return replace(self, input_size=(channels, height, width))
+
+    def asked(self, questions: torch.Tensor | None) -> "Classifier":
+        """The classifier as one of pictures alone, of each of which the same is asked.
+
+        Args:
+            questions: [b,Q], of a batch, all the same (`Batch.alike`); None where nothing is asked.
+
+        Returns:
+            The classifier whose network answers that question; itself for None.
+
+        Raises:
+            UserError: If the network reads no questions, or those of another length.
+            ValueError: If the questions differ.
+        """
+        if questions is None:
+            return self
+        if not bool((questions == questions[:1]).all()):
+            raise ValueError("a classifier is asked one question: see Batch.alike")
+        return replace(self, module=asked(self.module, questions[0], self.name))
 
     def require_pictures(self, what: str) -> None:
         """Refuse what is made for pictures alone.

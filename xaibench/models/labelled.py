@@ -8,7 +8,8 @@ Augment = Literal["none", "crop_flip"]
 
 
 class LabelledBatch(Protocol):
-    """Network inputs [B,C,H,W] and their labels [B], and where they have several, all of them [B,L]."""
+    """Network inputs [B,C,H,W] and their labels [B], where they have several, all of them [B,L], and where the same
+    question is asked of each, that [B,Q]."""
 
     @property
     def inputs(self) -> torch.Tensor: ...
@@ -18,6 +19,9 @@ class LabelledBatch(Protocol):
 
     @property
     def vectors(self) -> torch.Tensor | None: ...
+
+    @property
+    def questions(self) -> torch.Tensor | None: ...
 
 
 class ImageSource(Protocol):

@@ -58,7 +58,7 @@ class ClassDifference(Metric):
 
     def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor, context: Context) -> Columns:
         others, same = self.other.maps(classifier, batch, context)
-        first, second = self.normalised(maps), self.normalised(others)
+        first, second = normalised(maps, self.percentile), normalised(others, self.percentile)
         orders = torch.stack([torch.randperm(first.shape[1], generator=g) for g in context.generators]).to(first.device)
         columns = {
             "difference": (first - second).abs().mean(1),
@@ -67,10 +67,12 @@ class ClassDifference(Metric):
         columns["relative"] = columns["difference"] / columns["shuffled"].where(columns["shuffled"] > 0, torch.nan)
         return {name: column.masked_fill(same, torch.nan) for name, column in columns.items()}
 
-    def normalised(self, maps: torch.Tensor) -> torch.Tensor:
-        """Maps [B,H,W] -> float64 [B,H*W] in [-1, 1]; a map of zeros stays one."""
-        values = maps.flatten(1).double()
-        ordered = values.abs().sort(1).values
-        scale, most = percentile(ordered, self.percentile), ordered[:, -1:]
-        scale = scale.where(scale > 0, most.where(most > 0, 1))
-        return (values / scale).clamp(-1, 1)
+
+def normalised(maps: torch.Tensor, percent: float) -> torch.Tensor:
+    """Maps [B,H,W] -> float64 [B,H*W] in [-1, 1], 1 being this percentile of the absolute values, or where that is 0
+    the largest; a map of zeros stays one."""
+    values = maps.flatten(1).double()
+    ordered = values.abs().sort(1).values
+    scale, most = percentile(ordered, percent), ordered[:, -1:]
+    scale = scale.where(scale > 0, most.where(most > 0, 1))
+    return (values / scale).clamp(-1, 1)

@@ -11,7 +11,7 @@ import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, partialmethod
 from typing import Any
 
 import torch
@@ -24,6 +24,8 @@ from .parts import PARTS, multi_head_attention
 LOOKED_INTO = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.GLU, nn.Softmax)
 # Functions and methods that make a tensor of nothing but sizes.
 FACTORIES = ("zeros", "ones", "full", "empty", "arange")
+# Methods that repeat a tensor as often as sizes say, which may be one's that is there before the network runs.
+REPEATERS = ("expand", "repeat", "tile", "broadcast_to")
 MAKERS = ("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor")
 
 
@@ -293,7 +295,8 @@ def _stands(*given: Any) -> list[fx.Proxy]:
 @contextmanager
 def _functions_seen(tracer: Tracer) -> Iterator[None]:
     """What does not know of stand-ins makes nodes of them: functions with a backward pass of their own
-    (torch.autograd.Function), and those that make a tensor of a size, such as torch.zeros(x.shape[0], 4)."""
+    (torch.autograd.Function), and those that make a tensor of a size, such as torch.zeros(x.shape[0], 4) or
+    self.embedding.expand(x.shape[0], 4)."""
     plain = torch.autograd.Function.__dict__["apply"]
     factories = {name: getattr(torch, name) for name in FACTORIES}
 
@@ -307,15 +310,24 @@ def _functions_seen(tracer: Tracer) -> Iterator[None]:
             return tracer.number("call_function", function, args, kwargs)
         return function(*args, **kwargs)
 
+    def repeated(name: str, tensor: Any, *args: Any, **kwargs: Any) -> Any:
+        if _stands(args, kwargs):
+            return tracer.create_proxy("call_method", name, (tensor, *args), kwargs)
+        return getattr(super(torch.Tensor, tensor), name)(*args, **kwargs)
+
     setattr(torch.autograd.Function, "apply", classmethod(apply))  # noqa: B010
     for name, function in factories.items():
         setattr(torch, name, partial(made, function))
+    for name in REPEATERS:  # inherited from a class that is not Python's, so that deleting them brings those back
+        setattr(torch.Tensor, name, partialmethod(partial(repeated, name)))
     try:
         yield
     finally:
         setattr(torch.autograd.Function, "apply", plain)  # noqa: B010
         for name, function in factories.items():
             setattr(torch, name, function)
+        for name in REPEATERS:
+            delattr(torch.Tensor, name)
 
 
 @contextmanager
