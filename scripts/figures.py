@@ -156,6 +156,35 @@ def paths(results: Path) -> Figure:
     return figure
 
 
+def questions(results: Path) -> Figure:
+    """Histograms of how much pixels of a map change with another answer and with another question, method by method,
+    the means beside their names. Both are shares of all pixels; methods whose maps change with neither have none."""
+    cells = [cell for cell in leaderboard.read_cells(results) if cell.card["metric"] == "question_sensitivity"]
+    cells = [cell for cell in cells if cell.columns["question"].mean() > 0]
+    if not cells:
+        raise SystemExit(f"{results}: no runs of question_sensitivity in which a map changed")
+    across = min(5, len(cells))
+    down = -(-len(cells) // across)
+    size = (2.6 * across, 2.2 * down + 0.8)
+    figure, panels = plt.subplots(down, across, figsize=size, layout="constrained", squeeze=False, sharex=True, sharey=True)
+    for axes, cell in zip(panels.flat, cells):
+        tables = cell.tables()
+        for name, colour in (("answer", BLUE), ("question", ORANGE)):
+            shares, mean = np.nanmean(tables[f"{name}_histogram"], axis=0), cell.columns[name].mean()
+            middles = (np.arange(len(shares)) + 0.5) / len(shares)
+            axes.step(middles, shares, where="mid", color=colour, label=f"another {name}")
+            axes.axvline(mean, color=colour, linewidth=0.8, linestyle=":")
+        axes.set(yscale="log", ylim=(1e-5, 1.2), xlim=(0, 1))
+        axes.set_title(" ".join(filter(None, (cell.card["method"], cell.card["method_variant"]))), fontsize=9)
+    for axes in panels.flat[len(cells) :]:
+        axes.set_axis_off()
+    figure.supxlabel("change of a pixel of the normalised map (dotted: the mean)", fontsize=9)
+    figure.supylabel("share of pixels", fontsize=9)
+    figure.legend(*panels.flat[0].get_legend_handles_labels(), frameon=False, loc="outside upper right", ncols=2)
+    figure.suptitle(what(cells[0].card), fontsize=10, x=0.01, ha="left")
+    return figure
+
+
 def _of(cell: Cell) -> tuple[str, ...]:
     """Whose paths a cell is about."""
     return cell.card["method"], cell.card["method_variant"], cell.card["keys"]["sample_key"]
@@ -226,6 +255,7 @@ FIGURES: dict[str, Callable[[Path], Figure]] = {
     "iba_layer_sweep": layer_sweep,
     "csc": convergence,
     "paths": paths,
+    "questions": questions,
 }
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ QUESTIONS = torch.eye(11)[:3]
 
 
 def test_it_is_a_sum_over_pairs_of_places(network, images):
-    module, coordinates = network.module, torch.linspace(-1, 1, 4).tolist()
+    module, coordinates = network.module, torch.linspace(-2, 2, 4).tolist()
     features = module.features(images)
     found = []
     for image, question in zip(features, QUESTIONS):

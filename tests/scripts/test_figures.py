@@ -85,3 +85,14 @@ def test_paths_are_drawn_over_the_sparsity(xaibench, here, figures):
     card.write_text(card.read_text().replace('"model": "smallcnn"', '"model": "another"'))
     with pytest.raises(SystemExit, match="paths of another x shapes, smallcnn x shapes; expected"):
         figures.paths(Path("results"))
+
+
+def test_changes_by_questions_and_answers_are_drawn_as_shares_of_pixels(xaibench, here, figures):
+    few = ("model=relation_network", "model.weights=random", "dataset=sort_of_clevr", "dataset.limit=3")
+    assert xaibench("run", "-m", "method=gradient,constant", "metric=question_sensitivity", *few)[0] == 0
+    (axes,) = figures.questions(Path("results")).axes  # a control's maps do not change
+    board = pd.read_csv("results/leaderboard.csv", keep_default_na=False).set_index(["method", "statistic"])
+    steps, means = axes.lines[::2], axes.lines[1::2]
+    for line, mean, name in zip(steps, means, ("answer", "question")):
+        assert sum(line.get_ydata()) == pytest.approx(1)
+        assert mean.get_xdata()[0] == pytest.approx(float(board.loc[("gradient", name), "value"]), rel=1e-5)

@@ -13,8 +13,9 @@ class RelationNetwork(nn.Module):
     coordinates beside each place, but 64 places for 16, layers of 256, and a question that an LSTM reads; here it is a
     vector. f and g have two and four hidden layers. A forward pass takes 11 million multiply-adds.
 
-    It starts from weights that keep the size of values (He et al. 2015), but for the last layer of g, a sixteenth of
-    that, so that a sum over 256 pairs is no larger than one of them: torch's own take several times as long to learn.
+    It starts from weights that keep the size of values (He et al. 2015), but for two layers of g: the last one's are a
+    sixteenth of that, so that a sum over 256 pairs is no larger than one of them, and those of the first that read the
+    question four times it, since three bits beside some sixty numbers would take long to be heard.
 
     num_classes: answers K. questions: numbers Q that a question is coded in. channels: of each convolution. width: of
         each layer of g and f.
@@ -23,7 +24,7 @@ class RelationNetwork(nn.Module):
     coordinates: torch.Tensor
     question: torch.Tensor
 
-    def __init__(self, num_classes: int = 10, questions: int = 11, channels: int = 24, width: int = 96) -> None:
+    def __init__(self, num_classes: int = 10, questions: int = 11, channels: int = 24, width: int = 64) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for before in (3, channels, channels, channels):
@@ -37,7 +38,7 @@ class RelationNetwork(nn.Module):
         self.f = nn.Sequential(
             nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, num_classes)
         )
-        line = torch.linspace(-1, 1, SIDE)
+        line = torch.linspace(-2, 2, SIDE)
         self.register_buffer("coordinates", torch.stack(torch.meshgrid(line, line, indexing="ij"))[None])
         self.register_buffer("question", torch.zeros(questions), persistent=False)
         for module in self.modules():
@@ -45,6 +46,7 @@ class RelationNetwork(nn.Module):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 nn.init.zeros_(module.bias)
         with torch.no_grad():
+            self.g[0].weight[:, -questions:].mul_(4)
             self.g[-2].weight.div_(SIDE**2)
 
     def forward(self, images: torch.Tensor, questions: torch.Tensor | None = None) -> torch.Tensor:
