@@ -66,6 +66,19 @@ def test_questions_take_turns_and_objects_do_not_touch():
             assert not around & second
 
 
+def test_concepts_are_the_colours_and_shapes_of_the_picture():
+    data = SortOfClevr()
+    found = data.concepts([3, 4])
+    assert tuple(found) == data.concept_names
+    for row, index in enumerate((3, 4)):
+        objects = objects_of(data[index].image)
+        for name, (_, _, pixels) in zip(COLOURS, objects):
+            assert {tuple(place) for place in found[name][row].nonzero().flip(1).tolist()} == set(pixels)
+        for name, square in (("square", True), ("circle", False)):
+            expected = set().union(*(pixels for _, is_square, pixels in objects if is_square is square))
+            assert {tuple(place) for place in found[name][row].nonzero().flip(1).tolist()} == expected
+
+
 def test_what_guessing_the_likeliest_answer_gets():
     """Halves for two answers; for the count, one and how many of five others have its shape: at best C(5,2)/32."""
     data = SortOfClevr()

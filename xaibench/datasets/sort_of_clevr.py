@@ -4,7 +4,7 @@ Santoro et al. 2017, "A simple neural network module for relational reasoning", 
 known, and so is the object that the question names.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -123,6 +123,19 @@ class SortOfClevr(Dataset):
             for scene in draw(drawn):
                 if is_clear(scene, kind, colour):
                     return scene
+
+    @property
+    def concept_names(self) -> tuple[str, ...]:
+        """The colours and the shapes."""
+        return (*COLOURS, "square", "circle")
+
+    def concepts(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Where the object of each colour is, and where objects of each shape are, bool [N,64,64] each."""
+        drawn = [self.scene(index) for index in indices]
+        masks = torch.stack([torch.from_numpy(render(scene)[1]) for scene in drawn])
+        squares = torch.stack([torch.from_numpy(scene.shapes == SQUARE) for scene in drawn])[:, :, None, None]
+        found = dict(zip(COLOURS, masks.unbind(1)))
+        return {**found, "square": (masks & squares).any(1), "circle": (masks & ~squares).any(1)}
 
     def words_of(self, index: int) -> str:
         """The question of a sample, for people."""
