@@ -29,8 +29,9 @@ from xaibench.engine.device import keep_freed_memory
 from xaibench.models import checkpoint
 from xaibench.models.loading import build_module
 from xaibench.models.preprocessing import Preprocessing
-from xaibench.models.recipe import Recipe, finish, prepare
+from xaibench.models.recipe import Recipe
 from xaibench.models.relation_network import SIDE, RelationNetwork
+from xaibench.models.train import finish, prepare
 from xaibench.rng import generator
 
 PREPROCESSING = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
