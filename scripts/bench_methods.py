@@ -3,6 +3,7 @@
     python scripts/bench_methods.py                                  # every row, on the default network
     python scripts/bench_methods.py --methods kernel_shap occlusion --model mobilenet_v2 --size 224
     python scripts/bench_methods.py --methods attention attention_grad gradcam_pp --model vit_b_16 --size 224
+    python scripts/bench_methods.py --methods attention attnlrp --model smallvit --batch-size 8 --tokens 65
 
 Ours, theirs and the bare passes run in turn on the same inputs, and the medians over the rounds of the ratios count,
 so that a busy machine slows all alike. Captum gets as many perturbed images per call (`perturbations_per_eval`) as we
@@ -13,6 +14,9 @@ time.
 Optimisations and attention have no counterpart in Captum: the same method stands there, one image at a time. A method
 that refuses the network is named as such.
 
+With `--tokens` memory is measured instead of time: how many attention maps [B,heads,tokens,tokens] of one layer and a
+whole batch live at a time, with as many images as a batch holds and with four times as many.
+
 To add a method: a function from a Bench to a Row, in ROWS.
 """
 
@@ -21,6 +25,7 @@ import copy
 import importlib.util
 import statistics
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -32,6 +37,8 @@ import zennit.core
 import zennit.rules
 import zennit.types
 from captum._utils.models.linear_model import SkLearnLinearModel
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models import VisionTransformer, get_model
 from zennit.canonizers import SequentialMergeBatchNorm
 
@@ -423,6 +430,41 @@ def bare(bench: Bench, method: Method) -> Callable[[], None]:
     return passes
 
 
+class LiveMaps(TorchDispatchMode):
+    """Counts the bytes of the tensors [...,tokens,tokens] that live at a time, views once. peak: the most."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        self.tokens, self.living, self.peak = tokens, 0, 0
+        self.seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, function: Callable, types: object, args: tuple = (), kwargs: dict | None = None):
+        found = function(*args, **(kwargs or {}))
+        for tensor in found if isinstance(found, tuple | list) else (found,):
+            if isinstance(tensor, torch.Tensor) and tensor.shape[-2:] == (self.tokens, self.tokens):
+                storage = tensor.untyped_storage()
+                if storage not in self.seen:
+                    self.seen.add(storage)
+                    weakref.finalize(storage, self._gone, storage.nbytes())
+                    self.living += storage.nbytes()
+                    self.peak = max(self.peak, self.living)
+        return found
+
+    def _gone(self, size: int) -> None:
+        self.living -= size
+
+
+def attention_maps(bench: Bench, row: Row, tokens: int, times: int) -> float:
+    """The most attention maps of one layer and one whole batch that live at a time, of `times` batches of images."""
+    network = bench.network
+    heads = next(part.num_heads for part in network.module.modules() if isinstance(part, nn.MultiheadAttention))
+    inputs = torch.randn(times * network.batch_size, *network.input_size, device=bench.inputs.device)
+    larger = Bench(network, inputs, torch.arange(len(inputs), device=inputs.device) % 10)
+    with LiveMaps(tokens) as live:
+        larger.attribute(row.ours, row.fitted)
+    return live.peak / (network.batch_size * heads * tokens**2 * inputs.element_size())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=ROWS, default=list(ROWS))
@@ -431,6 +473,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4, help="images side by side")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, help="of one image: measure memory, for networks of MultiheadAttention")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1, help="1: the processor is timed, not the clock")
     options = parser.parse_args()
@@ -455,6 +498,10 @@ def main() -> None:
             row.ours.check(network)
         except Refusal as refusal:
             print(f"{name:25s} refuses: {str(refusal)[:80]}", flush=True)
+            continue
+        if options.tokens:
+            one, four = (attention_maps(bench, row, options.tokens, times) for times in (1, 4))
+            print(f"{name:25s} attention maps at a time: {one:.2f} with one batch, {four:.2f} with four", flush=True)
             continue
         try:
             row.theirs()

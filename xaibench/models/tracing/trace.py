@@ -564,6 +564,12 @@ class _Builder:
         several = {one: self.several[one] for one in read if one in self.several}
         places = {one: self.places[one] for one in read if one not in several}
         sources = tuple(dict.fromkeys([*places.values(), *(s for one in several.values() for s in one.sources)]))
+        # Which source each argument is; None: it is the same for every input.
+        which = [sources.index(places[one]) if isinstance(one, fx.Node) and one in places else None for one in node.args]
+        if len(_nodes(given)) == sum(i is not None for i in which) and not in_place:
+            # No need to look for sources within the arguments, which takes longer than what is done to a small tensor.
+            plain, options = list(zip(which, node.args)), node.kwargs
+            return lambda *inputs: function(*(x if i is None else inputs[i] for i, x in plain), **options), sources
 
         def call(*inputs: Any) -> Any:
             values = dict(zip(sources, inputs))
