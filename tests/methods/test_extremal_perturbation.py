@@ -40,9 +40,9 @@ def dense_mask(values, size, spacing, width):
 def test_smooth_mask_and_its_gradient_are_those_of_the_definition(size, spacing, width):
     smooth = SmoothMask(size, spacing, width, LIKE)
     values = torch.rand(2, *smooth.grid, dtype=torch.float64)
-    masks, total = smooth.forward(values)
+    masks, weights = smooth.forward(values)
     slope = torch.randn_like(masks)
-    gradient = smooth.backward(values, masks, total, slope)
+    gradient = smooth.backward(masks, weights, slope)
     for row in range(2):
         parameters = values[row].clone().requires_grad_()
         expected = dense_mask(parameters, size, spacing, width)

@@ -1,7 +1,8 @@
 """Extremal perturbations: the smooth mask of a given area that keeps, or takes, the most of the explained output."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -17,8 +18,9 @@ Variant = Literal["preserve", "delete", "dual"]
 
 # 1 / T of the smooth maximum.
 COLDNESS = 20.0
-# Products of parameters and kernels that exist at a time: what a processor's caches hold.
-PART = 2**18
+# Of the parameters of masks at each distance: k p, e^20kp, and of each pixel the sum of those.
+Weights = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
 # Values of a mask that differ by less are level.
 TIE = 1e-4
 # The largest blur, at 224 pixels.
@@ -107,23 +109,28 @@ class ExtremalPerturbation(Method):
     ) -> torch.Tensor:
         # One row for each area of each image. A batch of rows is followed to the end, then the next.
         count = len(self.areas)
+        smooth = SmoothMask(tuple(inputs.shape[2:]), self.spacing, self.width, inputs)
         masks = []
         for rows in classifier.chunks(len(inputs) * count):
             samples = torch.arange(rows.start, rows.stop, device=inputs.device) // count
             areas = [self.areas[row % count] for row in range(rows.start, rows.stop)]
-            masks.append(self._masks(classifier, inputs[samples], targets[samples], areas))
+            masks.append(self._masks(classifier, smooth, inputs[samples], targets[samples], areas))
         return torch.cat(masks).view(len(inputs), count, *inputs.shape[2:]).mean(1, keepdim=True)
 
     def _masks(
-        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, areas: list[float]
+        self,
+        classifier: Classifier,
+        smooth: "SmoothMask",
+        inputs: torch.Tensor,
+        targets: torch.Tensor,
+        areas: list[float],
     ) -> torch.Tensor:
         """The mask of each of R inputs at the area of each: [R,H,W]."""
-        smooth = SmoothMask(tuple(inputs.shape[2:]), self.spacing, self.width, inputs)
         pyramid = self._pyramid(classifier, inputs)
         values = torch.ones(len(inputs), *smooth.grid, dtype=inputs.dtype, device=inputs.device)
         speed, weight = None, self.area_weight
         for step in range(self.steps):
-            mask, total = smooth.forward(values)
+            mask, weights = smooth.forward(values)
             mirrored = self.flip and step % 2 == 0
             inside = smooth.crop(mask)
             slope = torch.zeros_like(mask)
@@ -133,34 +140,40 @@ class ExtremalPerturbation(Method):
                 # Less of the reward for hiding: a change of the mask changes what is left the other way.
                 smooth.crop(slope).add_(_reward(classifier, pyramid, 1 - inside, targets, mirrored))
             descent = weight * area_gradient(mask, areas) - slope
-            gradient = smooth.backward(values, mask, total, descent)
+            gradient = smooth.backward(mask, weights, descent)
             speed = gradient if speed is None else self.momentum * speed + (1 - self.momentum) * gradient
             values = (values - self.learning_rate * speed).clamp(0, 1)
             weight *= self.area_growth
         return inside
 
     def _pyramid(self, classifier: Classifier, inputs: torch.Tensor) -> torch.Tensor:
-        """Versions of inputs [R,C,H,W] from nothing left to the input itself: [R,L,C,H,W]."""
+        """Versions of inputs [R,C,H,W] from nothing left to the input itself, as `_reward` reads them: each pixel of
+        each version but the last and what the next one has above it, [R,L-1,H,W,2C]."""
         if self.fill != "blur":
-            return torch.stack([filled(inputs, self.fill, classifier.preprocessing), inputs], dim=1)
-        largest = BLUR * min(inputs.shape[2:]) if self.sigma is None else self.sigma
-        steps = range(self.levels - 1)
-        return torch.stack([*(blurred(inputs, largest * (1 - i / len(steps))) for i in steps), inputs], dim=1)
+            versions = [filled(inputs, self.fill, classifier.preprocessing), inputs]
+        else:
+            largest = BLUR * min(inputs.shape[2:]) if self.sigma is None else self.sigma
+            steps = range(self.levels - 1)
+            versions = [*(blurred(inputs, largest * (1 - i / len(steps))) for i in steps), inputs]
+        pyramid = torch.stack(versions, dim=1).movedim(2, 4)
+        return torch.cat([pyramid[:, :-1], pyramid.diff(dim=1)], dim=4)
 
 
 def _reward(
     classifier: Classifier, pyramid: torch.Tensor, left: torch.Tensor, targets: torch.Tensor, mirrored: bool
 ) -> torch.Tensor:
     """The gradient of the explained output with respect to `left` [R,H,W], how much is left of each pixel."""
-    levels = pyramid.shape[1]
-    height = left * (levels - 1)
-    below = height.floor().clamp(max=levels - 2)
-    index = below.long()[:, None, None].expand(-1, -1, *pyramid.shape[2:])
-    lower = pyramid.gather(1, index)[:, 0]
-    rise = pyramid.gather(1, index + 1)[:, 0] - lower
+    count, steps, *size, _ = pyramid.shape
+    height = left * steps
+    below = height.floor().clamp(max=steps - 1)
+    version = torch.arange(0, count * steps, steps, device=left.device).view(-1, 1, 1) + below.long()
+    pixels = math.prod(size)
+    place = version.flatten(1) * pixels + torch.arange(pixels, device=left.device)
+    shown_at = pyramid.view(count * steps * pixels, -1).index_select(0, place.flatten())
+    lower, rise = shown_at.view(count, *size, 2, -1).permute(3, 0, 4, 1, 2)
     shown = torch.addcmul(lower, rise, (height - below)[:, None])
     gradient = classifier.gradient(shown.flip(3), targets).flip(3) if mirrored else classifier.gradient(shown, targets)
-    return (levels - 1) * (gradient * rise).sum(1)
+    return steps * (gradient * rise).sum(1)
 
 
 def area_gradient(masks: torch.Tensor, areas: list[float]) -> torch.Tensor:
@@ -172,12 +185,12 @@ def area_gradient(masks: torch.Tensor, areas: list[float]) -> torch.Tensor:
     """
     flat = masks.flatten(1)
     size = flat.shape[1]
-    wanted = torch.empty_like(flat)
-    for mask, area, out in zip(flat, areas, wanted):
-        zeros = int(size * (1 - area))
-        turn = mask.kthvalue(zeros + 1).values
-        above, level = mask > turn + TIE, (mask - turn).abs() <= TIE
-        out.copy_(above + level * ((size - zeros - above.sum()) / level.sum()).clamp(0, 1))
+    zeros = [int(size * (1 - area)) for area in areas]
+    turn = torch.stack([mask.kthvalue(count + 1, keepdim=True).values for mask, count in zip(flat, zeros)])
+    above, level = flat > turn + TIE, (flat - turn).abs() <= TIE
+    ones = torch.tensor([size - count for count in zeros], device=flat.device)[:, None]
+    share = ((ones - above.sum(1, keepdim=True)) / level.sum(1, keepdim=True)).clamp(0, 1)
+    wanted = torch.where(level, share.to(flat), above.to(flat))
     return (2 / size * (flat - wanted)).view_as(masks)
 
 
@@ -192,6 +205,9 @@ class SmoothMask:
     smax is the mean weighted by exp(20 k p); k falls from 1, within half a width, as a Gaussian; v are the places of a
     grid of parameters p [R,h,w]. Masks [R,*outer] reach a width beyond the image on all sides (`crop` takes it off).
 
+    Pixels see the parameters in their window at few different distances: exp(20 k p) is taken once for each k and
+    parameter, instead of for each pixel and parameter, and pixels add up what they see.
+
     spacing: pixels between parameters, or None, see ExtremalPerturbation. width: of the kernel in spacings.
     like: its type and device.
     """
@@ -200,61 +216,77 @@ class SmoothMask:
         spacing = _spacing(spacing, size)
         sigma = width * spacing
         self.size, self.spacing, self.margin = size, spacing, round(sigma)
-        # The parameters within reach of a pixel: so many on each side.
+        # The parameters within reach of a pixel: so many on each side; beyond the grid they are 0.
         reach = 1 + math.ceil(sigma / spacing)
-        self.padding = 1 + math.ceil(2 * sigma / spacing)
-        self.window = 2 * reach + 1
+        padding = 1 + math.ceil(2 * sigma / spacing)
         self.grid = tuple(math.ceil(side / spacing) for side in size)
-        self.blocks = tuple(side + 2 * (self.padding - reach) for side in self.grid)
-        self.outer = tuple(spacing * (side - 1) + 1 for side in self.blocks)
-        # Pixels at the same place in their block of spacing x spacing see their neighbours at the same distances.
-        place = torch.arange(spacing, dtype=like.dtype, device=like.device)
-        neighbour = torch.arange(self.window, dtype=like.dtype, device=like.device)
-        offset = place - sigma - spacing * (neighbour[:, None] - self.padding)
-        distance = torch.sqrt(offset[:, None, :, None] ** 2 + offset[None, :, None, :] ** 2) / sigma
+        self.outer = tuple(spacing * (side + 2 * (padding - reach) - 1) + 1 for side in self.grid)
+        # Of the pixels u of a side, and of each parameter v in their window: which it is, how far away, if it is there.
+        pixels = [torch.arange(side)[:, None] for side in self.outer]
+        places = [u // spacing + torch.arange(2 * reach + 1) - padding for u in pixels]
+        offsets = [u - sigma - spacing * v for u, v in zip(pixels, places)]
+        inside = [(v >= 0) & (v < side) for v, side in zip(places, self.grid)]
+        squares = (offset.double().square() for offset in offsets)
+        distance = torch.sqrt(_pairs(torch.add, *squares)) / sigma
         kernel = torch.exp(-2 * (distance - 0.5).clamp(min=0) ** 2)
-        self.kernel = kernel.view(-1, 1, spacing, 1, spacing)
+        there = _pairs(torch.logical_and, *inside)
+        values, level = kernel.round(decimals=14).unique(return_inverse=True)
+        seen = level * math.prod(self.grid) + _pairs(torch.add, places[0] * self.grid[1], places[1])
+        pixel = torch.arange(len(seen))[:, None].expand_as(seen)
+        self.kernel = values.to(like).view(-1, 1, 1)
+        self.outside = (~there).sum(1, keepdim=True).to(like)
+        # What each pixel sees, and by which pixels each parameter is seen at each distance.
+        self.seen = Sums.of(pixel[there], seen[there], len(seen), like.device)
+        self.seen_by = Sums.of(seen[there], pixel[there], len(values) * math.prod(self.grid), like.device)
 
     def crop(self, mask: torch.Tensor) -> torch.Tensor:
         """The part of a mask [R,*outer] that lies on the image: a view [R,H,W]."""
         (height, width), margin = self.size, self.margin
         return mask[:, margin : margin + height, margin : margin + width]
 
-    def forward(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Masks of parameters [R,h,w], and the sums of their weights, which `backward` wants back."""
-        weighted = total = torch.zeros((), dtype=values.dtype, device=values.device)
-        for _, _, product in self._products(values):
-            weight = torch.exp(COLDNESS * product)
-            total = total + weight.sum(1)
-            weighted = weighted + weight.mul_(product).sum(1)
-        mask = (weighted / total).flatten(3).flatten(1, 2)
-        return mask[:, : self.outer[0], : self.outer[1]].contiguous(), total
+    def forward(self, values: torch.Tensor) -> tuple[torch.Tensor, Weights]:
+        """Masks of parameters [R,h,w], and what `backward` wants back."""
+        product = self.kernel * values.flatten(1).T.contiguous()
+        table = product.new_empty(*product.shape[:2], 2, len(values))
+        weight = torch.exp(COLDNESS * product, out=table[:, :, 1])
+        torch.mul(weight, product, out=table[:, :, 0])
+        weighted, total = self.seen(table.view(-1, 2 * len(values))).chunk(2, dim=1)
+        total = total + self.outside  # of parameters that are 0 the weight is 1
+        return (weighted / total).T.reshape(len(values), *self.outer), (product, weight, total)
 
-    def backward(
-        self, values: torch.Tensor, mask: torch.Tensor, total: torch.Tensor, slope: torch.Tensor
-    ) -> torch.Tensor:
+    def backward(self, mask: torch.Tensor, weights: Weights, slope: torch.Tensor) -> torch.Tensor:
         """The gradient [R,h,w] with respect to the parameters of what has the gradient `slope` at their masks."""
         # The derivative of the maximum m = sum(a e^20a) / sum(e^20a) is e^20a / sum(e^20a) * (1 + 20 (a - m)).
-        share = (self._blocks(slope) / total)[:, None]
-        rest = 1 - COLDNESS * self._blocks(mask)[:, None]
-        gradient = values.new_empty(len(values), self.window**2, *self.blocks)
-        for part, kernel, product in self._products(values):
-            weight = torch.exp(COLDNESS * product).mul_(share)
-            gradient[:, part] = weight.mul_(product.mul_(COLDNESS).add_(rest)).mul_(kernel).sum((3, 5))
-        return functional.fold(gradient.flatten(2), self.grid, self.window, padding=self.padding)[:, 0]
+        product, weight, total = weights
+        share = slope.flatten(1).T / total
+        shares = self.seen_by(torch.cat([share * (1 - COLDNESS * mask.flatten(1).T), COLDNESS * share], 1))
+        by_mask, plain = shares.view(len(self.kernel), -1, 2, len(mask)).unbind(2)
+        rise = torch.addcmul(by_mask, product, plain).mul_(weight)
+        return torch.tensordot(self.kernel.flatten(), rise, 1).T.reshape(-1, *self.grid)
 
-    def _products(self, values: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
-        """k p for some neighbours of every pixel after the other: which ones, k [n,1,spacing,1,spacing], and k p as
-        [R,n,rows,spacing,columns,spacing]."""
-        near = functional.unfold(values[:, None], self.window, padding=self.padding)
-        near = near.view(len(values), -1, self.blocks[0], 1, self.blocks[1], 1)
-        count = max(1, PART // (len(values) * math.prod(self.blocks) * self.spacing**2))
-        for start in range(0, self.window**2, count):
-            part = slice(start, start + count)
-            yield part, self.kernel[part], near[:, part] * self.kernel[part]
 
-    def _blocks(self, image: torch.Tensor) -> torch.Tensor:
-        """[R,*outer] -> [R,rows,spacing,columns,spacing], filled up with zeros."""
-        height, width = (self.spacing * side for side in self.blocks)
-        image = functional.pad(image, (0, width - image.shape[2], 0, height - image.shape[1]))
-        return image.view(len(image), self.blocks[0], self.spacing, self.blocks[1], self.spacing)
+@dataclass(frozen=True)
+class Sums:
+    """Sums of rows: of those `rows` from each of `starts` to the next.
+
+    It is a product with a sparse matrix of ones.
+    """
+
+    rows: torch.Tensor
+    starts: torch.Tensor
+
+    @classmethod
+    def of(cls, sums: torch.Tensor, rows: torch.Tensor, count: int, device: torch.device) -> "Sums":
+        """To the sum with each number of `sums` [n], below `count`, goes the row with that of `rows` [n]."""
+        members = torch.bincount(sums, minlength=count)
+        order = sums.argsort(stable=True)
+        return cls(rows[order].int().to(device), (members.cumsum(0) - members).int().to(device))
+
+    def __call__(self, table: torch.Tensor) -> torch.Tensor:
+        """Rows [m,c] -> sums [count,c]."""
+        return functional.embedding_bag(self.rows, table, self.starts, mode="sum")
+
+
+def _pairs(combine: Callable[..., torch.Tensor], down: torch.Tensor, across: torch.Tensor) -> torch.Tensor:
+    """What `combine` makes of values of the rows [H,n] and of the columns [W,n] of an image: [H*W,n*n]."""
+    return combine(down[:, None, :, None], across[None, :, None, :]).flatten(2).flatten(0, 1)

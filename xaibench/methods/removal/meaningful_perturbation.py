@@ -1,6 +1,7 @@
 """Meaningful perturbation: the smallest, smooth part of an image whose blurring takes the class's probability."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -106,7 +107,8 @@ class MeaningfulPerturbation(Method):
         """The enlarged mask [R,1,H,W] of each of R inputs."""
         height, width = inputs.shape[2:]
         fills = filled(inputs, self.fill, classifier.preprocessing, self.sigma)
-        coarse = self._start(classifier, inputs, fills, targets).requires_grad_(True)
+        enlarge = Enlargement.of((height, width), self.spacing, self.smoothing, inputs)
+        coarse = self._start(classifier, enlarge, inputs, fills, targets).requires_grad_(True)
         images = torch.stack([inputs, fills], dim=1)
         images = functional.pad(images.flatten(1, 2), (0, self.jitter, 0, self.jitter), "replicate")
         # Adam treats each value by itself: samples do not meet.
@@ -116,22 +118,25 @@ class MeaningfulPerturbation(Method):
             moved = [image[:, top : top + height, left : left + width] for image, (top, left) in zip(images, places)]
             image, fill = torch.stack(moved).chunk(2, dim=1)
             with torch.enable_grad():
-                shown = torch.lerp(fill, image, self._enlarged(coarse, (height, width)))
+                shown = torch.lerp(fill, image, enlarge(coarse))
                 kept = classifier.select(classifier.module(shown), targets, "probability").sum()
                 loss = kept + self.l1 * (1 - coarse).abs().sum() + self.tv * self._variation(coarse)
             (coarse.grad,) = torch.autograd.grad(loss, coarse)
             optimizer.step()
             coarse.data.clamp_(0, 1)
-        return self._enlarged(coarse.detach(), (height, width))
+        return enlarge(coarse.detach())
 
     def _start(
-        self, classifier: Classifier, inputs: torch.Tensor, fills: torch.Tensor, targets: torch.Tensor
+        self,
+        classifier: Classifier,
+        enlarge: "Enlargement",
+        inputs: torch.Tensor,
+        fills: torch.Tensor,
+        targets: torch.Tensor,
     ) -> torch.Tensor:
         """The coarse mask [R,1,h,w] that each of R inputs starts from."""
-        height, width = inputs.shape[2:]
-        grid = [-(-side // self.spacing) for side in (height, width)]
-        starts = 1 - functional.interpolate(discs(height, width).to(inputs), grid, mode="nearest-exact")
-        taken = 1 - self._enlarged(starts, (height, width))
+        starts = 1 - functional.interpolate(discs(*inputs.shape[2:]).to(inputs), enlarge.grid, mode="nearest-exact")
+        taken = 1 - enlarge(starts)
 
         def paint(sample: int, part: slice, out: torch.Tensor) -> None:
             torch.lerp(inputs[sample], fills[sample], taken[part], out=out)
@@ -144,11 +149,36 @@ class MeaningfulPerturbation(Method):
         chosen = enough.to(torch.uint8).cumsum(1).eq(0).sum(1) + 1
         return starts[chosen]
 
-    def _enlarged(self, coarse: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        return blurred(functional.interpolate(coarse, size, mode="bilinear", align_corners=False), self.smoothing)
-
     def _variation(self, coarse: torch.Tensor) -> torch.Tensor:
         return cast(torch.Tensor, sum(coarse.diff(dim=dim).abs().pow(self.tv_power).sum() for dim in (2, 3)))
+
+
+@dataclass(frozen=True)
+class Enlargement:
+    """Bilinear interpolation of coarse masks to an image's size, and a Gaussian: along each side one matrix."""
+
+    down: torch.Tensor
+    across: torch.Tensor
+
+    @classmethod
+    def of(cls, size: Sequence[int], spacing: int, smoothing: float, like: torch.Tensor) -> "Enlargement":
+        """To images of `size`, from values `spacing` pixels apart. smoothing: of the Gaussian. like: type, device."""
+
+        def matrix(side: int) -> torch.Tensor:
+            values = torch.eye(-(-side // spacing), dtype=like.dtype, device=like.device)
+            lines = functional.interpolate(values[:, None, :, None], (side, 1), mode="bilinear", align_corners=False)
+            return blurred(lines, smoothing)[:, 0, :, 0].T.contiguous()
+
+        return cls(*(matrix(side) for side in size))
+
+    @property
+    def grid(self) -> list[int]:
+        """The size of coarse masks."""
+        return [self.down.shape[1], self.across.shape[1]]
+
+    def __call__(self, coarse: torch.Tensor) -> torch.Tensor:
+        """Coarse masks [R,1,h,w] -> [R,1,H,W]."""
+        return self.down @ coarse @ self.across.T
 
 
 def discs(height: int, width: int) -> torch.Tensor:
