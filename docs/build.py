@@ -2,10 +2,11 @@
 
 The pages of docs/ are copied to build/docs/source, and beside them is written what is made from the program itself: a
 page for every method and metric (from its yaml, its class's docstring and what methods.md and metrics.md say of it
-by name), for their families, and the lists of models, data sets and presets. None of that is committed. Every warning
-is an error, and nothing is fetched.
+by name), for their families, the lists of models, data sets and presets, and the tables of theses.csv. None of that is
+committed. Every warning is an error, and nothing is fetched.
 """
 
+import csv
 import functools
 import importlib
 import re
@@ -254,6 +255,27 @@ def lists() -> str:
     return "\n".join(lines)
 
 
+def theses() -> str:
+    """How many systems of each thesis work, differ and are not built, then a table of each thesis."""
+    with (DOCS / "theses.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    names, statuses = list(dict.fromkeys(row["thesis"] for row in rows)), ("works", "differs", "not built")
+    lines = ["| thesis | " + " | ".join(statuses) + " |", "|---|" + "---:|" * len(statuses)]
+    for name in [*names, "all"]:
+        found = [row["status"] for row in rows if name in (row["thesis"], "all")]
+        lines.append(f"| {name} | " + " | ".join(str(found.count(status)) for status in statuses) + " |")
+    for name in names:
+        lines += ["", f"## {name}", "", "| id | system | status | where, and its test | difference, reason |"]
+        lines.append("|---|---|---|---|---|")
+        for row in rows:
+            if row["thesis"] == name:
+                named = [f"`{item}`" for column in ("where", "test") for item in row[column].split("; ") if item]
+                said = [plain(row[column]) for column in ("difference", "reason") if row[column]]
+                cells = (f"`{row['id']}`", plain(row["system"]), row["status"], "<br>".join(named), "<br>".join(said))
+                lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def linked(text: str, page: Path, metrics: set[str]) -> str:
     """Links of a page of the repository as they are on the site."""
 
@@ -307,6 +329,7 @@ def lay_out(source: Path) -> None:
     words = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     made["glossary.md"] = "# Glossary\n" + words.partition("## Words\n")[2].partition("\n## ")[0]
     made["catalog.md"] = made["catalog.md"].replace("<!-- lists -->", lists())
+    made["theses.md"] = made["theses.md"].replace("<!-- theses -->", theses())
     for group, found in items.items():
         texts = Texts(f"{group}s.md", names[group])
         path = DOCS / f"{group}s.md"
