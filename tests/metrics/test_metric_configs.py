@@ -53,7 +53,7 @@ def test_what_is_declared_decides_what_a_metric_is_given(convnet):
     }
     dissecting = ("network_dissection", "semantic_attribution")
     counterfactual = ("counterfactual_agreement", "counterfactual_audit")
-    explaining = {"bam_idr", "bam_iir", "grid_pointing_game", "completeness_soundness", "max_sensitivity"}
+    explaining = {"bam_idr", "bam_iir", "grid_pointing_game", "completeness_soundness", "max_sensitivity", "axioms"}
     explaining |= {"class_difference", "class_sensitivity", "random_logit"}
     explaining |= {"null_feature", "feature_switch", "feature_leak", "feature_saturation"}
     assert {name for name, metric in per_sample.items() if metric.explanations(convnet()) > 0} == explaining
@@ -61,6 +61,7 @@ def test_what_is_declared_decides_what_a_metric_is_given(convnet):
         ("propagates", {"csc", "singular_ratio"}),
         ("reads_paths", {"path_dead", "path_output", "path_overlap", "path_linearity"}),
         ("reads_other_logits", {"bam_mcs", "label_randomization"}),
+        ("own_networks", {"axioms"}),
         ("fit", {"bottleneck_capacity", "concept_correlation", "factor_audit", *dissecting, *counterfactual}),
     ):
         assert {name for name, metric in metrics.items() if getattr(metric, attribute)} == names

@@ -83,6 +83,8 @@ def _check_metric(setting: Setting, method: Method, metric: Measure) -> None:
     metric.check_data(setting.dataset)
     if metric.kind == "per_sample" and cast(Metric, metric).explanations(network) and method.own_samples_only:
         raise Refusal(f"{name} explains inputs of its own, which {by} has no maps of")
+    if metric.own_networks and method.fit:
+        raise Refusal(f"{name} explains networks of its own, to which nothing was fitted, as {by} needs it")
     if metric.propagates and not hasattr(method, "propagate"):
         raise Refusal(
             f"{name} sends signals back through the network by a method's rules for its layers, and {by} has none; "

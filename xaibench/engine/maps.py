@@ -15,6 +15,7 @@ from ..methods.pathways._pathway_neurons import Neurons
 from ..methods.pathways.pathway import Pathway
 from ..methods.pathways.selectors import selector
 from ..metrics.ranking import collapse
+from ..models.classifier import Classifier
 from ..scores.score_files import NONFINITE_MAP, OK
 from . import keys
 from .setting import Setting
@@ -54,9 +55,10 @@ class Maps:
         """The key of the maps."""
         return self.stage.artefact.key
 
-    def of(self, batch: Batch, purpose: str = "method") -> torch.Tensor:
+    def of(self, batch: Batch, purpose: str = "method", network: Classifier | None = None) -> torch.Tensor:
         """The method's maps [B,C or 1,H,W] of a batch that is alike, see `attribute`."""
-        also = {"masks": batch.masks, "labels": batch.labels, "questions": batch.questions}
+        also: dict[str, Any] = {"masks": batch.masks, "labels": batch.labels, "questions": batch.questions}
+        also["network"] = network
         return self.attribute(batch.inputs, batch.targets, batch.samples, purpose=purpose, **also)
 
     def attribute(
@@ -69,13 +71,18 @@ class Maps:
         masks: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         questions: torch.Tensor | None = None,
+        network: Classifier | None = None,
     ) -> torch.Tensor:
         """The method's maps [B,C or 1,H,W] of any inputs [B,C,H,W]; each draws from its sample's generator.
 
         purpose: other words give other draws. masks [B,H,W]: what the targets are about in these inputs. labels [B]:
-        of the samples. questions [B,Q]: what is asked of these inputs, the same of each.
+        of the samples. questions [B,Q]: what is asked of these inputs, the same of each. network: to be explained in the
+        place of the setting's; Refusal if the method cannot.
         """
         setting = self.setting
+        classifier = (setting.classifier if network is None else network).sized(inputs).asked(questions)
+        if network is not None:
+            self.method.check(classifier)
         context = Context(
             generators=rng.sample_generators(setting.job.seed, purpose, samples),
             fitted=setting.fitted(self.fit, questions),
@@ -84,7 +91,6 @@ class Maps:
             masks=masks,
             data=setting.split.samples,
         )
-        classifier = setting.classifier.sized(inputs).asked(questions)
         maps = self.method.attribute(classifier, inputs, targets, context).detach()
         _check_shape(setting.job.method, maps, inputs)
         # Maps from elsewhere keep their precision: it may be what ranks their pixels.

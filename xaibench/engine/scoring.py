@@ -224,13 +224,14 @@ class PerSample:
         purpose: str,
         masks: torch.Tensor | None = None,
         questions: torch.Tensor | None = None,
+        network: Classifier | None = None,
     ) -> torch.Tensor:
         """What a metric's `evaluate` receives as `explain`, with the batch that it scores."""
         questions = batch.questions if questions is None else questions
         masks = batch.masks if masks is None else masks
         explained = dataclasses.replace(batch, inputs=inputs, targets=targets, masks=masks, questions=questions)
         purpose = f"method {purpose}".strip()
-        found = [(rows, {"maps": self.maps.of(part, purpose)}) for rows, part in explained.alike()]
+        found = [(rows, {"maps": self.maps.of(part, purpose, network)}) for rows, part in explained.alike()]
         return collapse(_in_order(found)["maps"].to(inputs.device), self.how, self.metric.sign)
 
     def _path(

@@ -34,10 +34,12 @@ class Context:
         others: Name -> [B,H,W], the collapsed maps of the Jobs that `needs` named.
         other_logits: Name -> [B,K], what the networks of those Jobs answer to the samples (where the metric declares
             `reads_other_logits`).
-        explain: `explain(inputs, targets, purpose, masks=None, questions=None)` -> [B,H,W]: the method's collapsed maps
-            of other inputs, targets or questions, one per sample of the batch. Another `purpose` means other random
-            draws, '' those of the maps that are scored; masks [B,H,W] and questions [B,Q] default to the batch's. A
-            metric that calls it counts the maps in `explanations`.
+        explain: `explain(inputs, targets, purpose, masks=None, questions=None, network=None)` -> [B,H,W]: the method's
+            collapsed maps of other inputs, targets or questions, one per sample of the batch. Another `purpose` means
+            other random draws, '' those of the maps that are scored; masks [B,H,W] and questions [B,Q] default to the
+            batch's; network, a classifier, to that of the cell (a metric that hands over others declares
+            `own_networks`, and gets a Refusal for one that the method cannot serve). A metric that calls it counts the
+            maps in `explanations`.
         propagate: `propagate(inputs, signals, start, keep)`: what the method's rules make of signals at a layer, see
             `methods.rules`; only where the metric declares `propagates`.
         path: `path(inputs, targets, rows, purpose='', beside=None)` -> bool [b,...] per call of a ReLU: the neurons

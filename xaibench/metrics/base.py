@@ -89,6 +89,7 @@ class Measure:
         reads_paths: How many paths of neurons `evaluate` asks the method for with `context.path`, each in about the
             passes of a map; a method without `path` is refused.
         reads_other_logits: Whether `evaluate` reads `context.other_logits`.
+        own_networks: Whether `evaluate` has networks of its own explained; a method that fits something is refused.
         fit: None, or a function `fit(classifier, samples, generator)` as `methods.base.Fitted` has it: what it returns
             is kept once per model and data set, and handed to `evaluate` as `context.fitted`.
         fit_parameters: The constructor's parameters that `fit` depends on (None: all).
@@ -107,6 +108,7 @@ class Measure:
     propagates: bool = False
     reads_paths: int = 0
     reads_other_logits: bool = False
+    own_networks: bool = False
     fit: Callable[[Classifier, Samples, torch.Generator], dict[str, torch.Tensor]] | None = None
     fit_parameters: tuple[str, ...] | None = None
     responses_read_fit: bool = False
