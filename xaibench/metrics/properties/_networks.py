@@ -35,7 +35,7 @@ class Sum(nn.Module):
 
 
 class Split(nn.Module):
-    """A layer as the sum of two, of weights W + V and -V. Who reads its weights, as torch does in attention, finds W."""
+    """A layer as the sum of two, of weights W + V and -V. Who reads its weight, as attention does, finds W."""
 
     def __init__(self, layer: nn.Module, generator: torch.Generator) -> None:
         super().__init__()
