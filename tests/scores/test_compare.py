@@ -1,6 +1,7 @@
 """Published tables beside ours; the presets that make ours."""
 
 import io
+import itertools
 import re
 from pathlib import Path
 
@@ -82,6 +83,21 @@ def test_tables_3_2_and_3_3_beside_the_committed_leaderboard():
     found = agreed.set_index("statistic")["correlation"].round(2).to_dict()
     assert found == {"dim_diff_sum": 0.9, "rho_sure": 0.9, "rho_boundary": 0.6}
     assert set(agreed["methods"]) == {5}
+
+
+def test_pairs_in_the_published_order_are_counted_one_by_one():
+    board = leaderboard.read_csv(REFERENCE / "iba_table1.csv")
+    frame = compare.beside(compare.read("iba_table1"), board)
+    agreed = compare.agreement(frame)
+    assert len(agreed) > 3
+    for row in agreed.to_dict("records"):
+        part = frame[frame["as_read"]].dropna(subset="value")
+        for name in ("metric", "statistic", "published_model", *compare.HERE):
+            part = part[part[name] == row[name]]
+        values = list(zip(part["published"], part["value"]))
+        pairs = [(a, b) for a, b in itertools.combinations(values, 2) if a[0] != b[0]]
+        ordered = [pair for pair in pairs if (pair[0][0] < pair[1][0]) == (pair[0][1] < pair[1][1])]
+        assert (row["pairs"], row["ordered"]) == (len(pairs), len(ordered))
 
 
 def test_compare_on_the_command_line(xaibench, here):

@@ -528,10 +528,11 @@ def beside(theirs: Published, frame: pd.DataFrame) -> None:
     agreed = compare.agreement(frame)
     for (metric, statistic), part in frame.groupby(["metric", "statistic"], sort=False):
         title = metric if statistic == metric else f"{metric}: {statistic}"
-        stdout.print(_beside_table(f"{theirs.experiment} · {title}", part))
+        stdout.print(_beside_table(f"{theirs.experiment} · {title}", part, theirs.words))
         for _, row in agreed[(agreed["metric"] == metric) & (agreed["statistic"] == statistic)].iterrows():
             where = f"{row['published_model']} and {_setting([row[name] for name in compare.HERE])}"
-            said = f"rank correlation {row['correlation']:.2f} over {row['methods']} methods"
+            ordered = f"{row['ordered']} of {row['pairs']} pairs in the published order"
+            said = f"rank correlation {row['correlation']:.2f} over {row['methods']} methods, {ordered}"
             stdout.print(f"{where}: {said}", highlight=False, markup=False)
         ours = part.dropna(subset="value")
         if not ours["as_read"].all():
@@ -542,9 +543,9 @@ def beside(theirs: Published, frame: pd.DataFrame) -> None:
         stdout.print(f"{name}: {theirs.facts[name]}", highlight=False, markup=False)
 
 
-def _beside_table(title: str, part: pd.DataFrame) -> Table:
+def _beside_table(title: str, part: pd.DataFrame, words: Mapping[float, str]) -> Table:
     """Rows of `compare.beside` under one statistic: a row per method, a column per published model and setting of
-    ours."""
+    ours. words: what published values stand for, if they are verdicts."""
     models = list(dict.fromkeys(part["published_model"]))
     ours = sorted({tuple(row) for row in part.dropna(subset="value")[compare.HERE].itertuples(index=False)})
     columns = ("method", *(f"published: {model}" for model in models), *map(_setting, ours))
@@ -553,7 +554,8 @@ def _beside_table(title: str, part: pd.DataFrame) -> Table:
         method, variant = map(str, who)
         printed = dict(zip(rows["published_model"], rows["published"]))
         found = {tuple(row[name] for name in compare.HERE): row for _, row in rows.iterrows()}
-        cells = [f"{printed[model]:.3f}" if model in printed else "" for model in models]
+        shown = {model: words.get(value, f"{value:.3f}") for model, value in printed.items()}
+        cells = [shown.get(model, "") for model in models]
         cells += [_with_interval(found[setting]) if setting in found else "" for setting in ours]
         table.add_row(escape(f"{method} ({variant})" if variant else method), *cells)
     return table

@@ -2,7 +2,7 @@
 
 xaibench/scores/published/EXPERIMENT.csv holds what a table prints: method, method_variant (as in leaderboards), model,
 metric, statistic, reading (what the metric was told of the map, such as collapse=max_abs, if that is not our default),
-value. The comments at its head say where it is from and what is not the same here.
+value. The comments at its head say where it is from and what is not the same here, and what verdicts are coded as.
 """
 
 from collections.abc import Mapping
@@ -30,6 +30,12 @@ class Published:
     experiment: str
     facts: Mapping[str, str]
     rows: pd.DataFrame
+
+    @property
+    def words(self) -> dict[float, str]:
+        """What its values stand for where it prints verdicts and no numbers, as in `words: 0 passes, 1 fails`."""
+        parts = [part.split(maxsplit=1) for part in self.facts.get("words", "").split(",") if part]
+        return {float(value): word.strip() for value, word in parts}
 
 
 def experiments() -> list[str]:
@@ -75,7 +81,7 @@ def beside(published: Published, board: pd.DataFrame) -> pd.DataFrame:
 
 def agreement(frame: pd.DataFrame) -> pd.DataFrame:
     """Spearman's rank correlation of `beside`, for each published model and setting of ours with FEWEST methods that
-    were read as published."""
+    were read as published; `ordered` of the `pairs` of methods that differ there have the same order here."""
     from scipy import stats  # takes a second to import
 
     rows = []
@@ -83,5 +89,9 @@ def agreement(frame: pd.DataFrame) -> pd.DataFrame:
     for labels, part in frame[frame["as_read"]].dropna(subset="value").groupby(groups, sort=True):
         if len(part) >= FEWEST and min(np.ptp(part["value"]), np.ptp(part["published"])) > 0:
             correlation = float(stats.spearmanr(part["value"], part["published"]).statistic)
-            rows.append({**dict(zip(groups, labels)), "correlation": correlation, "methods": len(part)})
-    return pd.DataFrame(rows, columns=[*groups, "correlation", "methods"])
+            columns = part[["published", "value"]].to_numpy().T
+            signs = np.sign([np.subtract.outer(column, column) for column in columns])
+            pairs = {"ordered": int((signs[0] * signs[1] > 0).sum()) // 2, "pairs": int((signs[0] != 0).sum()) // 2}
+            found = {"correlation": correlation, "methods": len(part), **pairs}
+            rows.append({**dict(zip(groups, labels)), **found})
+    return pd.DataFrame(rows, columns=[*groups, "correlation", "methods", "ordered", "pairs"])
