@@ -4,13 +4,10 @@ import pytest
 import torch
 
 from tests.golden_jobs import JOBS
-from tests.metrics.helpers import evaluated, responded
 from tests.metrics.test_metric_configs import SPECS
-from xaibench.build import build
 from xaibench.config import compose_job
 from xaibench.engine.runner import fill, prepare
 from xaibench.engine.setting import Kept
-from xaibench.perturb.imputer import impute
 
 # Few of whatever a metric makes.
 SMALL = {

@@ -84,7 +84,7 @@ def test_another_answer_is_of_the_same_category_and_its_change_is_class_differen
     for row in (batch.targets != 4).nonzero()[:, 0].tolist():
         other = ClassDifference(other=f"fixed:{int(answers[row])}")
         maps = drawn[batch.targets, range(20)]
-        expected = evaluated(other, classifier, batch, maps, explain=lambda _, targets, __: drawn[targets, range(20)])
+        expected = evaluated(other, classifier, batch, maps, explain=lambda _, targets, *__: drawn[targets, range(20)])
         assert found["answer"][row] == expected["difference"][row]
 
 

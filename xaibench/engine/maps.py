@@ -1,7 +1,7 @@
 """A method's maps in a setting: fitted if need be, made block by block, read collapsed."""
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -57,9 +57,8 @@ class Maps:
 
     def of(self, batch: Batch, purpose: str = "method", network: Classifier | None = None) -> torch.Tensor:
         """The method's maps [B,C or 1,H,W] of a batch that is alike, see `attribute`."""
-        also: dict[str, Any] = {"masks": batch.masks, "labels": batch.labels, "questions": batch.questions}
-        also["network"] = network
-        return self.attribute(batch.inputs, batch.targets, batch.samples, purpose=purpose, **also)
+        about = dict[str, Any](masks=batch.masks, labels=batch.labels, questions=batch.questions, network=network)
+        return self.attribute(batch.inputs, batch.targets, batch.samples, purpose=purpose, **about)
 
     def attribute(
         self,
@@ -76,8 +75,8 @@ class Maps:
         """The method's maps [B,C or 1,H,W] of any inputs [B,C,H,W]; each draws from its sample's generator.
 
         purpose: other words give other draws. masks [B,H,W]: what the targets are about in these inputs. labels [B]:
-        of the samples. questions [B,Q]: what is asked of these inputs, the same of each. network: to be explained in the
-        place of the setting's; Refusal if the method cannot.
+        of the samples. questions [B,Q]: what is asked of these inputs, the same of each. network: to be explained in
+        the place of the setting's; Refusal if the method cannot.
         """
         setting = self.setting
         classifier = (setting.classifier if network is None else network).sized(inputs).asked(questions)

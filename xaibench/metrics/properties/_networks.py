@@ -9,7 +9,7 @@ from torch import nn
 
 from ...models.classifier import Classifier
 
-LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 class Blind(nn.Module):
@@ -37,7 +37,7 @@ class Sum(nn.Module):
 class Split(nn.Module):
     """A layer as the sum of two, of weights W + V and -V. Who reads its weight, as attention does, finds W."""
 
-    def __init__(self, layer: nn.Module, generator: torch.Generator) -> None:
+    def __init__(self, layer: Layer, generator: torch.Generator) -> None:
         super().__init__()
         self.first, self.second = copy.deepcopy(layer), copy.deepcopy(layer)
         drawn = torch.randn(layer.weight.shape, generator=generator).to(layer.weight)
@@ -87,8 +87,8 @@ def rewritten(classifier: Classifier, generator: torch.Generator) -> Classifier 
     """The same function, differently computed: every linear layer and convolution is a `Split`. Layers keep their
     paths and what they return. None if the network has no such layer."""
     module = copy.deepcopy(classifier.module)
-    paths = [path for path, part in module.named_modules() if isinstance(part, LAYERS) and path]
-    for path in paths:
+    parts = [(path, part) for path, part in module.named_modules() if isinstance(part, Layer) and path]
+    for path, part in parts:
         outer, _, name = path.rpartition(".")
-        setattr(module.get_submodule(outer), name, Split(module.get_submodule(path), generator))
-    return replace(classifier, module=module) if paths else None
+        setattr(module.get_submodule(outer), name, Split(part, generator))
+    return replace(classifier, module=module) if parts else None

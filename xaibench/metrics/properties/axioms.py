@@ -90,7 +90,7 @@ class Axioms(Metric):
         both = within(classifier, Sum(classifier.module, other.module, A, B), "first")
         terms = [A * maps, B * explained(other, batch.inputs, batch.targets)]
         found = explained(both, batch.inputs, batch.targets)
-        return _share(_norm(found - sum(terms)), sum(map(_norm, [found, *terms])))
+        return _share(_norm(found - terms[0] - terms[1]), _norm(found) + _norm(terms[0]) + _norm(terms[1]))
 
     def _invariance(
         self, classifier: Classifier, batch: Batch, maps: torch.Tensor, explained: "Explained"

@@ -1,6 +1,7 @@
 """Question sensitivity: does a map change with the question that is asked, and with the answer that it explains?"""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -54,7 +55,7 @@ class QuestionSensitivity(Metric):
             raise ValueError("sign=signed: maps are compared in [0, 1], so absolute or positive")
         self.percentile, self.large, self.collapse, self.sign = percentile, large, collapse, sign
         of_map, of_pixels = (
-            {"low": 0, "high": 1, "unit": unit} for unit in ("of the normalised map", "share of pixels")
+            dict[str, Any](low=0, high=1, unit=unit) for unit in ("of the normalised map", "share of pixels")
         )
         self.statistics = (
             Statistic("question", "higher", "question", **of_map),
