@@ -198,7 +198,7 @@ def test_several_processes_may_update_at_once(results):
     assert [process.wait() for process in started] == [0] * 2
     assert board(results) == rebuilt(results)
     lines = [line for line in (results / "scores" / index.INDEX).read_bytes().split(b"\n") if line]
-    assert all(json.loads(line.partition(b" ")[2]) for line in lines)
+    assert all(json.loads(part) for line in lines for part in line.partition(b" ")[2].split(index.STATISTICS))
 
 
 def test_the_index_does_not_grow_with_what_is_past(results, monkeypatch):

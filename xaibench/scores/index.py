@@ -33,6 +33,9 @@ from .cells import SUFFIXES, Damaged, Summary, found_below, one_answer_each, rea
 from .summary import read_again, summary, with_common
 
 INDEX = ".index"
+# In a line, before the statistics that the card declares: those of a metric's cells are the same, and parsed once. JSON
+# has it nowhere else.
+STATISTICS = b"\t"
 SPARE = 100  # lines of the past that are let be, however few files there are
 # Shows how far the reading of files is: what it is given, one after the other.
 Tracked = Callable[[Sequence[str]], Iterable[str]]
@@ -123,11 +126,14 @@ def _read(scores: Path) -> dict[str, _Line]:
     except OSError:
         return {}
     found, ours = {}, b"[" + json.dumps(maker()).encode() + b","
+    shared = functools.cache(json.loads)
     for line in text.split(b"\n"):
         checksum, _, body = line.partition(b" ")
         if not body.startswith(ours) or checksum != b"%08x" % zlib.crc32(body):
             continue
-        _, stem, content, states, card, estimates, undefined = json.loads(body)
+        own, _, declared = body.partition(STATISTICS)
+        _, stem, content, states, card, estimates, undefined = json.loads(own)
+        card["statistics"] = shared(declared)
         found[stem] = _Line(content, states, Summary(card, estimates, undefined, Path(f"{scores}/{stem}.csv")))
     return found
 
@@ -152,6 +158,8 @@ def _add(scores: Path, learned: Mapping[str, _Line], all_lines: Mapping[str, _Li
 
 def _line(stem: str, line: _Line) -> bytes:
     one = line.summary
-    parts = [maker(), stem, line.content, line.states, one.card, one.estimates, one.undefined]
-    body = json.dumps(parts, separators=(",", ":")).encode()
+    card = {name: value for name, value in one.card.items() if name != "statistics"}
+    parts = [maker(), stem, line.content, line.states, card, one.estimates, one.undefined]
+    own, declared = (json.dumps(part, separators=(",", ":")) for part in (parts, one.card["statistics"]))
+    body = own.encode() + STATISTICS + declared.encode()
     return b"%08x %s\n" % (zlib.crc32(body), body)

@@ -103,21 +103,34 @@ def is_rerun(method: str, variant: str, among: Set[tuple[str, str]]) -> bool:
 
 def _contests(group: Sequence[Summary]) -> Iterator[list[Row]]:
     """The rows, still without ranks, of each statistic of cells that are comparable: those that are ranked together."""
+    labels = [_labels(cell.card) for cell in group]
     for statistic in group[0].card["statistics"]:
         name = statistic["name"]
-        yield [_row(cell, statistic, name, "") for cell in group]
+        yield [_row(cell, own, statistic, name, "") for cell, own in zip(group, labels)]
         common = common_name(group, name)
         if common is not None:
-            yield [_row(cell, statistic, common, COMMON) for cell in group]
+            yield [_row(cell, own, statistic, common, COMMON) for cell, own in zip(group, labels)]
 
 
-def _row(cell: Summary, statistic: Mapping[str, Any], name: str, suffix: str) -> Row:
-    """The row of a cell, with the estimate of this name."""
-    card, (value, low, high, defined) = cell.card, cell.estimates.get(name, UNDECLARED)
-    n = int(defined)
+def _labels(card: Mapping[str, Any]) -> Row:
+    """What all rows of a cell have."""
     return {
         "schema": BOARD,
         **{name: card[name] for name in IDENTITY[:-1]},
+        "forwards": card["method_cost"][0],
+        "backwards": card["method_cost"][1],
+        **_keys(card),
+        TUNED: card["metric"] in card.get("tuned_on", ()),
+        CONSTANT: card.get("constant_maps") or 0,
+    }
+
+
+def _row(cell: Summary, labels: Row, statistic: Mapping[str, Any], name: str, suffix: str) -> Row:
+    """The row of a cell, with the estimate of this name."""
+    value, low, high, defined = cell.estimates.get(name, UNDECLARED)
+    n = int(defined)
+    return {
+        **labels,
         "statistic": statistic["name"] + suffix,
         "direction": statistic["direction"],
         "target": statistic["target"],
@@ -125,13 +138,8 @@ def _row(cell: Summary, statistic: Mapping[str, Any], name: str, suffix: str) ->
         "ci_low": low,
         "ci_high": high,
         "n": n,
-        "excluded": card["n"] - n,
-        "forwards": card["method_cost"][0],
-        "backwards": card["method_cost"][1],
-        **_keys(card),
-        TUNED: card["metric"] in card.get("tuned_on", ()),
+        "excluded": cell.card["n"] - n,
         FEW: statistics.few(n, statistic["kind"]),
-        CONSTANT: card.get("constant_maps") or 0,
     }
 
 
@@ -211,18 +219,19 @@ def _csv(names: Sequence[str], rows: Sequence[Row]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names)
-    writer.writerows(zip(*(_texts([row[name] for row in rows]) for name in names)))
+    writer.writerows(zip(*(_texts(list(map(operator.itemgetter(name), rows))) for name in names)))
     return text.getvalue()
 
 
 def _texts(values: Sequence[Any]) -> list[str]:
     """A column as text. One with a fraction or with a gap has six significant digits throughout, as in pandas."""
-    if any(isinstance(value, str) for value in values):
+    kinds = set(map(type, values))
+    if any(issubclass(kind, str) for kind in kinds):
         text = {v: no_formula(v) if isinstance(v, str) else "" if v is None or v != v else str(v) for v in set(values)}
         return [text[value] for value in values]
-    if all(isinstance(value, int) for value in values):
-        return [str(value) for value in values]
-    return ["" if value is None or math.isnan(value) else f"{value:.6g}" for value in values]
+    if all(issubclass(kind, int) for kind in kinds):
+        return list(map(str, values))
+    return ["" if value is None or value != value else f"{value:.6g}" for value in values]
 
 
 def read_csv(path: Path) -> pd.DataFrame:
