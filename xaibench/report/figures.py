@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import NullFormatter, NullLocator
 
 from ..scores import paired, statistics
 from ..scores.leaderboard import Cell, Curve
@@ -118,14 +118,14 @@ def curves(cells: Sequence[Cell]) -> Figure:
     chance = _chance(cells)
     with style():
         figure, panels = _panels(len(cells))
-        for axes, cell in zip(panels.flat, cells):
+        x_limits, y_limits, scale = _limits([curve for cell in cells for curve in cell.curves.values()])
+        for number, (axes, cell) in enumerate(zip(panels, cells)):
+            axes.set(xscale=scale, xlim=x_limits, ylim=y_limits)
+            _ticks(axes, left=number % PANELS_PER_ROW == 0, below=number + PANELS_PER_ROW >= len(cells))
             _curve_panel(axes, cell, {} if cell is chance or chance is None else chance.curves)
-        panels[0, 0].locator_params(axis="y", nbins=4)
-        for axes in panels.flat[len(cells) :]:
-            axes.axis("off")
         x_label = cells[0].card.get("x_label") or "x"
         figure.text(0.5, 0.08 / figure.get_figheight(), x_label, ha="center", va="bottom", color=MUTED)
-        handles, names = panels[0, 0].get_legend_handles_labels()
+        handles, names = panels[0].get_legend_handles_labels()
         if chance is not None and len(cells) > 1:
             handles, names = [*handles, Line2D([], [], **CHANCE)], [*names, "random"]
         figure.legend(handles, names, loc="upper left", ncols=len(names), borderaxespad=0.2)
@@ -139,16 +139,53 @@ def _chance(cells: Sequence[Cell]) -> Cell | None:
     return next((cell for cell in cells if Contestant.of(cell.card) == Contestant("random")), None)
 
 
-def _panels(count: int) -> tuple[Figure, np.ndarray]:
-    """A figure with room for so many panels [rows,columns] that share their axes."""
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
+    """A figure with room for so many panels, row by row."""
     columns = min(PANELS_PER_ROW, count)
     rows = -(-count // columns)
     width, height = max(2.1 * columns + 0.4, 3.6), 1.5 * rows + 0.75
     figure = Figure(figsize=(width, height))
     # Measured out by hand: matplotlib's own layout takes longer than the drawing.
     room = {"left": 0.4 / width, "right": 1 - 0.1 / width, "bottom": 0.45 / height, "top": 1 - 0.55 / height}
-    room |= {"wspace": 0.12, "hspace": 0.32}
-    return figure, figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False, gridspec_kw=room)
+    grid = figure.add_gridspec(rows, columns, wspace=0.12, hspace=0.32, **room)
+    return figure, [figure.add_subplot(grid[divmod(number, columns)]) for number in range(count)]
+
+
+def _limits(shown: Sequence[Curve]) -> tuple[tuple[float, float], tuple[float, float], str]:
+    """The limits of x and of y that all panels have, and the scale of x. Told to matplotlib, since axes that share
+    theirs look at each other at every step."""
+    x = np.concatenate([curve.x for curve in shown])
+    y = np.concatenate([part for curve in shown for part in (curve.mean, curve.low, curve.high)])
+    scale = "log" if x.min() > 0 and x.max() > 50 * x.min() else "linear"
+    x_limits = np.exp(_with_margin(np.log(x))) if scale == "log" else _with_margin(x)
+    low, high = x_limits
+    return (float(low), float(high)), _with_margin(y[np.isfinite(y)]), scale
+
+
+def _with_margin(values: np.ndarray) -> tuple[float, float]:
+    """The least and the greatest, with a twentieth of what is between them on either side; of none, 0 and 1."""
+    if not values.size:
+        return 0.0, 1.0
+    low, high = float(values.min()), float(values.max())
+    margin = 0.05 * (high - low) or 0.05
+    return low - margin, high + margin
+
+
+def _ticks(axes: Axes, left: bool, below: bool) -> None:
+    """Ticks on the sides where no other panel is: most of the time for a figure goes into ticks."""
+    axes.tick_params(length=2)
+    if not left:
+        axes.yaxis.set_major_locator(NullLocator())
+    else:
+        axes.locator_params(axis="y", nbins=4)
+    if not below:
+        axes.xaxis.set_major_locator(NullLocator())
+        axes.xaxis.set_minor_locator(NullLocator())
+    elif axes.get_xscale() == "log":
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.locator_params(axis="x", nbins=4)
 
 
 def _curve_panel(axes: Axes, cell: Cell, chance: Mapping[str, Curve]) -> None:
@@ -159,14 +196,6 @@ def _curve_panel(axes: Axes, cell: Cell, chance: Mapping[str, Curve]) -> None:
         band(axes, curve, colour, name.removesuffix("_curve").replace("_", " "))
     if cell.card["method"] != "none":
         axes.set_title(short(Contestant.of(cell.card), 30), loc="left", pad=3)
-    x = np.concatenate([curve.x for curve in cell.curves.values()])
-    if x.min() > 0 and x.max() > 50 * x.min():
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter(NullFormatter())
-    else:
-        axes.locator_params(axis="x", nbins=4)
-    axes.tick_params(length=2)
 
 
 # ---- ranks -----------------------------------------------------------------------------------------------------------
