@@ -12,7 +12,7 @@ import yaml
 
 from xaibench.config import compose_job
 from xaibench.engine import runner
-from xaibench.engine.setting import Kept
+from xaibench.engine.kept import Kept
 from xaibench.errors import UserError
 from xaibench.job import Job
 

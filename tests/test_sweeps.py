@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from xaibench import running
 from xaibench.config import CONF
-from xaibench.engine.setting import KEPT
+from xaibench.engine.kept import KEPT
 
 MAIN = "import sys; from xaibench.cli import main; sys.exit(main(sys.argv[1:]))"
 QUICK = ("dataset.limit=3", "metric.steps=2")

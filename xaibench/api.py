@@ -23,9 +23,10 @@ from .datasets.base import Dataset, Example
 from .engine import runner
 from .engine.checks import check_method, check_setting
 from .engine.device import default_batch_size
+from .engine.kept import Kept
 from .engine.maps import Maps
 from .engine.runner import SCORINGS, fill
-from .engine.setting import Kept, Network, Setting, Split
+from .engine.setting import Network, Setting, Split
 from .errors import UserError, XaibenchError, nearest
 from .job import FitSelection, Job, Runner, Selection
 from .listing import GROUPS, items

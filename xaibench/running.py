@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -62,8 +62,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Launched jobs for each worker, so that none is left with the longest cells alone.
-PORTIONS = 4
+# Launched jobs for each worker, so that none is left with the longest cells alone; where workers stay, the next job has
+# one part in so many, and for each worker, of the cells that are left.
+PORTIONS, GUIDED = 4, 2
 # Choices that are composed before anything runs, to refuse what is wrong with them.
 LOOKED_AT = 20
 # Cells after which a sweep says how long it will take: the first ones load what all of them need.
@@ -257,8 +258,8 @@ class CellSweeper(Sweeper):
         composer = Composer(self.loader, self.config.hydra, self.config)
         _look_at(lists, composer)
         first = composer.configured(cells[0])
-        size = _cells_per_task(first.config) or _portion(len(cells), self.config.hydra.launcher)
-        batches = _batches(len(cells), self.max_batch_size, size)
+        portion = _portion(first.config, len(cells), self.config.hydra.launcher)
+        batches = _batches(len(cells), self.max_batch_size, portion)
         leave = bool(self.config.hydra.callbacks.xaibench.detach)
         if leave and len(batches) > 1:
             raise UserError(f"hydra.sweeper.max_batch_size={self.max_batch_size}: --detach submits all jobs at once")
@@ -317,22 +318,35 @@ def _name(choices: Mapping[str, str], swept: Mapping[str, int]) -> str:
     return "-".join(["xaibench", *said])
 
 
-def _portion(cells: int, launcher: DictConfig) -> int:
-    """How many cells a launched job gets: all, from a launcher that runs one job after another."""
-    if "n_jobs" in launcher:  # joblib's; below 0 it counts from the number of cores
+def _portion(config: DictConfig, cells: int, launcher: DictConfig) -> Callable[[int], int]:
+    """How many of the cells that are left a launched job gets: as many as a cell's configuration says, or all, from a
+    launcher that runs one job after another. joblib's processes stay, so that its jobs become smaller to the end
+    (guided self-scheduling: Polychronopoulos and Kuck 1987, IEEE Transactions on Computers 36): none is left with much
+    alone. Those of others start anew for each."""
+    if size := _cells_per_task(config):
+        return lambda left: size
+    if launcher._target_ == "hydra._internal.core_plugins.basic_launcher.BasicLauncher":
+        return lambda left: left
+    if "n_jobs" in launcher:  # below 0 it counts from the number of cores
         workers = launcher.n_jobs if launcher.n_jobs > 0 else (os.cpu_count() or 1) + 1 + launcher.n_jobs
-    elif launcher._target_ == "hydra._internal.core_plugins.basic_launcher.BasicLauncher":
-        return cells
-    else:
-        workers = launcher.get("array_parallelism") or 256  # submitit's default
-    return math.ceil(cells / (max(workers, 1) * PORTIONS))
+        return lambda left: math.ceil(left / (max(workers, 1) * GUIDED))
+    workers = launcher.get("array_parallelism") or 256  # submitit's default
+    return lambda left: math.ceil(cells / (max(workers, 1) * PORTIONS))
 
 
-def _batches(cells: int, most: int | None, size: int) -> list[list[tuple[int, int]]]:
-    """Batches of at most `most` cells, each in runs (first, end) of at most `size`."""
+def _batches(cells: int, most: int | None, portion: Callable[[int], int]) -> list[list[tuple[int, int]]]:
+    """Batches of at most `most` cells, each in runs (first, end). portion: how many of those that are left the next
+    run has, at most."""
     most = most if most and most > 0 else max(cells, 1)
-    ends = [(start, min(start + most, cells)) for start in range(0, cells, most)]
-    return [[(first, min(first + size, end)) for first in range(start, end, size)] for start, end in ends]
+    return [_runs(start, min(start + most, cells), portion) for start in range(0, cells, most)]
+
+
+def _runs(first: int, end: int, portion: Callable[[int], int]) -> list[tuple[int, int]]:
+    runs = []
+    while first < end:
+        runs.append((first, min(first + portion(end - first), end)))
+        first = runs[-1][1]
+    return runs
 
 
 def _look_at(lists: Mapping[str, list[str]], composer: "Composer") -> None:
@@ -401,7 +415,7 @@ class Composer:
         return replace(composed, config=config, overrides=tuple(overrides))
 
     def _composition(self, choice: list[str], keys: list[str]) -> Composition:
-        from .engine.setting import KEPT
+        from .engine.kept import KEPT
 
         def compose() -> Composition:
             config = self.loader.load_configuration(self.name, [*self.overrides, *choice], RunMode.RUN)
@@ -419,8 +433,8 @@ class Composer:
 
 
 def run_cells(config: DictConfig) -> None:
-    """What a launched job does, from whatever process: its cells of the sweep, in turn. Those that another process is
-    at are left to it first, and waited for at the end."""
+    """What a launched job does, from whatever process: its cells of the sweep, in turn. Before a scheduler ends it the
+    block at work is written."""
     from .engine import runner  # noqa: F401  # before work begins
     from .report import terminal
 
@@ -429,9 +443,17 @@ def run_cells(config: DictConfig) -> None:
     folder, job = Path(made.sweep.dir).absolute(), made.job.num
     plan = sweeps.read_plan(folder)
     composer = Composer(GlobalHydra.instance().config_loader(), made, config)
+    _work_begins()
+    _in_turn(folder, job, plan, composer)
+    sweeps.end_job(folder, job)
+
+
+def _in_turn(folder: Path, job: int, plan: Plan, composer: Composer) -> None:
+    """The cells of a launched job; at the end those that another process was at."""
+    from .report import terminal
+
     total, began, says = len(plan.cells), plan.time, job == 0
     waiting = list(range(*plan.chunks[job]))
-    _work_begins()
     for wait in (False, True):
         left = []
         for number in waiting:
@@ -447,13 +469,12 @@ def run_cells(config: DictConfig) -> None:
                 says = False
                 terminal.sweep_estimate(len(sweeps.told(folder)), total, began)
         waiting = left
-    sweeps.end_job(folder, job)
 
 
 def _run_cell(cell: list[str], place: "Place", composer: Composer, wait: bool) -> dict[str, Any] | None:
     """One cell of a sweep -> its status, for `SweepEnd`; None if another process is at it and `wait` is false."""
+    from .engine.kept import KEPT
     from .engine.runner import Plan, run
-    from .engine.setting import KEPT
     from .report import terminal
 
     words = " ".join(cell)
@@ -502,12 +523,12 @@ class SweepEnd(Callback):
         self.ended, self.detach = ended, detach
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        from .engine.setting import KEPT
+        from .engine.kept import KEPT
 
         KEPT.clear()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        from .engine.setting import KEPT
+        from .engine.kept import KEPT
 
         KEPT.clear()
         if self.detach:

@@ -408,7 +408,7 @@ def test_no_litter_in_the_users_folder(xaibench, here):
 def test_the_second_cell_of_a_sweep_loads_and_decodes_nothing(xaibench, here, monkeypatch):
     """The network, its digest and the decoded images are those of the first cell."""
     from xaibench.datasets.shapes import Shapes
-    from xaibench.engine import setting
+    from xaibench.engine import kept, setting
 
     counts = Counter()
     load, getitem = setting.load_classifier, Shapes.__getitem__
@@ -427,7 +427,7 @@ def test_the_second_cell_of_a_sweep_loads_and_decodes_nothing(xaibench, here, mo
     assert xaibench("run", "-m", *cells, *QUICK[:1])[0] == 0
     assert counts["networks"] == 1
     assert counts["images"] <= 6 + 1  # the first image of the split is looked at besides
-    assert not setting.KEPT._kinds  # nothing stays behind
+    assert not kept.KEPT._kinds  # nothing stays behind
 
 
 def test_a_single_run_says_its_passes_beforehand_and_a_sweep_its_cells(xaibench, monkeypatch):

@@ -6,8 +6,8 @@ import torch
 from tests.golden_jobs import JOBS
 from tests.metrics.test_metric_configs import SPECS
 from xaibench.config import compose_job
+from xaibench.engine.kept import Kept
 from xaibench.engine.runner import fill, prepare
-from xaibench.engine.setting import Kept
 
 # Few of whatever a metric makes.
 SMALL = {

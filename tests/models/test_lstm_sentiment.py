@@ -6,7 +6,8 @@ import torch
 
 from tests import text
 from xaibench.config import compose_job
-from xaibench.engine.setting import Kept, Setting
+from xaibench.engine.kept import Kept
+from xaibench.engine.setting import Setting
 from xaibench.errors import UserError
 from xaibench.models import checkpoint
 from xaibench.models.lstm_sentiment import LstmSentiment

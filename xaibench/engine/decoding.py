@@ -16,7 +16,8 @@ from ..methods.pathways.pathway import Pathway
 from ..metrics.pathways.path_output import path_logits
 from ..models.classifier import Classifier
 from .checks import check_method, check_setting
-from .setting import Kept, Setting
+from .kept import Kept
+from .setting import Setting
 
 # Whose network is decoded, in the order of the columns: all neurons, the active ones, those of the method's path.
 NETWORKS = ("network", "active, rest 0", "path, rest 0", "path, rest constant")

@@ -34,11 +34,12 @@ from ..scores import score_files
 from ..scores.score_files import Outcome, Record
 from . import finished
 from .device import begin_peak, synchronise
+from .kept import Kept
 from .pooled import Pooled
 from .record import Plan as Plan
 from .retraining import Retrained, Trainings
 from .scoring import PerSample
-from .setting import Kept, Setting
+from .setting import Setting
 from .stage import Report, ahead, needed, silent
 
 log = logging.getLogger(__name__)

@@ -29,9 +29,9 @@ from ..models.probe import PROBE, Findings, adapted, probe
 from ..models.randomise import Randomisation, is_randomised, randomised
 from ..store import provenance
 from ..store.cache import Artefact
-from ..store.keys import canonical
 from . import keys
 from .device import block_size, default_batch_size, find_device, ran_out_of_memory
+from .kept import Kept
 from .stage import Arrays, Filled, Fit, Stage
 from .training import UNTRAINED, Untrained, trained_weights
 
@@ -40,35 +40,6 @@ T = TypeVar("T")
 
 # Bytes of decoded inputs of one split that stay in memory.
 DECODED = 2**29
-
-
-class Kept:
-    """What was made for one cell and serves the next ones: the last few networks, splits and fits.
-
-    A name says what a thing was made from; a file is named with its size and time: a changed one is loaded anew.
-    """
-
-    def __init__(self, most: int = 4) -> None:
-        self.most = most
-        self._kinds: dict[str, OrderedDict[str, Any]] = {}
-
-    def get(self, kind: str, name: Mapping[str, Any], make: Callable[[], T], most: int | None = None) -> T:
-        """The thing of this kind and name: the one that is kept, or what `make` returns. most: of this kind."""
-        things, key = self._kinds.setdefault(kind, OrderedDict()), canonical(name)
-        if key not in things:
-            things[key] = make()
-            while len(things) > (most or self.most):
-                things.popitem(last=False)
-        things.move_to_end(key)
-        return things[key]
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._kinds.clear()
-
-
-# The one store of the process, of the cells of a sweep; `running` empties it before and after each sweep.
-KEPT = Kept()
 
 
 class Network:
