@@ -100,6 +100,95 @@ def test_ctrl_c_ends_the_workers_too(here, spawn, fatal, launcher):
     until(lambda: not worker.exists() or ") Z " in worker.read_text(), None, here / "log.txt", 120)
 
 
+# Blocks of one sample. Each says in a file that it is begun, and by which process. It takes some seconds; where these
+# are 0 the second one takes until somebody makes the file `spared`.
+SLOW = """
+import os, time
+from pathlib import Path
+from xaibench.methods.base import Method
+
+class Slow(Method):
+    def __init__(self, seconds: float = 0.0):
+        self.seconds = seconds
+    def cost(self, classifier):
+        return 10**6, 0
+    def attribute(self, classifier, inputs, targets, context):
+        with open("blocks", "a") as file:
+            file.write(f"{os.getpid()}\\n")
+        time.sleep(self.seconds)
+        while not self.seconds and len(Path("blocks").read_text().split()) == 2 and not Path("spared").exists():
+            time.sleep(0.05)
+        return inputs
+"""
+
+
+@pytest.fixture
+def slow(here):
+    """The start of a command with that method."""
+    (here / "slow.py").write_text(SLOW)
+    (here / "conf/method").mkdir(parents=True)
+    (here / "conf/method/slow.yaml").write_text("_target_: slow.Slow\nseconds: 0.0\n")
+    return ("run", "-m", "--config-dir=conf", "method=slow", "metric.steps=2")
+
+
+def test_before_a_job_is_queued_again_its_block_is_written(here, spawn, slow):
+    """The signal comes while the second of three blocks is being computed, which is written before the job goes; the
+    one that follows it finds two and computes the third. No block is computed twice."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    process = spawn(MAIN, *slow, "dataset.limit=3", "hydra/launcher=submitit_local")
+    until(lambda: len(begun(here)) == 2, process, here / "log.txt")
+    os.kill(int(begun(here)[1]), signal.SIGUSR2)
+    (here / "spared").touch()
+    assert process.wait(180) == 0, (here / "log.txt").read_text()
+    assert len(begun(here)) == 3 and len(set(begun(here))) == 2
+    assert "1 of 1 cells done, 0 failed" in (here / "log.txt").read_text()
+
+
+def begun(here):
+    """The blocks that `Slow` has begun, by the processes that did."""
+    return (here / "blocks").read_text().split() if (here / "blocks").exists() else []
+
+
+SBATCH = """#!/bin/sh
+for script; do true; done
+cat "$script" > asked
+echo Submitted batch job 77
+"""
+
+
+def test_what_is_asked_of_slurm(xaibench, here, monkeypatch):
+    """The overrides of docs/cluster.md as sbatch gets them, from an sbatch that keeps what it is given."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    (here / "bin").mkdir()
+    for name in ("sbatch", "srun"):
+        (here / "bin" / name).write_text(SBATCH)
+        (here / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{here / 'bin'}:{os.environ['PATH']}")
+    wanted = {
+        "timeout_min": (240, "time=240"),
+        "signal_delay_s": (90, "signal=USR2@90"),
+        "gpus_per_node": (2, "gpus-per-node=2"),
+        "cpus_per_task": (4, "cpus-per-task=4"),
+        "mem_gb": (16, "mem=16GB"),
+        "partition": ("long", "partition=long"),
+        "account": ("lab", "account=lab"),
+        "qos": ("low", "qos=low"),
+        "constraint": ("a100", "constraint=a100"),
+        "array_parallelism": (2, "array=0-2%2"),
+    }
+    asked = [f"hydra.launcher.{name}={value}" for name, (value, _) in wanted.items()]
+    asked += ["+hydra.launcher.additional_parameters.mail-type=END"]
+    sweep = ("run", "-m", "--detach", "method=gradient,saliency,input", "runner.cells_per_task=1", *QUICK)
+    code, _, said = xaibench(*sweep, "hydra/launcher=submitit_slurm", *asked)
+    assert code == 0, said
+    assert "3 jobs xaibench-smallcnn-degradation: 77_0 to 77_2" in said
+    script = (here / "asked").read_text().splitlines()
+    assert {f"#SBATCH --{line}" for _, line in wanted.values()} <= set(script)
+    assert {"#SBATCH --mail-type=END", "#SBATCH --job-name=xaibench-smallcnn-degradation"} <= set(script)
+    code, _, said = xaibench(*sweep, "hydra/launcher=submitit_slurm", "hydra.launcher.gres=gpu:2")
+    assert code == 0 and "#SBATCH --gres=gpu:2" in (here / "asked").read_text().splitlines()
+
+
 # ---- SLURM -----------------------------------------------------------------------------------------------------------
 
 
@@ -136,7 +225,7 @@ def test_slurm_has_the_results_of_one_process(xaibench, here, spawn, fatal, clus
     assert [line.split()[-1] for line in text.splitlines() if line.startswith(f"  {first}_")] == [
         f"method.k={k}" for k in range(12)
     ]
-    assert "0 of 12 done, 0 running, 0 failed; 4 jobs pending" in text and "12 of 12 cells done, 0 failed" in text
+    assert "0 of 12 done, 0 running, 0 failed" in text and "12 of 12 cells done, 0 failed" in text
     assert xaibench(*sweep, "paths.cache=c", "paths.results=r")[0] == 0
     assert (here / "results/leaderboard.csv").read_bytes() == (here / "r/leaderboard.csv").read_bytes()
 
@@ -174,29 +263,51 @@ def test_a_sweep_left_to_slurm_is_found_again(xaibench, here, spawn, fatal, clus
     assert code == 1 and "0 of 1 cells done, 1 failed" in said and f"its job {job} ended (CANCELLED)" in said
 
 
-@pytest.mark.parametrize("why", ["out of time", "preempted"])
-def test_slurm_jobs_that_are_requeued_end_well(here, spawn, fatal, cluster, why):
-    """Out of time: the signal that SLURM sends before. Preempted: a job of the partition that goes before."""
-    more = ["hydra.launcher.max_num_timeout=1"] if why == "out of time" else []
-    process = spawn(MAIN, *fatal, "method.k=1", "method.seconds=600", *SLURM, *more)
+def test_slurm_jobs_that_are_preempted_end_well(here, spawn, fatal, cluster):
+    """By a job of the partition that goes before."""
+    process = spawn(MAIN, *fatal, "method.k=1", "method.seconds=600", *SLURM)
     until((here / "begun-1").exists, process, here / "log.txt")
-    job = re.search(r"degradation: (\d+);", (here / "log.txt").read_text())[1]
+    job = job_of(here)
     (here / "spared").touch()
-    if why == "out of time":
-        subprocess.run(["scancel", "--signal=USR2", job], check=True)
-    else:
-        subprocess.run(
-            ["srun", "--partition=urgent", "--ntasks=4", "true"], check=True, capture_output=True, timeout=90
-        )
-
-    def waits() -> bool:
-        asked = ["squeue", "--noheader", f"--jobs={job}", "--format=%T"]
-        return subprocess.run(asked, capture_output=True, text=True).stdout.strip() == "PENDING"
-
-    until(waits, process, here / "log.txt")
-    subprocess.run(["scontrol", "update", f"jobid={job}", "starttime=now"], check=True)  # instead of two minutes later
+    subprocess.run(["srun", "--partition=urgent", "--ntasks=4", "true"], check=True, capture_output=True, timeout=90)
+    until(lambda: pending(job), process, here / "log.txt")
+    begin_now(job)
     assert process.wait(240) == 0, (here / "log.txt").read_text()
     assert "1 of 1 cells done, 0 failed" in (here / "log.txt").read_text()
+
+
+def test_slurm_jobs_that_are_out_of_time_go_on_where_they_were(here, spawn, slow, cluster):
+    """A limit of a minute, and blocks that take longer together: SLURM sends its signal, the block at work is written,
+    and the job that is queued again computes the others. No block is computed twice."""
+    limit = ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=10", "hydra.launcher.max_num_timeout=5")
+    cell = (*slow, "method.seconds=2", "dataset.limit=32")
+    process = spawn(MAIN, *cell, "hydra/launcher=submitit_slurm", *limit)
+    until(lambda: "degradation: " in (here / "log.txt").read_text(), process, here / "log.txt")
+    job, again = job_of(here), 0
+    while process.poll() is None:
+        if pending(job) and begun(here):
+            begin_now(job)
+            again += 1
+        time.sleep(1)
+    assert process.wait() == 0, (here / "log.txt").read_text()
+    assert again and len(begun(here)) == 32 and len(set(begun(here))) > 1
+    assert "1 of 1 cells done, 0 failed" in (here / "log.txt").read_text()
+
+
+def job_of(here):
+    """The id of the one job that a command says it has submitted."""
+    return re.search(r"degradation: (\d+);", (here / "log.txt").read_text())[1]
+
+
+def pending(job):
+    """Whether SLURM has queued a job."""
+    asked = ["squeue", "--noheader", f"--jobs={job}", "--format=%T"]
+    return subprocess.run(asked, capture_output=True, text=True).stdout.strip() == "PENDING"
+
+
+def begin_now(job):
+    """Have a job that is queued again begin now, instead of two minutes later."""
+    subprocess.run(["scontrol", "update", f"jobid={job}", "starttime=now"], check=True)
 
 
 def test_what_slurm_refuses_is_said_in_a_line(xaibench, cluster):

@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -38,7 +39,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from . import launching, sweeps
+from . import interrupt, launching, sweeps
 from .config import (
     NOT_COMPOSED,
     Composition,
@@ -71,6 +72,9 @@ LOOKED_AT = 20
 FEW = 2
 # Compositions that a process keeps: some 100 kB each.
 COMPOSITIONS = 256
+# Before a job's end a scheduler sends a signal, which submitit answers by queueing the job again. That takes a while;
+# the rest of the time before the end (the launcher's signal_delay_s, or submitit's own) is for the block at work.
+SECONDS_TO_REQUEUE, SIGNAL_DELAY = 20, 30
 
 
 def run_hydra(arguments: list[str], debug: bool) -> int:
@@ -443,8 +447,10 @@ def run_cells(config: DictConfig) -> None:
     folder, job = Path(made.sweep.dir).absolute(), made.job.num
     plan = sweeps.read_plan(folder)
     composer = Composer(GlobalHydra.instance().config_loader(), made, config)
+    delay = made.launcher.get("signal_delay_s", SIGNAL_DELAY)
     _work_begins()
-    _in_turn(folder, job, plan, composer)
+    with interrupt.put_off(signal.SIGUSR2, max(delay - SECONDS_TO_REQUEUE, delay / 2)):
+        _in_turn(folder, job, plan, composer)
     sweeps.end_job(folder, job)
 
 
@@ -480,6 +486,7 @@ def _run_cell(cell: list[str], place: "Place", composer: Composer, wait: bool) -
     words = " ".join(cell)
     status: dict[str, Any] = {"cell": words, "command": command(composer.outside, cell), "status": "ok", "files": []}
     try:
+        interrupt.answer()
         composed = composer.configured(cell)
         if composer.asks_hydra or "${hydra:" in words:
             _tell_hydra(cell, place.number - 1)

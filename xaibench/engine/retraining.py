@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import rng
+from .. import interrupt, rng
 from ..build import build
 from ..datasets.base import Samples
 from ..datasets.images import MEMORY, Images
@@ -315,6 +315,7 @@ class Trainings:
             state.unlink(missing_ok=True)
         for artefact in artefacts:
             artefact.tidy()
+        interrupt.answer()
 
     def _masked(self, part: str, masking: Masking | None, repeat: int) -> Images:
         if masking is None:

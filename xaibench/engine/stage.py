@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from .. import interrupt
 from ..errors import CacheError, UserError
 from ..store.cache import Artefact
 from .device import synchronise
@@ -128,16 +129,17 @@ class Stage:
         return all(filled)
 
     def keep(self, samples: Sequence[int], columns: Arrays) -> None:
-        """Write rows of a block that is being computed; those that are there already stay."""
+        """Write rows of a block that is being computed; those that are there already stay. A signal that was put off
+        until now is answered."""
         left = self.artefact.missing(samples)
         if len(left) < len(samples):
             rows = [samples.index(sample) for sample in left]
             columns = {name: values[rows] for name, values in columns.items()}
-        if not left:
-            return
-        if self.checksums is not None:
-            columns = {**columns, "input_crc32": self.checksums(left)}
-        self.artefact.write(left, columns)
+        if left:
+            if self.checksums is not None:
+                columns = {**columns, "input_crc32": self.checksums(left)}
+            self.artefact.write(left, columns)
+        interrupt.answer()
 
     def blocks(self) -> Iterator[Sequence[int]]:
         """The samples in blocks, in order."""
@@ -229,6 +231,7 @@ class Fit:
                 return False
             if self.arrays() is None:
                 self.artefact.save_whole("fit", self.make())
+                interrupt.answer()
         self.artefact.tidy()
         return True
 

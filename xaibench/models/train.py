@@ -101,6 +101,7 @@ def train(
                 keep(epoch + 1, _as_finished(whole, recipe))
             if checkpoint is not None:
                 files.write(checkpoint, _state(module, optimizer, history, best), identity)
+                interrupt.answer()
             if progress is not None:
                 progress(epoch + 1, recipe.epochs, found)
     finish(module, recipe, {} if recipe.select == "last" else best)

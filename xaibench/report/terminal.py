@@ -180,9 +180,10 @@ def _lines(title: str, pace: Pace) -> Iterator[None]:
 def sweep_begins(cells: int, values: Mapping[str, int]) -> None:
     """What a sweep is about to do: how many cells, of how many values of what."""
     of = " x ".join(f"{count} {name}" for name, count in values.items())
+    of = f" ({of})" if of else ""
     more = "" if stderr.is_terminal else f"; where it is follows every {SECONDS_BETWEEN_LINES} s"
     _spoke.at = time.monotonic()
-    stderr.print(f"{cells} {'cell' if cells == 1 else 'cells'} to run ({of}){more}", highlight=False, soft_wrap=True)
+    stderr.print(f"{cells} {'cell' if cells == 1 else 'cells'} to run{of}{more}", highlight=False, soft_wrap=True)
 
 
 def sweep_estimate(done: int, total: int, began: float) -> None:
@@ -198,7 +199,8 @@ def launched(ids: Sequence[str], cells: Sequence[Sequence[Sequence[str]]], name:
     are."""
     several = f"{ids[0]} to {ids[-1]}" if len(ids) > 1 else ids[0]
     said = [f"{len(ids)} {'job' if len(ids) == 1 else 'jobs'} {name}: {several}; logs: {logs}"]
-    lines = [f"  {job}: {' '.join(cell)}" for job, of_job in zip(ids, cells) for cell in of_job]
+    # Of the only cell nothing differs.
+    lines = [f"  {job}: {' '.join(cell)}" for job, of_job in zip(ids, cells) for cell in of_job if cell]
     said += lines[:MOST_LISTED]
     said += [f"  and {len(lines) - MOST_LISTED} more cells"] if len(lines) > MOST_LISTED else []
     _say("\n".join(said))
