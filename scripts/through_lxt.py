@@ -1,5 +1,5 @@
-"""AttnLRP by LXT's explicit functions, of a network that is left as it is: what `bench_methods.py` times ours beside, and
-`tests/oracles/test_lxt.py` compares it with.
+"""AttnLRP by LXT's explicit functions, of a network that is left as it is: what `bench_methods.py` times ours beside,
+and `tests/oracles/test_lxt.py` compares it with.
 
 LXT's functions hand down relevance where torch's hand down gradients. They take torch's place while the network runs
 within `ThroughLXT`, and autograd does the rest. Attention in one call is written out in products first.

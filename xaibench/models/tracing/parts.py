@@ -103,7 +103,8 @@ def product_added(values: Any, first: Any, second: Any, *, value: float = 1) -> 
 
 
 def euclidean_norm(values: Any, p: Any = "fro", dim: Any = None, keepdim: bool = False, **more: Any) -> Any:
-    """torch.norm of p=2 along dimensions, whose derivative is 0 where all of the values are. Others stay as they are."""
+    """torch.norm of p=2 along dimensions, with a derivative of 0 where all of the values are 0. Others stay as
+    they are."""
     if p not in (2, "fro") or dim is None or more:
         return NotImplemented
     # A root has no finite derivative at 0: the least number that there is stands below it.
