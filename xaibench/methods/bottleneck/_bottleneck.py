@@ -94,8 +94,9 @@ def require_maps(classifier: Classifier, layer: str, method: str) -> tuple[int, 
     shape = require_layer(classifier, layer)
     if len(output_shape(classifier, layer)) != 3:
         raise Refusal(
-            f"layer '{layer}' of {classifier.name} returns tokens, and {method} has convolutions read its features: "
-            "iba serves tokens"
+            f"layer '{layer}' of {classifier.name} returns tokens, and {method} has convolutions over places read its "
+            "features, where a class token has none\n"
+            "method=iba serves tokens, the class token included"
         )
     return shape
 
