@@ -39,6 +39,7 @@ from .kinds import (
 )
 from .layers import PADDED, ceiling_of, contraction, convolution, factor_and_shift, kept_statistics, normalises
 from .normalisation import normalised
+from .parts import put
 from .steps import (
     Activation,
     Affine,
@@ -108,16 +109,16 @@ class Builder:
         changed = self._out_of_place(node)
         if not self._fold(node):
             call, sources = self._call(node, changed is not None)
-            if all(source in self.fixed for source in sources) and node.op != "placeholder":
+            if all(source in self.fixed for source in sources):
                 self._keep(node, call(*(self.values[source] for source in sources)))
-                return
-            step = self._step(node, sources, call)
-            value = self._run(step)
-            if not isinstance(step, Constant) and not isinstance(value, torch.Tensor):
-                self.several[node] = _Several(call, sources, self._routes(node))
-                return
-            self.places[node] = self._append(step, value)
-            self._notice(node, step)
+            else:
+                step = self._step(node, sources, call)
+                value = self._run(step)
+                if not isinstance(step, Constant) and not isinstance(value, torch.Tensor):
+                    self.several[node] = _Several(call, sources, self._routes(node))
+                    return
+                self.places[node] = self._append(step, value)
+                self._notice(node, step)
         if changed is not None:
             changed.replace_all_uses_with(node, delete_user_cb=lambda user: not self._done(user))
 
@@ -159,7 +160,7 @@ class Builder:
     def _works_in_fixed(self, node: fx.Node) -> bool:
         """Whether a node works in place on what is the same for every input, and no weights: it may, once."""
         fixed = all(self.places.get(one) in self.fixed for one in node.all_input_nodes)
-        if not (fixed and node.args and works_in_place(node, self.modules)):
+        if not (fixed and node.args and works_in_place(node, self.modules)) or node.target is put:
             return False
         value = self.values[self.places[node.all_input_nodes[0]]]
         weights = (*self.module.parameters(), *self.module.buffers())

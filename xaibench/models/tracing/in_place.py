@@ -9,6 +9,7 @@ from torch import fx, nn
 from torch.nn import functional
 
 from .kinds import OPERATORS
+from .parts import put
 
 
 def works_in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
@@ -20,7 +21,7 @@ def works_in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     if node.op != "call_function":
         return False
     name = getattr(node.target, "__name__", "")
-    return node.target in OPERATORS or _in_place_name(name) or bool(_arguments(node).get("inplace", False))
+    return node.target in (put, *OPERATORS) or _in_place_name(name) or bool(_arguments(node).get("inplace", False))
 
 
 def same_out_of_place(node: fx.Node) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:

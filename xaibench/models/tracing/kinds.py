@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from .parts import put
 from .steps import Activation, Average, Elementwise, Maximum, Route
 
 # Gates let through a share of what they are multiplied with.
@@ -47,7 +48,7 @@ ROUTES = (
     torch.flatten, torch.unflatten, torch.reshape, torch.squeeze, torch.unsqueeze, torch.transpose, torch.permute,
     torch.swapaxes, torch.movedim, torch.roll, torch.narrow, torch.select, torch.index_select, torch.gather, torch.t,
     torch.cat, torch.concat, torch.clone, torch.broadcast_to, torch.tile, torch.repeat_interleave, torch.rot90,
-    torch.masked_fill, torch.where,
+    torch.masked_fill, torch.where, put,
     operator.getitem, "flatten", "unflatten", "view", "view_as", "reshape", "reshape_as",
     "squeeze", "unsqueeze", "transpose", "permute", "swapaxes", "movedim", "contiguous", "clone", "t", "type_as",
     "expand", "expand_as", "repeat", "repeat_interleave", "tile", "flip", torch.flip, "roll", "narrow", "select",

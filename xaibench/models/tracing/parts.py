@@ -126,6 +126,13 @@ def largest(values: Any, dim: Any = None, keepdim: bool = False) -> Any:
     return Largest(values.amax(dim, keepdim), values.argmax(dim, keepdim))
 
 
+def put(values: torch.Tensor, place: Any, value: Any) -> torch.Tensor:
+    """A copy of `values` with `value` at a place: x[place] = value, out of place."""
+    found = values.clone()
+    found[place] = value
+    return found
+
+
 # What is called -> the same by its parts.
 PARTS: dict[Any, Callable[..., Any]] = {
     functional.scaled_dot_product_attention: scaled_dot_product_attention,

@@ -18,7 +18,7 @@ import torch
 from torch import fx, nn
 
 from ..classifier import Classifier
-from .parts import PARTS, multi_head_attention
+from .parts import PARTS, multi_head_attention, put
 
 # Modules of torch.nn that consist of others, or of functions that have rules of their own.
 LOOKED_INTO = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.GLU, nn.Softmax)
@@ -108,13 +108,6 @@ class Stand(fx.Proxy):
 
 class Number(Stand):
     """The stand-in for a number that depends on the batch size."""
-
-
-def put(values: torch.Tensor, place: Any, value: Any) -> torch.Tensor:
-    """A copy of `values` with `value` at a place: x[place] = value, out of place."""
-    found = values.clone()
-    found[place] = value
-    return found
 
 
 class Tracer(fx.Tracer):
