@@ -31,7 +31,7 @@ OVERRIDES = {
     "ig_decomposition": "method=integrated_gradients method.steps=3",
     "kar": "metric.train_limit=16 metric.fractions=[0.5] metric.repeats=1 model.recipe.epochs=1 dataset.limit=4",
     "path_linearity": "method=neuron_mct metric.neurons=8 metric.directions=2 dataset.limit=1",
-    "region_shares": "model=two4two_cnn dataset=two4two output=raw",
+    "region_shares": "model=two4two_inn dataset=two4two output=raw",
 }
 # What these need is no small job: networks trained on permuted labels, of the recipes and the code that `roar` trains
 # with; and radiographs, with the code of `mask_correlation`.

@@ -164,18 +164,22 @@ class Rescale:
         """Difference of the output over that of the input."""
         reference = self.reference(step)
         (slope,) = step.derivative(inputs, output, signal)
-        return (ratio(signal * (output - step(reference)), inputs[0] - reference, slope),)
+        return (ratio((output - step(reference)).mul_(signal), inputs[0] - reference, slope),)
 
     def maximum(self, step: Maximum, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
         """What the larger of the two maxima has above the reference's comes from where the input's is; what the
         input's has below the larger one, from where the reference's is."""
-        reference = self.reference(step).expand_as(inputs[0])
-        least = step(reference)
+        # The reference's maxima, and with them their places, if the step has a `Choice` of them.
+        references = tuple(self.references[source] for source in step.sources)
+        least = step(*references)
         most = torch.maximum(output, least)
-        rise = step.derivative(inputs, output, signal * (most - least))[0]
-        fall = step.derivative((reference,), least, signal * (output - most))[0]
+        rise = step.derivative(inputs, output, (most - least).mul_(signal))[0]
+        # With places, nobody looks at the values.
+        places = [_rows(one, len(output)) for one in references[1:]]
+        among = (inputs[0], *places) if places else (references[0].expand_as(inputs[0]),)
+        fall = step.derivative(among, least, (output - most).mul_(signal))[0]
         slope = step.derivative(inputs, output, signal)[0]
-        return (ratio(rise + fall, inputs[0] - reference, slope),)
+        return (ratio(rise.add_(fall), inputs[0] - references[0], slope),)
 
     def product(self, step: Product, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Tensors:
         """The mean over the orders in which the factors change: the derivative halfway."""
@@ -298,8 +302,14 @@ class RevealCancel(Rescale):
 
 
 def ratio(change: torch.Tensor, of: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
-    """change / of; the slope where nothing changes."""
-    return torch.where(of.abs() < NONE, slope, change / of)
+    """change / of; the slope where nothing changes. `change` is used up."""
+    quotient = change.div_(of) if change.shape == of.shape else change / of
+    return torch.where(of.abs() < NONE, slope, quotient)
+
+
+def _rows(chosen: Tensors, count: int) -> Tensors:
+    """Maxima and places of one row for all as of `count` rows."""
+    return tuple(values.expand(count, *values.shape[1:]) for values in chosen)
 
 
 def in_halves(rule: Rule, step: Step, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Signals:
