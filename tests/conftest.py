@@ -42,9 +42,12 @@ def fakegpu(_fakegpu: ModuleType) -> Iterator[ModuleType]:
     """A device `fakegpu` for the tests of a file: values of the CPU's kernels, and CUDA's refusals of mixed devices.
     Its COUNT counts operations, copies and synchronisations."""
     made = torch.tensor, torch.as_tensor
+    # A parameter there is of a class of its own, whose data nobody can exchange: modules get new parameters instead.
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
     mode = _fakegpu.on()
     yield _fakegpu
     mode.__exit__(None, None, None)
+    torch.__future__.set_overwrite_module_params_on_conversion(False)
     torch.tensor, torch.as_tensor = made
 
 
