@@ -57,10 +57,11 @@ def leaderboard(arguments: list[str]) -> int:
 def rank(arguments: list[str]) -> int:
     """Tests between methods on the same samples, ranks under resampling, and the ranks over all metrics."""
     parser = parser_of("rank", "which methods can be told apart, how firm their ranks are, and whether metrics agree")
-    add_folders(parser, cache=False)
+    add_folders(parser, cache=True)
     add_filters(parser)
     parser.add_argument("--all", action="store_true", help="every statistic of each metric, not its headline alone")
-    tables = ("methods", "pairs", "metrics", "overall", "agreement")
+    parser.add_argument("--maps", action="store_true", help="how alike the methods' maps are, as the cache has them")
+    tables = ("methods", "pairs", "metrics", "overall", "agreement", "maps")
     parser.add_argument("--csv", choices=tables, help="print one of these as CSV instead of the tables")
     parser.add_argument("--leaderboard", metavar="FILE", help="a leaderboard.csv alone: its ranks, without tests")
     options = parser.parse_args(arguments)
@@ -70,8 +71,9 @@ def rank(arguments: list[str]) -> int:
 
     results, filters = Path(options.results), filters_of(options)
     if options.leaderboard:
-        if options.csv or options.all:
-            raise UserError(f"--leaderboard {options.leaderboard}: --csv and --all need score files (--results DIR)")
+        if options.csv or options.all or options.maps:
+            needing = "--csv, --all and --maps need score files (--results DIR)"
+            raise UserError(f"--leaderboard {options.leaderboard}: {needing}")
         from ..report.tables import boards_of_file
 
         frame = leaderboard.select(leaderboard.read_csv(Path(options.leaderboard)), filters)
@@ -80,6 +82,15 @@ def rank(arguments: list[str]) -> int:
     wanted = filters.pop("statistic", None)
     cells, damaged = index.summaries(results, terminal.tracked("score files read"))
     asked = leaderboard.told_apart(leaderboard.select_cells(cells, filters))
+    if options.maps or options.csv == "maps":
+        from ..report import map_agreement
+
+        alike = map_agreement.map_agreement(terminal.tracked("cells read")(asked), Path(options.cache))
+        if options.csv:
+            print(leaderboard.to_csv(map_agreement.rows(alike)), end="")
+        else:
+            terminal.map_agreement(alike)
+        return terminal.damaged(damaged)
     found = rank.comparisons(asked, terminal.tracked("sets of methods read"), KnownTests(results / "scores"))
     views = rank.overall(found)
     if wanted:

@@ -29,6 +29,7 @@ from ..scores.leaderboard import Damaged
 from ..scores.rank import Comparison, Overall
 from ..scores.statistics import FEW
 from .check_report import counts, verdict
+from .map_agreement import MapAgreement
 from .tables import Board, glance
 
 # A pipe has no width of its own: give tables room instead of cutting their columns.
@@ -466,6 +467,26 @@ def overall(views: Sequence[Overall]) -> None:
             interval = f"{view.low[at]:.1f} to {view.high[at]:.1f}"
             told = (escape(text) for text in (str(view.contestants[at]), *under))
             table.add_row(f"{view.mean_ranks[at]:.1f}", interval, *told)
+        stdout.print(table)
+
+
+def map_agreement(found: Sequence[MapAgreement]) -> None:
+    """A matrix per model and data set: how alike the maps of two methods are."""
+    for one in found:
+        title = f"{one.model} · {one.dataset}"
+        if len(one.methods) < 2:
+            said = " ".join((f"{title}: no two methods have maps in the cache.", *one.missing))
+            stderr.print(said, highlight=False, markup=False, soft_wrap=True)
+            continue
+        samples = one.samples.max()
+        legend = [
+            f"mean rank correlation of two maps of a sample, {samples} samples: who resembles whom, not who is right",
+            *one.missing,
+        ]
+        numbers = [str(number) for number in range(1, len(one.methods) + 1)]
+        table = _table(f"{title} · maps", ("", "method", *numbers), ("method",), legend)
+        for number, name, row in zip(numbers, one.methods, one.correlations):
+            table.add_row(number, escape(name), *("" if np.isnan(value) else f"{value:.2f}" for value in row))
         stdout.print(table)
 
 
