@@ -10,8 +10,8 @@ import pandas as pd
 import torch
 
 from ..metrics.ranking import collapse
-from ..scores.cells import Cell
-from ..scores.summary import Summary, read_again
+from ..scores.cells import Cell, Summary
+from ..scores.summary import read_again
 from ..store.cache import Artefact
 from .gallery import cached, reads_words
 

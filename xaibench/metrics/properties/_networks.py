@@ -34,26 +34,34 @@ class Sum(nn.Module):
         return self.a * self.first(inputs) + self.b * self.second(inputs)
 
 
+def parameter(layer: nn.Module, name: str) -> torch.Tensor:
+    """A parameter of a layer that has it."""
+    found = layer._parameters[name]
+    assert found is not None
+    return found
+
+
 class Split(nn.Module):
     """A layer as the sum of two, of weights W + V and -V. Who reads its weight, as attention does, finds W."""
 
     def __init__(self, layer: Layer, generator: torch.Generator) -> None:
         super().__init__()
         self.first, self.second = copy.deepcopy(layer), copy.deepcopy(layer)
-        drawn = torch.randn(layer.weight.shape, generator=generator).to(layer.weight)
-        change = drawn * layer.weight.abs().mean()
-        self.first.weight.data.add_(change)
-        self.second.weight.data.copy_(-change)
-        if self.second.bias is not None:
-            self.second.bias.data.zero_()
+        weight = parameter(layer, "weight")
+        drawn = torch.randn(weight.shape, generator=generator).to(weight)
+        change = drawn * weight.abs().mean()
+        parameter(self.first, "weight").data.add_(change)
+        parameter(self.second, "weight").data.copy_(-change)
+        if self.bias is not None:
+            parameter(self.second, "bias").data.zero_()
 
     @property
     def weight(self) -> torch.Tensor:
-        return self.first.weight + self.second.weight
+        return parameter(self.first, "weight") + parameter(self.second, "weight")
 
     @property
     def bias(self) -> torch.Tensor | None:
-        return self.first.bias
+        return self.first._parameters["bias"]
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         return self.first(inputs) + self.second(inputs)
