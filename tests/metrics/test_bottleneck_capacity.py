@@ -86,6 +86,31 @@ def test_values_are_those_of_iba_and_of_the_closed_form(network, batch):
     torch.testing.assert_close(columns["information"], maps.sum((1, 2, 3)) * math.log(2) / (4 * 16 * 16))
 
 
+def test_the_start_and_probabilities_are_those_of_the_noise_by_hand(network, batch):
+    """Copies of features with the noise that alpha = 5 and the found masks leave, drawn in the metric's order."""
+    metric = BottleneckCapacity(betas=[1.0], beta=1.0, smoothing=0.0, copies=7)
+    columns = evaluate(metric, network, batch)
+    features = network.module.features(batch.inputs)
+
+    def noisy(shares):
+        """Probabilities [6,7,4] of features with a share of noise each."""
+        seeds = [torch.randint(2**62, (1,), generator=g) for g in sample_generators(0, "metric", range(6))]
+        draws = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+        drawn = torch.stack([torch.randn(7, 4, 16, 16, generator=g) for g in draws]).double() * 1.5
+        z = (1 - shares) * features[:, None] + shares * drawn
+        return (4 * network.module.pool(z.flatten(0, 1)).mean(1).flatten(1)).softmax(-1).view(6, 7, 4)
+
+    share = torch.tensor(1 / (1 + math.exp(5)), dtype=torch.float64)
+    answers = noisy(share)
+    own = answers.gather(2, batch.targets.view(-1, 1, 1).expand(-1, 7, 1))[..., 0]
+    torch.testing.assert_close(columns["initial_probability"], own.mean(1), rtol=1e-6, atol=1e-9)
+    hits = (answers.argmax(2) == batch.targets[:, None]).double().mean(1)
+    assert columns["initial_top1"].tolist() == pytest.approx(hits.tolist())
+    clean = (4 * network.module.pool(features).mean(1).flatten(1)).softmax(-1)
+    torch.testing.assert_close(columns["clean_probability"], clean[range(6), batch.targets])
+    torch.testing.assert_close(columns["probability_curve"][:, 0], columns["probability"])
+
+
 def test_a_real_network_keeps_less_with_beta_and_its_predictions_down_to_the_theses_choice():
     """The order of Table 4 on the bundled network: accuracy holds up to beta 10 and is gone at 100."""
     weights = Path(smallcnn.__file__).parent / "checkpoints" / "smallcnn_object.safetensors"
@@ -114,8 +139,8 @@ def test_samples_and_betas_do_not_depend_on_each_other(network, batch):
 
 
 def test_cost_and_refusals(network):
-    assert BottleneckCapacity(betas=[0.1, 1.0]).cost(network) == (1 + 3 * 111, 300)
-    assert BottleneckCapacity(betas=[0.1, 10.0]).cost(network) == (1 + 2 * 111, 200)
+    assert BottleneckCapacity(betas=[0.1, 1.0]).cost(network) == (11 + 3 * 111, 300)
+    assert BottleneckCapacity(betas=[0.1, 10.0]).cost(network) == (11 + 2 * 111, 200)
     BottleneckCapacity().check(network)
     network.layers = {}
     with pytest.raises(Refusal, match=r"set metric\.layer="):
