@@ -1,15 +1,22 @@
 """The relation network pair by pair, and questions bound to a network."""
 
+import pandas as pd
 import pytest
 import torch
+import yaml
 from torch import nn
 
+from xaibench.datasets.base import Samples
+from xaibench.datasets.sort_of_clevr import SortOfClevr
 from xaibench.errors import UserError
+from xaibench.listing import CONF
 from xaibench.methods.context import Context
 from xaibench.methods.rules.lrp import LRP
 from xaibench.methods.rules.rules import AlphaBeta, Epsilon
 from xaibench.models.classifier import Classifier
+from xaibench.models.loading import load_classifier
 from xaibench.models.questions import OfPainted, paint
+from xaibench.models.recipe import accuracy
 from xaibench.models.relation_network import RelationNetwork
 from xaibench.rng import sample_generators
 
@@ -108,3 +115,22 @@ def test_the_z_plus_rule_shares_a_pair_among_both_places_and_the_question(networ
     start[0, 4] = values[-1][4]
     (found,) = method.propagate(bound, images[:1], [start], "logits", ["features"], Context())
     torch.testing.assert_close(found["features"][0].flatten(1).T, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_the_bundled_weights_answer_questions_about_one_object():
+    """Published: 98.8 % of 3600 of them (docs/questions.md); of 216, within four standard errors."""
+    spec = yaml.safe_load((CONF / "model" / "relation_network.yaml").read_text())
+    network = load_classifier("relation_network", spec)
+    data = SortOfClevr(questions="non_relational")
+    samples = Samples(data, network.preprocessing, range(216))
+    assert accuracy(network, samples) == pytest.approx(0.988, abs=4 * (0.988 * 0.012 / 216) ** 0.5)
+
+
+def test_the_reference_shows_the_claim_and_that_it_is_the_rules():
+    """Sixt 2022, section 5.4: alpha 1, beta 0 follows the question, by an order of magnitude more than the answer."""
+    table = pd.read_csv(CONF.parent / "results" / "reference" / "question_sensitivity.csv")
+    ratios = table[table.statistic == "ratio"].set_index("method")["value"].dropna()
+    rule = ratios[["lrp_zplus", "excitation_bp"]]
+    assert (rule > 10).all() and (ratios.drop(rule.index) < 5).all() and len(ratios) == 14
+    best = table[table.statistic == "rank_accuracy"].set_index("method")["value"].drop("oracle")
+    assert best.idxmax() in rule.index
