@@ -166,7 +166,9 @@ def questions(results: Path) -> Figure:
     across = min(5, len(cells))
     down = -(-len(cells) // across)
     size = (2.6 * across, 2.2 * down + 0.8)
-    figure, panels = plt.subplots(down, across, figsize=size, layout="constrained", squeeze=False, sharex=True, sharey=True)
+    figure, panels = plt.subplots(
+        down, across, figsize=size, layout="constrained", squeeze=False, sharex=True, sharey=True
+    )
     for axes, cell in zip(panels.flat, cells):
         tables = cell.tables()
         for name, colour in (("answer", BLUE), ("question", ORANGE)):

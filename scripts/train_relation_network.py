@@ -6,12 +6,12 @@
 
 `places` teaches the convolutions, alone, what is where: a linear layer upon them, thrown away afterwards, is to tell of
 each of the 4x4 places which colours have their object's centre there, and of these the shape and the exact place. That
-takes half a minute, and what they see is then the same for all questions: `answers` computes it once for some thousand
-scenes and trains g and f on pairs of it. `answers` can be repeated, with other scenes (--first). From random weights, by
-the recipe of conf/model/relation_network.yaml, the same network learns the same things much more slowly.
+takes half a minute, and what they see is then the same for all questions: `answers` computes it once for some
+thousand scenes and trains g and f on pairs of it. `answers` can be repeated, with other scenes (--first). By the
+recipe of conf/model/relation_network.yaml, from random weights, the same network learns the same far more slowly.
 
-The bundled weights are those of `places` as above; of `answers` on 11000 scenes from 100000 on, about 1300 steps at 0.002
-whose rate fell by the clock, so that they cannot be repeated to the digit; and of 300 steps of `answers --first 150000
+The bundled weights are those of `places` as above; of `answers` on 11000 scenes from 100000 on, some 1300 steps at
+0.002 whose rate fell by the clock, so that they cannot be repeated to the digit; and of 300 steps of `answers --first 150000
 --scenes 3000 --lr 0.0015 --fall 0`. That is a minute and a half of one core: what is asked about one object is learnt,
 which object is the closest is hardly begun.
 """
@@ -117,8 +117,8 @@ def teach_answers(
     seed: int,
     out: Path,
 ) -> None:
-    """Train g and f. The rate rises for 100 steps, stays, and falls for the share `fall` of the steps to a fiftieth. The
-    weights are written to `out` with every line."""
+    """Train g and f. The rate rises for 100 steps, stays, and falls for the share `fall` of the steps to a fiftieth.
+    The weights are written to `out` with every line."""
     random, pool = generator("answers", seed), (answers >= 0).nonzero()
     learnt = [*network.g.parameters(), *network.f.parameters()]
     for parameter in learnt:

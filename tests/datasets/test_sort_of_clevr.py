@@ -84,7 +84,7 @@ def test_what_guessing_the_likeliest_answer_gets():
     data = SortOfClevr()
     answers = defaultdict(Counter)
     for index in range(len(data)):
-        kind, colour = data.asked[data.question_of(index)]
+        kind, _ = data.asked[data.question_of(index)]
         answers[kind][data[index].label] += 1
     shares = {kind: max(counts.values()) / 600 for kind, counts in answers.items()}
     for kind, share in shares.items():

@@ -77,7 +77,7 @@ def test_question_sensitivity_asks_other_questions_of_the_same_image(here):
         inputs, targets, _ = by_itself(cell, sample)
         questions = cell.setting.dataset.questions
 
-        def normalised(question, target):
+        def normalised(question, target, inputs=inputs):
             network = Asked(cell.setting.classifier.module, question)
             gradient = Classifier("asked", network, (3, 64, 64)).gradient(inputs, target)[0]
             values = gradient.abs().amax(0).numpy()

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from tests.golden_jobs import JOBS
+from tests.metrics.helpers import evaluated, responded
 from tests.metrics.test_metric_configs import SPECS
+from xaibench.build import build
 from xaibench.config import compose_job
 from xaibench.engine.kept import Kept
 from xaibench.engine.runner import fill, prepare

@@ -60,10 +60,8 @@ def test_a_bound_question_is_that_of_every_image_and_shares_the_weights(network,
     for question in QUESTIONS:
         bound = network.asked(question[None].expand(3, -1))
         torch.testing.assert_close(bound.module(images), network.module(images, question[None]), rtol=0, atol=0)
-        assert (
-            bound.module.f is network.module.f
-            and bound.module.state_dict().keys() == network.module.state_dict().keys()
-        )
+        assert bound.module.f is network.module.f
+        assert bound.module.state_dict().keys() == network.module.state_dict().keys()
     assert torch.equal(network.module(images), before) and "question" not in network.module.state_dict()
     assert network.asked(None) is network
 
@@ -72,7 +70,7 @@ def test_what_cannot_be_asked(network):
     plain = Classifier("plain", nn.Linear(2, 2), (1, 1, 2))
     with pytest.raises(UserError, match="plain reads none: choose model=relation_network"):
         plain.asked(QUESTIONS[:1])
-    with pytest.raises(UserError, match="5 numbers long, relation_network reads 11: set model.questions=5"):
+    with pytest.raises(UserError, match=r"5 numbers long, relation_network reads 11: set model\.questions=5"):
         network.asked(torch.zeros(2, 5))
     with pytest.raises(ValueError, match="one question"):
         network.asked(QUESTIONS)

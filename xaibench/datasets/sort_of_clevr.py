@@ -1,7 +1,7 @@
 """Generated scenes of six coloured objects and a question about each: Sort-of-CLEVR.
 
-Santoro et al. 2017, "A simple neural network module for relational reasoning", section 4.2, drawn anew: what is asked is
-known, and so is the object that the question names.
+Santoro et al. 2017, "A simple neural network module for relational reasoning", section 4.2, drawn anew: what is asked
+is known, and so is the object that the question names.
 """
 
 from collections.abc import Iterator, Sequence
@@ -116,9 +116,8 @@ class SortOfClevr(Dataset):
         position = SPLITS[self.split][index]
         kind, colour = self.asked[position % len(self.asked)]
         # Only `random` is drawn from it: the same on every platform and in every version of numpy.
-        drawn = np.random.Generator(
-            np.random.PCG64(seed_of("sort_of_clevr", self.generator_seed, kind, colour, position))
-        )
+        seed = seed_of("sort_of_clevr", self.generator_seed, kind, colour, position)
+        drawn = np.random.Generator(np.random.PCG64(seed))
         while True:
             for scene in draw(drawn):
                 if is_clear(scene, kind, colour):

@@ -46,8 +46,7 @@ class OfPainted(nn.Module):
     def forward(self, painted: torch.Tensor) -> torch.Tensor:
         """Logits [B,K] of what `paint` returned."""
         length = len(self.network.question)  # type: ignore[arg-type]
-        logits: torch.Tensor = self.network(painted[:, :-length], painted[:, -length:, 0, 0])
-        return logits
+        return self.network(painted[:, :-length], painted[:, -length:, 0, 0])
 
 
 def paint(images: torch.Tensor, questions: torch.Tensor) -> torch.Tensor:

@@ -44,11 +44,11 @@ class RelationNetwork(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                module.bias.detach().zero_()  # type: ignore[union-attr]
-        first, last = (layer for layer in (self.g[0], self.g[-2]) if isinstance(layer, nn.Linear))
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         with torch.no_grad():
-            first.weight[:, -questions:].mul_(4)
-            last.weight.div_(SIDE**2)
+            self.g.get_parameter("0.weight")[:, -questions:].mul_(4)
+            self.g.get_parameter("6.weight").div_(SIDE**2)
 
     def forward(self, images: torch.Tensor, questions: torch.Tensor | None = None) -> torch.Tensor:
         """Logits [B,K] of images [B,3,64,64] and the question of each, [B,Q]; without them, of `question` for all."""

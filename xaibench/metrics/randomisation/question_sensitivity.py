@@ -54,9 +54,8 @@ class QuestionSensitivity(Metric):
         if sign == "signed":
             raise ValueError("sign=signed: maps are compared in [0, 1], so absolute or positive")
         self.percentile, self.large, self.collapse, self.sign = percentile, large, collapse, sign
-        of_map, of_pixels = (
-            dict[str, Any](low=0, high=1, unit=unit) for unit in ("of the normalised map", "share of pixels")
-        )
+        of_map: dict[str, Any] = {"low": 0, "high": 1, "unit": "of the normalised map"}
+        of_pixels = {**of_map, "unit": "share of pixels"}
         self.statistics = (
             Statistic("question", "higher", "question", **of_map),
             Statistic("answer", "higher", "answer", **of_map),
@@ -84,11 +83,9 @@ class QuestionSensitivity(Metric):
     def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor, context: Context) -> Columns:
         dataset = context.data.dataset
         assert isinstance(dataset, HasQuestions)
-        answers = torch.stack(
-            [_other_answer(t, dataset.categories, g) for t, g in zip(batch.targets, context.generators)]
-        )
-        places = [_other(dataset.question_of(s), len(dataset.questions), g)
-                  for s, g in zip(batch.samples, context.generators)]  # fmt: skip
+        asked, drawn = [dataset.question_of(sample) for sample in batch.samples], context.generators
+        answers = torch.stack([_other_answer(t, dataset.categories, g) for t, g in zip(batch.targets, drawn)])
+        places = [_other(place, len(dataset.questions), g) for place, g in zip(asked, drawn)]
         by_answer = context.explain(batch.inputs, answers, "")
         by_question = context.explain(
             batch.inputs, batch.targets, "", questions=dataset.questions[places].to(batch.inputs)
@@ -103,11 +100,9 @@ class QuestionSensitivity(Metric):
             bins = (change * BINS).long().clamp(max=BINS - 1)
             counts = torch.zeros(len(change), BINS, dtype=torch.float64, device=change.device)
             columns[f"{name}_histogram"] = counts.scatter_add_(1, bins, torch.ones_like(change)) / change.shape[1]
-        return {
-            name: column.masked_fill(alone.view(-1, *[1] * (column.dim() - 1)), torch.nan)
-            if name.startswith("answer") else column
-            for name, column in columns.items()
-        }  # fmt: skip
+        for name in ("answer", "answer_large", "answer_histogram"):
+            columns[name][alone] = torch.nan
+        return columns
 
 
 def _other(own: int, count: int, generator: torch.Generator) -> int:
