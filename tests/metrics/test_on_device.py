@@ -40,8 +40,8 @@ OVERRIDES = {
     "path_linearity": "method=neuron_mct metric.neurons=8 metric.directions=2 dataset.limit=1",
     "region_shares": "model=two4two_inn dataset=two4two output=raw",
 }
-# What these need is no small job: networks trained on permuted labels, by code that `roar` trains with too; X-rays, with
-# the code of `mask_correlation`; a network trained on thousands of scenes, which looks at counterfactuals.
+# What these need is no small job: networks trained on permuted labels, by code that `roar` trains with too; X-rays,
+# with the code of `mask_correlation`; a network trained on thousands of scenes, which looks at counterfactuals.
 ELSEWHERE = {"label_randomization", "mask_correlation_within", "counterfactual_audit"}
 # On the CPU a convolution is laid out otherwise, so that float32 differs in its last digits: by this share of the
 # largest value of a column, or of 1.
