@@ -35,7 +35,7 @@ def case(name):
         module = network.module
         # Without its LSTM, see LSTM below.
         module.forward = lambda inputs: module.head(torch.cat([inputs, inputs[:, :1]], 1).square().sum((2, 3)))
-        ((_, batch),) = text.batch(network.module, *LINES).by_size()
+        ((_, batch),) = text.batch(network.module, *LINES).alike()
         data = Samples(text.Lines(*LINES), network.preprocessing, range(4))
         return network.sized(batch.inputs), batch.inputs.double(), data
     if name == "iba_inverted":

@@ -13,10 +13,10 @@ from xaibench.listing import CONF
 from xaibench.methods.context import Context
 from xaibench.methods.rules.lrp import LRP
 from xaibench.methods.rules.rules import AlphaBeta, Epsilon
+from xaibench.models.accuracy import accuracy
 from xaibench.models.classifier import Classifier
 from xaibench.models.loading import load_classifier
 from xaibench.models.questions import OfPainted, paint
-from xaibench.models.recipe import accuracy
 from xaibench.models.relation_network import RelationNetwork
 from xaibench.rng import sample_generators
 
