@@ -9,9 +9,12 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from xaibench.metrics.base import Statistic
+from xaibench.report import figures
 from xaibench.scores import leaderboard, score_files
+from xaibench.scores.cells import Curve
 
 REFERENCE = Path(__file__).parent.parent.parent / "results" / "reference"
 HOSTILE = '$x^2$<img src=x onerror="alert(1)">&'
@@ -251,3 +254,23 @@ def test_the_axis_of_costs_is_in_plain_numbers():
         labels = [label.get_text() for label in axes.get_xticklabels()]
         assert "mathdefault" not in out.getvalue() + "".join(labels), labels
         assert "0.001" in labels
+
+
+@pytest.mark.parametrize("x", [np.linspace(0, 1, 5), np.array([1.0, 10.0, 100.0, 1000.0])])
+def test_panels_have_the_limits_of_axes_that_share_theirs(x):
+    """matplotlib's own, of axes that look at each other."""
+    random = np.random.default_rng(0)
+    shown = []
+    for _ in range(3):
+        mean, width = random.normal(size=len(x)), random.uniform(size=len(x))
+        shown.append(Curve(x, mean, mean - width, mean + width))
+    shown[0].mean[1] = np.nan
+    x_limits, y_limits, scale = figures._limits(shown)
+    with figures.style():
+        panels = Figure().subplots(1, 3, sharex=True, sharey=True)
+        for axes, curve in zip(panels, shown):
+            axes.set_xscale(scale)
+            figures.band(axes, curve, "black", "")
+    assert scale == ("linear" if x[0] == 0 else "log")
+    np.testing.assert_allclose(panels[0].get_xlim(), x_limits, rtol=1e-12)
+    np.testing.assert_allclose(panels[0].get_ylim(), y_limits, rtol=1e-12)
