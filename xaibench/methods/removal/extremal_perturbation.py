@@ -221,18 +221,19 @@ class SmoothMask:
         padding = 1 + math.ceil(2 * sigma / spacing)
         self.grid = tuple(math.ceil(side / spacing) for side in size)
         self.outer = tuple(spacing * (side + 2 * (padding - reach) - 1) + 1 for side in self.grid)
-        # Of the pixels u of a side, and of each parameter v in their window: which it is, how far away, if it is there.
-        pixels = [torch.arange(side)[:, None] for side in self.outer]
-        places = [u // spacing + torch.arange(2 * reach + 1) - padding for u in pixels]
-        offsets = [u - sigma - spacing * v for u, v in zip(pixels, places)]
-        inside = [(v >= 0) & (v < side) for v, side in zip(places, self.grid)]
-        squares = (offset.double().square() for offset in offsets)
-        distance = torch.sqrt(_pairs(torch.add, *squares)) / sigma
+        # Pixels at one place in their block of spacing x spacing see their window at the same distances.
+        window = torch.arange(2 * reach + 1) - padding
+        offset = torch.arange(spacing)[:, None] - sigma - spacing * window
+        distance = torch.sqrt(_pairs(torch.add, *[offset.double().square()] * 2)) / sigma
         kernel = torch.exp(-2 * (distance - 0.5).clamp(min=0) ** 2)
-        there = _pairs(torch.logical_and, *inside)
         values, level = kernel.round(decimals=14).unique(return_inverse=True)
-        seen = level * math.prod(self.grid) + _pairs(torch.add, places[0] * self.grid[1], places[1])
-        pixel = torch.arange(len(seen))[:, None].expand_as(seen)
+        # Of each pixel, and of each parameter in its window: at which distance, which one, whether it is there.
+        pixels = [torch.arange(side, dtype=torch.int32) for side in self.outer]
+        blocks = [u.div(spacing, rounding_mode="floor")[:, None] + window.int() for u in pixels]
+        there = _pairs(torch.logical_and, *((v >= 0) & (v < side) for v, side in zip(blocks, self.grid)))
+        place = _pairs(torch.add, (pixels[0] % spacing * spacing)[:, None], (pixels[1] % spacing)[:, None])[:, 0]
+        seen = level.int()[place] * math.prod(self.grid) + _pairs(torch.add, blocks[0] * self.grid[1], blocks[1])
+        pixel = torch.arange(len(seen), dtype=torch.int32)[:, None].expand_as(seen)
         self.kernel = values.to(like).view(-1, 1, 1)
         self.outside = (~there).sum(1, keepdim=True).to(like)
         # What each pixel sees, and by which pixels each parameter is seen at each distance.
@@ -280,7 +281,7 @@ class Sums:
         """To the sum with each number of `sums` [n], below `count`, goes the row with that of `rows` [n]."""
         members = torch.bincount(sums, minlength=count)
         order = sums.argsort(stable=True)
-        return cls(rows[order].int().to(device), (members.cumsum(0) - members).int().to(device))
+        return cls(rows[order].to(device), (members.cumsum(0) - members).to(rows.dtype).to(device))
 
     def __call__(self, table: torch.Tensor) -> torch.Tensor:
         """Rows [m,c] -> sums [count,c]."""
