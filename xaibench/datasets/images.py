@@ -37,7 +37,6 @@ class Images:
         self._like = label
         fits = first.nbytes * len(samples) <= MEMORY
         self._kept = self._decode_all(range(len(samples))) if fits else None
-        self._asks = isinstance(samples.dataset, HasQuestions)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -65,7 +64,7 @@ class Images:
         if augment == "crop_flip":
             pixels = crop_flip(pixels, random)
         inputs = self.samples.preprocessing.inputs(pixels, like)
-        if self._asks:
+        if isinstance(self.samples.dataset, HasQuestions):
             inputs = paint(inputs, self._questions(positions))
         return inputs, labels.to(like.device)
 
