@@ -54,7 +54,7 @@ def test_what_is_declared_decides_what_a_metric_is_given(convnet):
     dissecting = ("network_dissection", "semantic_attribution")
     counterfactual = ("counterfactual_agreement", "counterfactual_audit")
     explaining = {"bam_idr", "bam_iir", "grid_pointing_game", "completeness_soundness", "max_sensitivity", "axioms"}
-    explaining |= {"class_difference", "class_sensitivity", "random_logit"}
+    explaining |= {"class_difference", "class_sensitivity", "random_logit", "question_sensitivity"}
     explaining |= {"null_feature", "feature_switch", "feature_leak", "feature_saturation"}
     assert {name for name, metric in per_sample.items() if metric.explanations(convnet()) > 0} == explaining
     for attribute, names in (
