@@ -100,6 +100,15 @@ def test_pairs_in_the_published_order_are_counted_one_by_one():
         assert (row["pairs"], row["ordered"]) == (len(pairs), len(ordered))
 
 
+def test_verdicts_are_words_and_orders(xaibench, here):
+    """Nuzzo's, beside the committed leaderboard: what fails against what passes, 5 x 12 and 4 x 3 pairs."""
+    code, out, _ = xaibench("compare", "sanity_rules", "--leaderboard", str(REFERENCE / "sanity_rules.csv"))
+    assert code == 0 and "passes" in out and "fails" in out
+    said = [line.partition(" methods, ")[2] for line in out.splitlines() if "rank correlation" in line]
+    assert said == ["60 of 60 pairs in the published order", "12 of 12 pairs in the published order"]
+    assert compare.read("sanity_rules").words == {0.0: "passes", 1.0: "fails"} and not compare.read("xor").words
+
+
 def test_compare_on_the_command_line(xaibench, here):
     code, out, _ = xaibench("compare", "iba_table1", "--leaderboard", str(REFERENCE / "iba_table1.csv"))
     assert code == 0
