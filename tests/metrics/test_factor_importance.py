@@ -70,6 +70,24 @@ def test_a_network_that_is_linear_in_the_factors(data, outputs):
     assert values["flip_rate_legs"] > 0.2 and values["flip_rate_color"] > 0
 
 
+def test_factors_that_change_at_once_add_up_in_a_linear_network(data):
+    dataset, samples = data
+    joint = "shape+color+background"
+    weight, bias = torch.tensor([*WEIGHTS.values()])[None], torch.tensor([-4.5])
+    network = known_factors(dataset, COUNT, weight, bias, [joint, "shape", "color"])
+    columns, values = measured(FactorImportance((joint, "shape", "color")), network, samples)
+    _, factors = dataset.scenes(range(COUNT))
+    changed = dataset.intervened(range(COUNT), joint)
+    assert {name for name in FACTORS if not np.array_equal(changed[name], factors[name])} == set(joint.split("+"))
+    steps = [WEIGHTS[name] * (changed[name] - factors[name]) for name in joint.split("+")]
+    np.testing.assert_allclose(columns[f"change_{joint}"], np.abs(sum(steps)), atol=2e-3)
+    np.testing.assert_allclose(columns["delta_logit_shape"] + columns["delta_logit_color"], sum(steps), atol=2e-3)
+    told = {name for name in values if name.endswith(joint)}
+    assert told == {f"{kind}_{joint}" for kind in ("flip_rate", "logit_change", "feature_norm")}
+    with pytest.raises(ValueError, match="factors: colour is not one"):
+        FactorImportance(("shape+colour",))
+
+
 class Corner(nn.Module):
     """Red less blue of the upper right corner, where no animal is: the wall's colour, from the picture itself."""
 

@@ -1,5 +1,6 @@
 """Two4Two with a network whose answers are known: what the tests of its metrics share."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,10 +45,12 @@ class KnownFactors(nn.Module):
         return self.head(torch.from_numpy(np.stack(factors)))
 
 
-def known_factors(dataset: Two4Two, count: int, weight: torch.Tensor, bias: torch.Tensor) -> Classifier:
-    """A Classifier of `KnownFactors` that knows these images and their partners."""
+def known_factors(
+    dataset: Two4Two, count: int, weight: torch.Tensor, bias: torch.Tensor, changed: Sequence[str] = tuple(FACTORS)
+) -> Classifier:
+    """A Classifier of `KnownFactors` that knows these images and their partners. changed: in what these differ."""
     module = KnownFactors(weight, bias)
     _, factors = dataset.scenes(range(count))
-    for values in (factors, *(dataset.intervened(range(count), name) for name in FACTORS)):
+    for values in (factors, *(dataset.intervened(range(count), name) for name in changed)):
         module.learn(dataset.draw(values)[0], values)
     return Classifier("known", module, (3, SIDE, SIDE), batch_size=7)

@@ -65,10 +65,13 @@ class Two4Two(Dataset):
         return self.sampler.draw(self._noise("scene", indices, 1 + len(FACTORS)))
 
     def intervened(self, indices: Sequence[int], factor: str) -> dict[str, np.ndarray]:
-        """The factors of the partners of these samples, which differ from them in one factor: see `Sampler.redraw`."""
+        """The factors of the partners of these samples, which differ from them in one factor: see `Sampler.redraw`.
+
+        factor: several at once are joined by +, as in `shape+color+background`: each is drawn as by itself.
+        """
         _, factors = self.scenes(indices)
-        noise = self._noise(f"intervention {factor}", indices, 3)
-        return {**factors, factor: self.sampler.redraw(factor, noise, factors)}
+        noise = {name: self._noise(f"intervention {name}", indices, 3) for name in factor.split("+")}
+        return {**factors, **{name: self.sampler.redraw(name, drawn, factors) for name, drawn in noise.items()}}
 
     def draw(self, factors: dict[str, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
         """Images uint8 [N,3,S,S] of factors [N] each, and each pixel's block, uint8 [N,S,S]: 0 is the wall."""

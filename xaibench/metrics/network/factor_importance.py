@@ -17,6 +17,9 @@ from ..base import Columns, Metric, Statistic
 if TYPE_CHECKING:
     from ...datasets.two4two import Two4Two
 
+# What is said of a single factor alone.
+OF_ONE = ("r_squared", "angle")
+
 
 class FactorImportance(Metric):
     """The ground truth of Two4Two about a network (Sixt 2022, section 6.2 and tables 1, 3 and 4): it scores no map.
@@ -33,7 +36,9 @@ class FactorImportance(Metric):
     angle          mean angle in degrees between sign(v' - v) (h' - h) and the direction in which f grows: below 90
                    where more of the factor speaks for stretchy, above where it speaks for peeky
 
-    factors: which of the ten. features: false leaves out the last two, for a network without linear last layer.
+    factors: which of the ten; several that change at once are joined by +, as in `shape+color+background` (the study's
+        release), and have no line and no angle. features: false leaves out the last two, for a network without linear
+        last layer.
     The difference of a circular factor (yaw) is taken the short way round; the thesis does not say.
 
     Columns, for each factor: delta (v' - v), delta_logit, flip, change (its absolute value), norm, angle. A pair whose
@@ -43,7 +48,7 @@ class FactorImportance(Metric):
     reads_maps = False
 
     def __init__(self, factors: tuple[str, ...] = tuple(FACTORS), features: bool = True) -> None:
-        for name in factors:
+        for name in (name for joined in factors for name in joined.split("+")):
             if name not in FACTORS:
                 raise ValueError(f"factors: {name} is not one: {nearest(name, FACTORS)}")
         self.factors, self.features = tuple(factors), features
@@ -67,6 +72,7 @@ class FactorImportance(Metric):
             )
             for kind in kinds
             for factor in self.factors
+            if "+" not in factor or kind["name"] not in OF_ONE
         )
 
     def check(self, classifier: Classifier) -> None:
@@ -94,18 +100,17 @@ class FactorImportance(Metric):
             images, _ = dataset.draw(changed)
             partners = context.data.preprocessing.image(images).to(batch.inputs)
             other, other_features = _answers(classifier, head, partners)
-            delta = torch.from_numpy(_difference(name, values[name], changed[name])).to(logit)
-            found = {
-                "delta": delta,
-                "delta_logit": other - logit,
-                "change": (other - logit).abs(),
-                "flip": ((other > 0) != (logit > 0)).double(),
-            }
+            found = {"change": (other - logit).abs(), "flip": ((other > 0) != (logit > 0)).double()}
+            delta = None
+            if "+" not in name:
+                delta = torch.from_numpy(_difference(name, values[name], changed[name])).to(logit)
+                found |= {"delta": delta, "delta_logit": other - logit}
             if head is not None:
                 assert features is not None and other_features is not None  # as it was hooked
                 step = other_features - features
                 found["norm"] = step.norm(dim=1)
-                found["angle"] = _angle(delta.sign()[:, None] * step, _contrast(head.weight.double().T))
+                if delta is not None:
+                    found["angle"] = _angle(delta.sign()[:, None] * step, _contrast(head.weight.double().T))
             columns |= {f"{kind}_{name}": column for kind, column in found.items()}
         return columns
 
