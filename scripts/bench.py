@@ -745,7 +745,8 @@ def seconds(work: Callable[[], object], device: torch.device | str = "cpu") -> f
 
 def ratio_of(found: list[tuple[float, float]], target: float | None) -> list[str]:
     """The median ratio of pairs, its quartiles, and the target."""
-    low, ratio, high = statistics.quantiles([spent / needed for spent, needed in found], n=4)
+    ratios = [spent / needed for spent, needed in found]
+    low, ratio, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else 3 * ratios
     shown = f"{ratio:.3f}" if target is None else verdict(ratio, target)
     return [shown, f"{low:.3f} to {high:.3f}", "" if target is None else f"{target:.2f}"]
 
