@@ -36,12 +36,17 @@ OVERRIDES = {
     **dict.fromkeys(("path_dead", "path_output", "path_overlap"), "method=neuron_mct"),
     **dict.fromkeys(("null_feature", "feature_switch", "feature_leak", "feature_saturation"), SCENE),
     "ig_decomposition": "method=integrated_gradients method.steps=3",
-    "kar": "metric.train_limit=16 metric.fractions=[0.5] metric.repeats=1 model.recipe.epochs=1 dataset.limit=4",
+    **dict.fromkeys(
+        ("roar", "kar"), "metric.train_limit=16 metric.fractions=[0.5] metric.repeats=1 model.recipe.epochs=1"
+    ),
     "path_linearity": "method=neuron_mct metric.neurons=8 metric.directions=2 dataset.limit=1",
+    "question_sensitivity": "model=relation_network dataset=sort_of_clevr",
     "region_shares": "model=two4two_inn dataset=two4two output=raw",
 }
-# What these need is no small job: networks trained on permuted labels, by code that `roar` trains with too; X-rays,
-# with the code of `mask_correlation`; a network trained on thousands of scenes, which looks at counterfactuals.
+# Smaller than among JOBS.
+SMALLER = {"parameter_randomization", "singular_ratio", "roar", "class_sensitivity"}
+# What these need is no small job: networks trained on permuted labels, by code that `roar` trains with; X-rays, with
+# the code of `mask_correlation`; a network trained on thousands of scenes, which looks at counterfactuals.
 ELSEWHERE = {"label_randomization", "mask_correlation_within", "counterfactual_audit"}
 # On the CPU a convolution is laid out otherwise, so that float32 differs in its last digits: by this share of the
 # largest value of a column, or of 1.
@@ -58,7 +63,7 @@ def kept():
 
 def columns(name, device, kept, folder):
     """The scores of a metric's small job."""
-    if name in JOBS:
+    if name in JOBS and name not in SMALLER:
         overrides = JOBS[name].split()
     else:
         small = [f"metric.{key}={value}" for key, value in SMALL.items() if key in SPECS[name]]
