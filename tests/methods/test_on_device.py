@@ -21,8 +21,9 @@ OVERRIDES = {
     "iba_inverted": {"layer": "flow.7"},
     **dict.fromkeys(("input_iba", "input_iba_released"), ADVERSARY),
 }
-# Its critic is one: torch calls a kernel of GPUs for it that CPUs do not have. Its class is that of input_iba.
-LSTM = {"input_iba_text"}
+# The critic of the first is an LSTM, for which torch calls a kernel of GPUs that CPUs do not have; its class is that of
+# input_iba. The second smooths maps of input_iba, as gradient_smoothed those of the gradient.
+ELSEWHERE = {"input_iba_text", "input_iba_smoothed"}
 # Whose samples come one after the other: a network is trained for each, each is taken apart, or Captum has its own way.
 ONE_BY_ONE = {"captum", "dtd_full", "input_iba", "input_iba_released"}
 LINES = ("a b c a k", "b b a c k", "c a b k b", "k a a b c")
@@ -33,7 +34,7 @@ def case(name):
     if name == "lime_text":
         network = text.classifier(text.network(dtype=torch.float64))
         module = network.module
-        # Without its LSTM, see LSTM below.
+        # Without its LSTM, see ELSEWHERE.
         module.forward = lambda inputs: module.head(torch.cat([inputs, inputs[:, :1]], 1).square().sum((2, 3)))
         ((_, batch),) = text.batch(network.module, *LINES).alike()
         data = Samples(text.Lines(*LINES), network.preprocessing, range(4))
@@ -65,7 +66,7 @@ def explained(method, network, inputs, data):
     return maps
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in LSTM | {"precomputed"}])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ELSEWHERE | {"precomputed"}])
 def test_a_method_keeps_to_its_device(name, make, fakegpu):
     method, (network, inputs, data) = make(name, **OVERRIDES.get(name, {})), case(name)
     expected = explained(method, network, inputs, data)(4)
