@@ -116,19 +116,21 @@ def test_the_z_plus_rule_shares_a_pair_among_both_places_and_the_question(networ
 
 
 def test_the_bundled_weights_answer_questions_about_one_object():
-    """Published: 98.8 % of 3600 of them (docs/questions.md); of 216, within four standard errors."""
+    """Published: 99.7 % of 3600 of them (docs/questions.md); of 216, within four standard errors."""
     spec = yaml.safe_load((CONF / "model" / "relation_network.yaml").read_text())
     network = load_classifier("relation_network", spec)
     data = SortOfClevr(questions="non_relational")
     samples = Samples(data, network.preprocessing, range(216))
-    assert accuracy(network, samples) == pytest.approx(0.988, abs=4 * (0.988 * 0.012 / 216) ** 0.5)
+    assert accuracy(network, samples) == pytest.approx(0.997, abs=4 * (0.997 * 0.003 / 216) ** 0.5)
 
 
 def test_the_reference_shows_the_claim_and_that_it_is_the_rules():
-    """Sixt 2022, section 5.4: alpha 1, beta 0 follows the question, by an order of magnitude more than the answer."""
+    """Sixt 2022, section 5.4: alpha 1, beta 0 follows the question, by an order of magnitude more than the answer. So
+    does guided backpropagation, which clamps too; with alpha 2, beta 1, and for all others, it is a factor below 3."""
     table = pd.read_csv(CONF.parent / "results" / "reference" / "question_sensitivity.csv")
     ratios = table[table.statistic == "ratio"].set_index("method")["value"].dropna()
     rule = ratios[["lrp_zplus", "excitation_bp"]]
-    assert (rule > 10).all() and (ratios.drop(rule.index) < 5).all() and len(ratios) == 14
+    assert (rule > 50).all() and len(ratios) == 14
+    assert (ratios.drop([*rule.index, "guided_backprop"]) < 3).all()
     best = table[table.statistic == "rank_accuracy"].set_index("method")["value"].drop("oracle")
     assert best.idxmax() in rule.index
