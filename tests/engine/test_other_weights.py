@@ -180,7 +180,7 @@ def test_ten_networks_share_the_data_and_are_in_memory_one_at_a_time(here, monke
     monkeypatch.setattr(Shapes, "__getitem__", counting)
     monkeypatch.setattr(SmallCNN, "forward", watching)
     # Few samples in a block of maps, all of them in a block of scores.
-    monkeypatch.setattr("xaibench.engine.setting.BLOCK_FLOPS", 2e8)
+    monkeypatch.setattr("xaibench.engine.device.BLOCK_FLOPS", 2e8)
     job = compose_job([*RANDOM, "metric.blocks=5", "dataset.limit=4", "method=integrated_gradients", "method.steps=4"])
     gc.collect()
     run(job)

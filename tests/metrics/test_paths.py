@@ -240,9 +240,9 @@ def test_the_path_of_a_metric_is_the_path_of_the_map(here):
     method, choose = scoring.maps.method, scoring.maps.method.path
     method.path = lambda *arguments: drawn.append(choose(*arguments)) or drawn[-1]
     scoring.maps.attribute(batch.inputs, batch.targets, batch.samples)
-    scoring._path(list(batch.samples), batch.inputs, batch.targets, slice(0, 2))
+    scoring._path(batch, batch.inputs, batch.targets, slice(0, 2))
     assert all(torch.equal(*layers) for layers in zip(*drawn))
-    other = scoring._path(list(batch.samples), batch.inputs, batch.targets, slice(0, 2), beside="pathway_random")
+    other = scoring._path(batch, batch.inputs, batch.targets, slice(0, 2), beside="pathway_random")
     assert not torch.equal(other[0], drawn[0][0])
 
 

@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -29,8 +29,10 @@ from ..scores.leaderboard import Damaged
 from ..scores.rank import Comparison, Overall
 from ..scores.statistics import FEW
 from .check_report import counts, verdict
-from .map_agreement import MapAgreement
 from .tables import Board, glance
+
+if TYPE_CHECKING:  # it loads matplotlib
+    from .map_agreement import MapAgreement
 
 # A pipe has no width of its own: give tables room instead of cutting their columns.
 stdout = Console(width=None if sys.stdout.isatty() else 200)
@@ -470,7 +472,7 @@ def overall(views: Sequence[Overall]) -> None:
         stdout.print(table)
 
 
-def map_agreement(found: Sequence[MapAgreement]) -> None:
+def map_agreement(found: "Sequence[MapAgreement]") -> None:
     """A matrix per model and data set: how alike the maps of two methods are."""
     for one in found:
         title = f"{one.model} · {one.dataset}"
