@@ -539,15 +539,9 @@ def backwards(options: argparse.Namespace) -> list[Table]:
         "training step": (training_step, (0, 1)),
         **{f"row of {name}": row(name) for name in ("counterfactual_agreement", "counterfactual_audit")},
     }
-    for name, (work, (forwards, gradients)) in works.items():
-        print(f"{name} ...", file=sys.stderr)
-        # A gradient takes a forward pass of its own, which `cost` counts among the forward ones.
-        needed = bare_passes(classifier, images * max(forwards - gradients, 0), images * gradients)
-        work(), needed()
-        found = pairs(work, needed, options)
-        each = 1e3 * statistics.median(spent for spent, _ in found) / images
-        passes = f"{forwards} + {gradients}"
-        table.add_row(name, str(images), passes, f"{each:.1f}", *ratio_of(found, None)[:2])
+    for name, (work, cost) in works.items():
+        passes, each, *over = beside_its_passes(name, work, cost, classifier, images, options)
+        table.add_row(name, str(images), passes, f"{each:.1f}", *over)
     return [table]
 
 
@@ -679,14 +673,9 @@ def xrays(options: argparse.Namespace) -> list[Table]:
     works |= {f"{name}, beside a pass": scoring(name) for name in LUNG_METRICS} | {
         "drawing, beside a pass": (loading, (1, 0))
     }
-    for name, (work, (forwards, gradients)) in works.items():
-        print(f"{name} ...", file=sys.stderr)
-        # A gradient takes a forward pass of its own, which `cost` counts among the forward ones.
-        needed = bare_passes(classifier, images * max(forwards - gradients, 0), images * gradients)
-        work(), needed()
-        found = pairs(work, needed, options)
-        each = 1e3 * statistics.median(spent for spent, _ in found) / images
-        table.add_row(name, f"{forwards} + {gradients}", f"{each:.2f}", *ratio_of(found, None)[:2])
+    for name, (work, cost) in works.items():
+        passes, each, *over = beside_its_passes(name, work, cost, classifier, images, options)
+        table.add_row(name, passes, f"{each:.2f}", *over)
     columns = ("metric", *(f"{count} samples MiB" for count in MEMORY_SAMPLES))
     held = Table(*columns, title="peak memory of a run on generated lungs above imports, every large block returned")
     for name in options.metrics or LUNG_METRICS:
@@ -721,6 +710,26 @@ def job_of(model: str, metric: str, samples: int, folder: str, overrides: list[s
     names = [f"model={model}", "model.weights=random", "method=gradient", f"metric={metric}"]
     rest = [f"dataset.limit={samples}", f"paths.cache={folder}/cache", f"paths.results={folder}/results"]
     return compose_job([*names, *rest, "runner.device=cpu", "runner.classes=any", *overrides])
+
+
+def beside_its_passes(
+    name: str,
+    work: Callable[[], object],
+    cost: tuple[int, int],
+    classifier: Classifier,
+    images: int,
+    options: argparse.Namespace,
+) -> tuple[str, float, str, str]:
+    """Of work on some images: the passes that `cost` counts of each, milliseconds of each, and the ratio over these
+    passes and its quartiles as text."""
+    print(f"{name} ...", file=sys.stderr)
+    forwards, gradients = cost
+    # A gradient takes a forward pass of its own, which `cost` counts among the forward ones.
+    needed = bare_passes(classifier, images * max(forwards - gradients, 0), images * gradients)
+    work(), needed()
+    found = pairs(work, needed, options)
+    ratio, quartiles, *_ = ratio_of(found, None)
+    return f"{forwards} + {gradients}", 1e3 * statistics.median(spent for spent, _ in found) / images, ratio, quartiles
 
 
 def pairs(
