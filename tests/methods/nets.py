@@ -92,6 +92,18 @@ class Linear(nn.Module):
         return self.layer(inputs.flatten(1))
 
 
+class Rows(nn.Module):
+    """A function of the features of a row: linear, or with a product of the first two besides."""
+
+    def __init__(self, weights: torch.Tensor, product: float) -> None:
+        super().__init__()
+        self.weights, self.product = nn.Parameter(weights.clone()), product
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        rows = inputs.flatten(1).to(self.weights)
+        return rows @ self.weights.T + 0.7 + self.product * rows[:, :1] * rows[:, 1:2]
+
+
 class Block(nn.Module):
     """Pre-activation residual block with one in-place ReLU module used twice, its result read twice."""
 

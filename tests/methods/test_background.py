@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from torch import nn
 
 from tests.methods.helpers import settings
+from tests.methods.nets import Rows
 from xaibench.build import build
 from xaibench.datasets.base import Samples
 from xaibench.datasets.tables import Friedman1
@@ -18,24 +18,12 @@ from xaibench.rng import sample_generators
 WEIGHTS = torch.tensor([[2.0, -1.0, 0.5, 0.0, 3.0, -2.0]], dtype=torch.float64)
 
 
-class Rows(nn.Module):
-    """A function of the six features of a row: linear, or with a product of the first two besides."""
-
-    def __init__(self, product: float):
-        super().__init__()
-        self.weights, self.product = nn.Parameter(WEIGHTS.clone()), product
-
-    def forward(self, inputs):
-        rows = inputs.flatten(1).to(self.weights)
-        return rows @ self.weights.T + 0.7 + self.product * rows[:, :1] * rows[:, 1:2]
-
-
 @pytest.fixture
 def explained():
     """explained(method, product, **settings) -> a row's map [6], the row and the background [20,6]."""
 
     def do(name, product=0.0, **changed):
-        classifier = Classifier("rows", Rows(product), (1, 1, 6), returns="values", places="columns")
+        classifier = Classifier("rows", Rows(WEIGHTS, product), (1, 1, 6), returns="values", places="columns")
         players = {} if name == "feature_ablation" else {"players": 6}
         method = build({**settings(name), "fill": "background", **players, **changed}, "method")
         method.check(classifier)
@@ -65,7 +53,7 @@ def test_a_product_is_averaged_over_the_background_and_not_taken_of_its_mean(exp
 
 def test_it_takes_as_many_times_the_passes_and_no_sentences():
     method = build({**settings("exact_shapley"), "fill": "background", "players": 6}, "method")
-    rows = Classifier("rows", Rows(0.0), (1, 1, 6), returns="values")
+    rows = Classifier("rows", Rows(WEIGHTS, 0.0), (1, 1, 6), returns="values")
     assert method.cost(rows) == (REFERENCES * 2**6, 0)
     with pytest.raises(Refusal, match="other sentences have words at other places"):
-        method.check(Classifier("text", Rows(0.0), (1, 1, 6), places="words"))
+        method.check(Classifier("text", Rows(WEIGHTS, 0.0), (1, 1, 6), places="words"))

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from torch import nn
 
+from tests.methods.nets import Rows
 from xaibench.datasets.base import Batch, Samples
 from xaibench.datasets.tables import Friedman1
 from xaibench.errors import Refusal
@@ -25,16 +25,11 @@ WEIGHTS = torch.tensor([[2.0, -1.0, 0.5, 0.25, 3.0, -2.0]], dtype=torch.float64)
 VALUE = {"output": "logit"}
 
 
-class Rows(nn.Module):
-    """Two values of the six features of a row: a linear one with a product of two features, and its negative."""
-
-    def __init__(self, product: float):
-        super().__init__()
-        self.weights, self.product = nn.Parameter(WEIGHTS.clone()), product
+class BothSigns(Rows):
+    """The value of a row, and its negative."""
 
     def forward(self, inputs):
-        rows = inputs.flatten(1).to(self.weights)
-        value = rows @ self.weights.T + 0.7 + self.product * rows[:, :1] * rows[:, 1:2]
+        value = super().forward(inputs)
         return torch.cat([value, -value], dim=1)
 
 
@@ -42,7 +37,7 @@ class World:
     """Five rows, the references that a metric draws, and the contributions w (x - mean) of a linear network."""
 
     def __init__(self, metric, product: float = 0.0):
-        self.metric, self.module = metric, Rows(product)
+        self.metric, self.module = metric, BothSigns(WEIGHTS, product)
         self.classifier = Classifier("rows", self.module, (1, 1, 6), places="columns")
         metric.check(self.classifier)
         train = Friedman1("train", samples=60, features=6)
@@ -152,7 +147,7 @@ def test_the_cost_counts_a_pass_for_each_reference(metric):
 
 
 def test_sentences_are_refused():
-    words = Classifier("text", Rows(0.0), (1, 1, 6), places="words")
+    words = Classifier("text", BothSigns(WEIGHTS, 0.0), (1, 1, 6), places="words")
     with pytest.raises(Refusal, match=r"metric\.fill=background: other sentences have words at other places"):
         Degradation(tile=1, fill="background").check(words)
     with pytest.raises(Refusal, match=r"metric\.insertion_fill=background: other sentences"):
