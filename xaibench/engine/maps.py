@@ -1,7 +1,7 @@
 """A method's maps in a setting: fitted if need be, made block by block, read collapsed."""
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -57,8 +57,16 @@ class Maps:
 
     def of(self, batch: Batch, purpose: str = "method", network: Classifier | None = None) -> torch.Tensor:
         """The method's maps [B,C or 1,H,W] of a batch that is alike, see `attribute`."""
-        about = dict[str, Any](masks=batch.masks, labels=batch.labels, questions=batch.questions, network=network)
-        return self.attribute(batch.inputs, batch.targets, batch.samples, purpose=purpose, **about)
+        return self.attribute(
+            batch.inputs,
+            batch.targets,
+            batch.samples,
+            purpose=purpose,
+            masks=batch.masks,
+            labels=batch.labels,
+            questions=batch.questions,
+            network=network,
+        )
 
     def attribute(
         self,
