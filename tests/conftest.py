@@ -14,6 +14,23 @@ import torch
 SHARED = Path(os.environ.get("XAIBENCH_SHARED", Path(__file__).parent.parent.parent / "shared"))
 
 
+FAKEGPU = pytest.StashKey[ModuleType | str]()
+
+
+def _fakegpu() -> ModuleType | str:
+    """`shared/tools/fakegpu.py`, which gives torch a device of that name for the rest of the process; or why not."""
+    path = SHARED / "tools" / "fakegpu.py"
+    if not path.is_file():
+        return "the offline tools are absent (shared/tools/fakegpu.py)"
+    spec = importlib.util.spec_from_file_location("fakegpu", path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (ImportError, AttributeError) as error:
+        return f"this torch registers no device written in Python: {error}"
+    return module
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of offline data and weights (`data/`, `models/`)."""
@@ -22,30 +39,18 @@ def shared() -> Path:
     return SHARED
 
 
-@pytest.fixture(scope="session")
-def _fakegpu(shared: Path) -> ModuleType:
-    """`shared/tools/fakegpu.py`, which gives torch a device of that name for the rest of the process."""
-    path = shared / "tools" / "fakegpu.py"
-    if not path.is_file():
-        pytest.skip("the offline tools are absent (shared/tools/fakegpu.py)")
-    spec = importlib.util.spec_from_file_location("fakegpu", path)
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except (ImportError, AttributeError) as error:
-        pytest.skip(f"this torch registers no device written in Python: {error}")
-    return module
-
-
 @pytest.fixture(scope="module")
-def fakegpu(_fakegpu: ModuleType) -> Iterator[ModuleType]:
+def fakegpu(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
     """A device `fakegpu` for the tests of a file: values of the CPU's kernels, and CUDA's refusals of mixed devices.
     Its COUNT counts operations, copies and synchronisations."""
+    module = request.config.stash[FAKEGPU]
+    if isinstance(module, str):
+        pytest.skip(module)
     made = torch.tensor, torch.as_tensor
     # A parameter there is of a class of its own, whose data nobody can exchange: modules get new parameters instead.
     torch.__future__.set_overwrite_module_params_on_conversion(True)
-    mode = _fakegpu.on()
-    yield _fakegpu
+    mode = module.on()
+    yield module
     mode.__exit__(None, None, None)
     torch.__future__.set_overwrite_module_params_on_conversion(False)
     torch.tensor, torch.as_tensor = made
@@ -56,7 +61,9 @@ def _seed():
     torch.manual_seed(0)
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    # torch's autograd counts the kinds of devices once, at the first backward pass of a process.
+    config.stash[FAKEGPU] = _fakegpu()
     # The nets are small: a second thread waits more than it works, above all beside other processes.
     torch.set_num_threads(1)
 

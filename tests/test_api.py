@@ -61,6 +61,22 @@ def test_importing_loads_nothing_heavy():
         assert getattr(xb, name)
 
 
+def test_without_what_windows_lacks_everything_imports_and_commands_say_so():
+    code = """
+import signal, sys
+sys.modules.update(dict.fromkeys(("fcntl", "grp", "pwd", "resource", "termios")))
+del signal.SIGUSR2
+import xaibench, xaibench.cli
+for name in xaibench.__all__:
+    getattr(xaibench, name)
+sys.platform = "win32"
+sys.exit(xaibench.cli.main(["list"]))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 2
+    assert "the commands need Linux or macOS" in run.stderr and "WSL" in run.stderr and "Traceback" not in run.stderr
+
+
 @pytest.mark.parametrize(
     ("method", "parameters"),
     [("gradient", {}), ("integrated_gradients", {"steps": 7}), ("gradcam", {}), ("occlusion", {}), ("lrp_epsilon", {})],

@@ -3,12 +3,15 @@
 The scenes on SLURM start a real one (`../shared/tools`), where its packages are installed.
 """
 
+import contextlib
+import fcntl
 import os
 import re
 import shlex
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -53,7 +56,8 @@ def until(there, process, log, seconds=120):
     """Wait until something is there."""
     deadline = time.monotonic() + seconds
     while not there():
-        assert (process is None or process.poll() is None) and time.monotonic() < deadline, log.read_text()
+        alive = process is None or process.poll() is None
+        assert alive and time.monotonic() < deadline, log.read_text() if log else "waited in vain"
         time.sleep(0.05)
 
 
@@ -192,20 +196,46 @@ def test_what_is_asked_of_slurm(xaibench, here, monkeypatch):
 # ---- SLURM -----------------------------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def locked(name, how):
+    """Workers of pytest that share this SLURM wait for each other."""
+    with (Path(tempfile.gettempdir()) / f"xaibench-{name}.lock").open("w") as lock:
+        fcntl.flock(lock, how)
+        yield lock
+
+
 @pytest.fixture(scope="session")
-def cluster():
-    """A SLURM of four processors on this machine."""
+def started():
+    """A SLURM of four processors on this machine. Each worker has its session: the one that started it ends it when no
+    other is at it."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     if os.getuid() != 0 or not all(map(shutil.which, ("slurmctld", "slurmd", "munged", "sbatch"))):
         pytest.skip("no SLURM to start: it takes root and the packages slurmctld, slurmd, slurm-client and munge")
     if not (SHARED / "tools/slurm-up.sh").exists():
         pytest.skip("no SLURM to start: ../shared/tools/slurm-up.sh is absent")
-    runs = subprocess.run(["squeue"], capture_output=True).returncode == 0
-    if not runs:
-        subprocess.run(["bash", SHARED / "tools/slurm-up.sh"], check=True, capture_output=True, timeout=120)
-    yield
-    if not runs:
-        subprocess.run(["bash", SHARED / "tools/slurm-down.sh"], check=True, capture_output=True, timeout=60)
+    with locked("slurm", fcntl.LOCK_EX) as lock:
+        runs = subprocess.run(["squeue"], capture_output=True).returncode == 0
+        if not runs:
+            subprocess.run(["bash", SHARED / "tools/slurm-up.sh"], check=True, capture_output=True, timeout=120)
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
+        if not runs:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            subprocess.run(["bash", SHARED / "tools/slurm-down.sh"], check=True, capture_output=True, timeout=60)
+
+
+@pytest.fixture
+def cluster(started):
+    """SLURM, with other workers' jobs beside."""
+    with locked("slurm-jobs", fcntl.LOCK_SH):
+        yield
+
+
+@pytest.fixture
+def whole_cluster(started):
+    """SLURM for one test alone: what it submits drives other jobs out."""
+    with locked("slurm-jobs", fcntl.LOCK_EX):
+        yield
 
 
 SLURM = ("hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=10")
@@ -263,7 +293,7 @@ def test_a_sweep_left_to_slurm_is_found_again(xaibench, here, spawn, fatal, clus
     assert code == 1 and "0 of 1 cells done, 1 failed" in said and f"its job {job} ended (CANCELLED)" in said
 
 
-def test_slurm_jobs_that_are_preempted_end_well(here, spawn, fatal, cluster):
+def test_slurm_jobs_that_are_preempted_end_well(here, spawn, fatal, whole_cluster):
     """By a job of the partition that goes before."""
     process = spawn(MAIN, *fatal, "method.k=1", "method.seconds=600", *SLURM)
     until((here / "begun-1").exists, process, here / "log.txt")
@@ -279,7 +309,7 @@ def test_slurm_jobs_that_are_preempted_end_well(here, spawn, fatal, cluster):
 def test_slurm_jobs_that_are_out_of_time_go_on_where_they_were(here, spawn, slow, cluster):
     """A limit of a minute, and blocks that take longer together: SLURM sends its signal, the block at work is written,
     and the job that is queued again computes the others. No block is computed twice."""
-    limit = ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=10", "hydra.launcher.max_num_timeout=5")
+    limit = ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=10", "hydra.launcher.max_num_timeout=20")
     cell = (*slow, "method.seconds=2", "dataset.limit=32")
     process = spawn(MAIN, *cell, "hydra/launcher=submitit_slurm", *limit)
     until(lambda: "degradation: " in (here / "log.txt").read_text(), process, here / "log.txt")
@@ -306,7 +336,11 @@ def pending(job):
 
 
 def begin_now(job):
-    """Have a job that is queued again begin now, instead of two minutes later."""
+    """Have a job that is queued again begin now, instead of two minutes later: when its former processes are over and
+    SLURM has their exit code, which it would otherwise take for that of the new ones."""
+    step = ["pgrep", "--full", rf"slurmstepd: \[{job}\."]
+    until(lambda: subprocess.run(step, capture_output=True).returncode == 1, None, None, seconds=60)
+    time.sleep(3)
     subprocess.run(["scontrol", "update", f"jobid={job}", "starttime=now"], check=True)
 
 

@@ -51,8 +51,8 @@ ELSEWHERE = {"label_randomization", "mask_correlation_within", "counterfactual_a
 # On the CPU a convolution is laid out otherwise, so that float32 differs in its last digits: by this share of the
 # largest value of a column, or of 1.
 TOLERANCE = 1e-4
-# Of randomised networks more, see the last test.
-TOLERANCES = {"parameter_randomization": 0.05}
+# Of randomised networks more, see the last test; ROAD's imputer solves its equations to 1e-4 of an image's range.
+TOLERANCES = {"parameter_randomization": 0.05, "road": 1e-3}
 
 
 @pytest.fixture(scope="module")

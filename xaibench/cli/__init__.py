@@ -34,6 +34,11 @@ Which saliency method tells the truth about a network, and how do we know?
 Exit codes: 0 done, 1 a regression or failed cells, 2 a mistake in what was asked, 3 nothing comparable, 130 Ctrl-C.
 """
 
+# A claim asks whether a process lives by sending it signal 0, which would end it there.
+WINDOWS = """\
+xaibench: the commands need Linux or macOS: their cache is shared between processes by POSIX signals and renames.
+On Windows run them within WSL."""
+
 # Where each command is: its module is imported when it is called.
 COMMANDS = {
     "run": "computing.run",
@@ -54,6 +59,9 @@ COMMANDS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code; every error is one or two lines on stderr."""
+    if sys.platform == "win32":
+        print(WINDOWS, file=sys.stderr)
+        return 2
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]

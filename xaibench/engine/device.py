@@ -7,7 +7,7 @@ import math
 import multiprocessing
 import os
 import re
-import resource
+import sys
 from pathlib import Path
 
 import torch
@@ -44,7 +44,10 @@ def peak_memory(device: torch.device) -> int:
     what the C library keeps of freed memory included."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    import resource  # not on Windows, where this module serves `explain`
+
+    # Kilobytes, but bytes on macOS.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def synchronise(device: torch.device) -> None:
@@ -102,6 +105,8 @@ def keep_freed_memory() -> None:
     step, each set to zero when it is touched: a quarter of the time of a small network. The peak is the same. Who has
     set a threshold in the environment has chosen.
     """
+    if sys.platform == "win32":
+        return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None and not OWN_CHOICE & os.environ.keys():
         mallopt(TRIM_THRESHOLD, KEPT)
