@@ -34,9 +34,10 @@ def test_steps_average_over_seeds_and_the_score_over_steps(given):
     torch.testing.assert_close(found["ssim_curve"], torch.stack([first, second], dim=1))
     torch.testing.assert_close(found["ssim"], (first + second) / 2)
     torch.testing.assert_close(found["first"], first)
-    spread = ((single[0] - single[1]).abs() + (single[2] - single[3]).abs()) / 2 / 2**0.5
-    torch.testing.assert_close(found["seed_std"], spread)
-    assert list(metric.axes(classifier)["ssim_curve"]) == [1, 2]
+    spread = [(single[at] - single[at + 1]).abs() / 2**0.5 for at in (0, 2)]
+    torch.testing.assert_close(found["ssim_seed_std_curve"], torch.stack(spread, dim=1))
+    torch.testing.assert_close(found["seed_std"], (spread[0] + spread[1]) / 2)
+    assert list(metric.axes(classifier)["ssim_curve"]) == list(metric.axes(classifier)["ssim_seed_std_curve"]) == [1, 2]
 
 
 def test_unchanged_asks_for_every_seed_of_the_first_step(given):

@@ -40,6 +40,8 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "xaibench",
 }
 PANELS_PER_ROW = 5
+# Of a curve NAME_curve the deviation over seeds, drawn as bars around it.
+SPREAD = "_seed_std_curve"
 CHANCE: dict[str, Any] = {"color": MUTED, "linestyle": (0, (2, 2)), "linewidth": 0.8}
 
 
@@ -108,7 +110,8 @@ def _marker(contestant: Contestant) -> dict[str, Any]:
 
 
 def curves(cells: Sequence[Cell]) -> Figure:
-    """The curves of comparable cells, a panel per method, in the order given; dashed, those of the control `random`.
+    """The curves of comparable cells, a panel per method, in the order given; dashed, those of the control `random`;
+    bars, a deviation over seeds.
 
     Raises ValueError if no cell has a curve.
     """
@@ -118,7 +121,8 @@ def curves(cells: Sequence[Cell]) -> Figure:
     chance = _chance(cells)
     with style():
         figure, panels = _panels(len(cells))
-        x_limits, y_limits, scale = _limits([curve for cell in cells for curve in cell.curves.values()])
+        shown = [curve for cell in cells for kind in (_means, _spreads) for curve in kind(cell).values()]
+        x_limits, y_limits, scale = _limits(shown)
         for number, (axes, cell) in enumerate(zip(panels, cells)):
             axes.set(xscale=scale, xlim=x_limits, ylim=y_limits)
             _ticks(axes, left=number % PANELS_PER_ROW == 0, below=number + PANELS_PER_ROW >= len(cells))
@@ -188,12 +192,29 @@ def _ticks(axes: Axes, left: bool, below: bool) -> None:
         axes.locator_params(axis="x", nbins=4)
 
 
+def _means(cell: Cell) -> dict[str, Curve]:
+    """The curves of a cell that are no deviations."""
+    return {name: curve for name, curve in sorted(cell.curves.items()) if not name.endswith(SPREAD)}
+
+
+def _spreads(cell: Cell) -> dict[str, Curve]:
+    """Of the curves that have a deviation over seeds, its ends around their means."""
+    found = {}
+    for name, curve in _means(cell).items():
+        if spread := cell.curves.get(name.removesuffix("_curve") + SPREAD):
+            found[name] = Curve(curve.x, curve.mean, curve.mean - spread.mean, curve.mean + spread.mean)
+    return found
+
+
 def _curve_panel(axes: Axes, cell: Cell, chance: Mapping[str, Curve]) -> None:
-    """The curves of a cell, each with the one of its name in `chance`."""
-    for (name, curve), colour in zip(sorted(cell.curves.items()), SERIES):
+    """The curves of a cell, each with the one of its name in `chance` and with its deviation over seeds."""
+    spreads = _spreads(cell)
+    for (name, curve), colour in zip(_means(cell).items(), SERIES):
         if name in chance:
             axes.plot(chance[name].x, chance[name].mean, **CHANCE)
         band(axes, curve, colour, name.removesuffix("_curve").replace("_", " "))
+        if name in spreads:
+            axes.vlines(curve.x, spreads[name].low, spreads[name].high, color=colour, linewidth=0.8)
     if cell.card["method"] != "none":
         axes.set_title(short(Contestant.of(cell.card), 30), loc="left", pad=3)
 

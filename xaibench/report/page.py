@@ -22,7 +22,7 @@ from ..scores import leaderboard, statistics
 from ..scores.leaderboard import Cell
 from ..scores.rank import Contestant
 from ..store.files import safe_name, write_atomically
-from . import colours, figures, findings, gallery, sections, study, tables, units
+from . import colours, figures, findings, gallery, sections, strips, study, tables, units
 from .sections import SECTIONS, Drawing
 from .tables import Board, Glance
 
@@ -101,8 +101,11 @@ def _view(board: Board, out: Path, cache: Path | None, images: int) -> dict[str,
     slug = safe_name(f"{board.model}-{board.dataset}")
     glance = tables.glance(board)
     drawn: dict[str, list[dict[str, Any]]] = {section: [] for section in SECTIONS}
-    studied = () if cache is None else (*study.drawings(board.cells, cache), *units.drawings(board.cells, cache))
-    for drawing in (*sections.drawings(board, glance), *studied):
+    drawings = [*sections.drawings(board, glance)]
+    if cache is not None:
+        drawings += strips.drawings(board, cache)
+        drawings += [*study.drawings(board.cells, cache), *units.drawings(board.cells, cache)]
+    for drawing in drawings:
         drawn[drawing.section].append(_drawn(drawing, slug, out))
     return {
         "name": board.name,

@@ -16,6 +16,7 @@ SECTIONS = {
     "ranks": "Ranks and their stability",
     "curves": "Curves",
     "gallery": "Inputs and maps",
+    "strips": "Maps of random networks",
     "study": "Counterfactuals and concepts",
     "units": "What units detect",
     "agreement": "Do the metrics agree?",
@@ -28,9 +29,14 @@ NOTES = {
     ),
     "curves": (
         "Means over samples (or over repeats, where networks are retrained) with 95 % bands; "
-        "dashed, the control random under the same metric. The best method comes first.",
+        "dashed, the control random under the same metric; upright bars, where there are any, one deviation over the "
+        "seeds on either side. The best method comes first.",
     ),
     "gallery": (),
+    "strips": (
+        "A map that stays as it is while the network forgets does not show what the network has learned. How alike the "
+        "maps are, and how alike maps are that have nothing in common, is in the rows and curves.",
+    ),
     "study": (
         "What the network itself would change for another answer, and what goes with its answer: one shortest step in "
         "its own latent, and directions of a layer. Neither is a ground truth.",
@@ -74,7 +80,7 @@ def drawings(board: Board, glance: Glance) -> Iterator[Drawing]:
     for cells in comparable(board.cells):
         if any(cell.curves for cell in cells):
             name = named(cells[0].card["metric"], cells[0].card["metric_variant"])
-            ordered = _best_first(board, cells)
+            ordered = best_first(board, cells)
             count = f"{cells[0].card['n']} {'repeats' if cells[0].columns.index.name == 'repeat' else 'samples'}"
             yield Drawing("curves", f"curves-{name}", f"Curves of {name}", f"{name}, {count}.", figures.curves(ordered))
     yield from _agreement(board, glance)
@@ -98,7 +104,8 @@ def _overall(view: Overall) -> Iterator[Drawing]:
         )
 
 
-def _best_first(board: Board, cells: list[Cell]) -> list[Cell]:
+def best_first(board: Board, cells: list[Cell]) -> list[Cell]:
+    """Comparable cells by their rank on the board; those without one last."""
     rows = board.frame[board.frame["headline"] & (board.frame["sample_key"] == cells[0].card["keys"]["sample_key"])]
     ranks = {
         (row["method"], row["method_variant"]): row["rank"]

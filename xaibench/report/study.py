@@ -141,7 +141,7 @@ def draw(found: Grid, side: int = 80) -> Figure:
             tile = np.asarray(Image.fromarray(found.tiles[row, column]).resize((side, side)))
             top, left = row * (side + gap), column * (side + gap)
             sheet[top : top + side, left : left + side] = tile
-    above = 18 if any(found.columns) else 0
+    above = 6 + 12 * max(words.count("\n") + 1 for words in found.columns) if any(found.columns) else 0
     size = (sheet.shape[1] + margin, sheet.shape[0] + above)
     figure = Figure(figsize=(size[0] / 100, size[1] / 100), dpi=100)
     axes = figure.add_axes((margin / size[0], 0, 1 - margin / size[0], 1 - above / size[1]))

@@ -40,10 +40,10 @@ class ParameterRandomization(SimilarityMetric):
     Columns: ssim, spearman, spearman_abs, hog, ssim_signed, ssim_either_sign, means over the steps; flipped;
     first, the SSIM of the first step; unchanged, 0 or 1; the floors; seed_std, the standard deviation of SSIM over the
     seeds, mean over the steps; and the curves of all that is a mean over the steps, over the number of the step, from 1
-    (the network as it was trained is no step).
+    (the network as it was trained is no step). The curve of seed_std is `ssim_seed_std_curve`; one seed has none.
     """
 
-    version = 2
+    version = 3
     x_label = "randomised blocks"
     statistics = (
         Statistic("ssim", "lower", "ssim", low=-1, high=1, unit="SSIM, mean over the steps"),
@@ -72,7 +72,8 @@ class ParameterRandomization(SimilarityMetric):
 
     def axes(self, classifier: Classifier) -> dict[str, torch.Tensor]:
         steps = torch.arange(1, len(self._steps(classifier)) + 1)
-        return {f"{name}_curve": steps for name in CURVES}
+        drawn = (*CURVES, "ssim_seed_std") if self.seeds > 1 else CURVES
+        return {f"{name}_curve": steps for name in drawn}
 
     def evaluate(self, classifier: Classifier, batch: Batch, maps: torch.Tensor, context: Context) -> Columns:
         steps, by_seed = [], []
@@ -85,7 +86,8 @@ class ParameterRandomization(SimilarityMetric):
         columns |= {f"{name}_curve": curve for name, curve in curves.items()}
         columns |= {"first": by_seed[0].mean(0), "unchanged": (by_seed[0].amin(0) >= SAME).double()}
         if self.seeds > 1:
-            columns["seed_std"] = torch.stack([values.std(0) for values in by_seed]).mean(0)
+            columns["ssim_seed_std_curve"] = torch.stack([values.std(0) for values in by_seed], dim=1)
+            columns["seed_std"] = columns["ssim_seed_std_curve"].mean(1)
         return self.compared(classifier, batch, maps, columns, context)
 
     def _steps(self, classifier: Classifier) -> list[list[Randomisation]]:
