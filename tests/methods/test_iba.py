@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from tests.methods.nets import SIZE, VGGLike, classifier, seeded
 from xaibench.errors import Refusal
 from xaibench.methods.bottleneck.iba import IBA
 from xaibench.methods.bottleneck.iba_inverse import IBAInverse
-from xaibench.methods.bottleneck.iba_multilayer import IBAMultilayer, agreement
+from xaibench.methods.bottleneck.iba_multilayer import IBAMultilayer, agreement, normalised
 from xaibench.methods.context import Context
 from xaibench.models.classifier import Classifier
 from xaibench.models.cut import activations
@@ -333,6 +334,22 @@ def test_multilayer_maps_shrink_with_every_layer():
         IBAMultilayer(layers=["features.0", LAYER], thresholds=[1.0, 1.0]), network, inputs, range(3), fitted=found
     )
     assert set(binary.unique().tolist()) == {0.0, 1.0}
+
+
+def test_the_sum_of_layers_weighs_each_map_by_its_norm():
+    """Against numpy's norms of the single layers' maps, whose noise is drawn one after the other."""
+    network, inputs, layers = classifier(VGGLike()), seeded(3), ["features.0", LAYER]
+    method = IBAMultilayer(layers=layers, thresholds=[None, 1.0], combine="sum")
+    found = fitted(method, network)
+    targets = torch.tensor([i % 5 for i in range(3)])
+    context = Context(sample_generators(0, "iba", range(3)), fitted=found)
+    parts = [IBA(layer=layer).attribute(network, inputs, targets, context).numpy() for layer in layers]
+    expected = sum(part / np.sqrt((part**2).sum((1, 2, 3), keepdims=True)) for part in parts)
+    total = maps_of(method, network, inputs, range(3), fitted=found)
+    np.testing.assert_allclose(total.numpy(), expected, rtol=1e-10)
+    assert not normalised(torch.zeros(2, 1, 4, 4)).any()
+    with pytest.raises(ValueError, match="did you mean 'sum'"):
+        IBAMultilayer(combine="sums")
 
 
 def test_agreement_is_the_released_threshold_at_224_pixels():

@@ -2,10 +2,13 @@
 
 import math
 from dataclasses import dataclass, fields
+from typing import Literal
 
 import torch
+from torch.nn import functional as F
 
 from ...datasets.base import Samples
+from ...errors import one_of
 from ...models.classifier import Classifier
 from ..context import Context
 from ._bottleneck import LAYER, estimate, require_layer, require_loss
@@ -14,9 +17,11 @@ from .iba import IBA, PerSample
 
 @dataclass(kw_only=True, eq=False)
 class IBAMultilayer(PerSample):
-    """The product of thresholded IBA maps of several layers (Khakzar 2022, chapter 8, eq. 5).
+    """The product of thresholded IBA maps of several layers (Khakzar 2022, chapter 8, eq. 5), or their sum.
 
-    layers: from early to late. thresholds: one per layer, in multiples of the map's own root mean square; null keeps
+    layers: from early to late. combine: `product`, or `sum` (an ablation of the released code) of the maps, each
+        divided by its L2 norm, so that every layer weighs the same; thresholds play no part in it.
+    thresholds: one per layer, in multiples of the map's own root mean square; null keeps
         that map continuous, in bits per pixel. The thesis thresholds all of them and states no value; the released
         code keeps the first one and cuts the maps, divided by their L2 norm, at 0.006 of 224x224 pixels, which is
         0.006 * 224 = 1.344 root mean squares at every size.
@@ -26,11 +31,14 @@ class IBAMultilayer(PerSample):
 
     layers: tuple[str, ...] = (f"{LAYER}_early", LAYER, f"{LAYER}_late")
     thresholds: tuple[float | None, ...] = (None, 1.344, 1.344)
+    combine: Literal["product", "sum"] = "product"
 
     fit_parameters = ("layers",)
+    added = {"combine": "product"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        one_of("combine", self.combine, ("product", "sum"))
         if not self.layers or len(self.layers) != len(self.thresholds):
             names, values = len(self.layers), len(self.thresholds)
             raise ValueError(f"layers has {names} names and thresholds {values} values: one each")
@@ -55,11 +63,15 @@ class IBAMultilayer(PerSample):
     def attribute(
         self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
     ) -> torch.Tensor:
-        product = torch.ones_like(inputs[:, :1])
-        for part, threshold in zip(self.parts, self.thresholds):
-            maps = part.attribute(classifier, inputs, targets, context)
-            product = product * agreement(maps, threshold)
-        return product
+        maps = [part.attribute(classifier, inputs, targets, context) for part in self.parts]
+        if self.combine == "sum":
+            return torch.stack([normalised(one) for one in maps]).sum(0)
+        return torch.stack([agreement(one, threshold) for one, threshold in zip(maps, self.thresholds)]).prod(0)
+
+
+def normalised(maps: torch.Tensor) -> torch.Tensor:
+    """Maps [B,1,H,W], each divided by its L2 norm; one without any information stays 0."""
+    return F.normalize(maps.flatten(1), dim=1, eps=torch.finfo(maps.dtype).tiny).view_as(maps)
 
 
 def agreement(maps: torch.Tensor, threshold: float | None) -> torch.Tensor:
