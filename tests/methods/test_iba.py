@@ -10,6 +10,7 @@ from torch import nn
 from tests.methods.helpers import LAYER, fitted, samples
 from tests.methods.nets import SIZE, VGGLike, classifier, seeded
 from xaibench.errors import Refusal
+from xaibench.methods.bottleneck._bottleneck import Bottleneck, layer_noise
 from xaibench.methods.bottleneck.iba import IBA
 from xaibench.methods.bottleneck.iba_inverse import IBAInverse
 from xaibench.methods.bottleneck.iba_multilayer import IBAMultilayer, agreement, normalised
@@ -334,6 +335,22 @@ def test_multilayer_maps_shrink_with_every_layer():
         IBAMultilayer(layers=["features.0", LAYER], thresholds=[1.0, 1.0]), network, inputs, range(3), fitted=found
     )
     assert set(binary.unique().tolist()) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize("kept", [0.25, 0.5, 0.9])
+def test_noisy_features_keep_the_layers_mean_and_not_its_variance(kept):
+    """Schulz et al. 2020, appendix E: over the data, a fixed mask leaves lambda^2 + (1 - lambda)^2 of the variance."""
+    network = classifier(VGGLike())
+    found = fitted(IBA(layer=LAYER, min_std=1e-6, min_active=0.0), network)
+    values = activations(network, [LAYER], torch.cat([batch.inputs for batch in samples()]).double())[LAYER]
+    bottleneck = layer_noise(Bottleneck, values, found, LAYER, 1e-6, 0.0)
+    z = bottleneck.sample(torch.full_like(values, 1 - kept), 50, sample_generators(0, "iba", range(len(values))))
+    varied = found[f"{LAYER}.std"] > 1e-3
+    standardised = ((z - found[f"{LAYER}.mean"]) / found[f"{LAYER}.std"])[:, varied]
+    # Of 2000 draws a feature's mean is off by (1 - lambda) / sqrt(2000) in the root mean square.
+    assert standardised.mean(0).square().mean().sqrt() == pytest.approx((1 - kept) / math.sqrt(2000), rel=0.1)
+    expected = kept**2 * 39 / 40 + (1 - kept) ** 2  # the layer's own is of 40 images, unbiased
+    assert standardised.var(0).mean() == pytest.approx(expected, rel=0.01)
 
 
 def test_the_sum_of_layers_weighs_each_map_by_its_norm():
