@@ -4,15 +4,26 @@
     python scripts/gallery.py --images 6 --out gallery.png
 
 All methods that the score files name are shown, cheap ones first, or those of --methods in that order; colours, scales
-and captions are those of `xaibench report`.
+and captions are those of `xaibench report`. With --grid, the maps of one method over two of its options, and below each
+what its darkest colour stands for:
+
+    xaibench run -m method=iba method.layer=bottleneck_early,bottleneck,bottleneck_late method.beta=0.1,1,10,100 \\
+        dataset.limit=2
+    python scripts/gallery.py --methods iba --images 1 --out depth_beta.png \\
+        --grid layer=bottleneck_early,bottleneck,bottleneck_late beta=0.1,1,10,100
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import yaml
 from PIL import Image
 
-from xaibench.report import gallery
+from xaibench.report import gallery, study
+from xaibench.report.colours import painted, scale_of
 from xaibench.scores import leaderboard
 from xaibench.scores.leaderboard import Cell
 
@@ -25,18 +36,64 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--cache", type=Path, default=Path("cache"))
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="by name, or 'name parameter=value'")
+    parser.add_argument("--grid", nargs=2, metavar="OPTION=VALUES", help="rows and columns of maps of one method")
     parser.add_argument("--images", type=int, default=6)
     parser.add_argument("--columns", type=int, default=11, help="most maps side by side")
     parser.add_argument("--side", type=int, default=96, help="of an image in the figure, in pixels")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.png")
     options = parser.parse_args()
-    cells = chosen(leaderboard.read_cells(options.results), options.methods)
-    found = gallery.collect(cells, options.cache, options.images)
-    if not found.pictures:
-        raise SystemExit("\n".join(found.missing))
-    gallery.draw(found, options.columns, options.side).savefig(options.out)
+    cells = leaderboard.read_cells(options.results)
+    if options.grid:
+        if not options.methods or len(options.methods) > 1:
+            parser.error("--grid is of one method: --methods NAME")
+        figure = study.draw(grid(cells, options.cache, options.methods[0], *options.grid, options.images), options.side)
+    else:
+        found = shown(chosen(cells, options.methods), options.cache, options.images)
+        figure = gallery.draw(found, options.columns, options.side)
+    figure.savefig(options.out)
     with Image.open(options.out) as drawn:
         drawn.convert("RGB").quantize(COLOURS).save(options.out, optimize=True)
+
+
+def shown(cells: Sequence[Cell], cache: Path, images: int) -> gallery.Gallery:
+    """The pictures and maps of these cells; ends the program where there is none."""
+    found = gallery.collect(cells, cache, images)
+    if not found.pictures:
+        raise SystemExit("\n".join(found.missing))
+    return found
+
+
+def grid(cells: Sequence[Cell], cache: Path, method: str, down: str, across: str, images: int) -> study.Grid:
+    """Of every image a row for each value of an option, a column for each of another; first the image.
+
+    method: as `title` has it without these options. down, across: OPTION=VALUE,VALUE. The maps of other values, and
+    those with other parameters changed, are left out. Ends the program where a pair has no maps.
+    """
+    (row, rows), (column, columns) = map(values, (down, across))
+    own = [cell for cell in cells if title(cell, (row, column)) == method]
+    of = {tuple(cell.card["config"]["method"].get(name) for name in (row, column)): cell for cell in own}
+    wanted = [(one, other) for one in rows for other in columns]
+    if lacking := [pair for pair in wanted if pair not in of]:
+        raise SystemExit(f"no run of {method} with {row}={lacking[0][0]}, {column}={lacking[0][1]}")
+    found = shown([of[pair] for pair in wanted], cache, images)
+    if found.missing:
+        raise SystemExit("\n".join(found.missing))
+    of_pair = dict(zip(wanted, found.columns))
+    tiles, names, scales = [], [], []
+    for at, picture in enumerate(found.pictures):
+        for one in rows:
+            maps = [of_pair[one, other] for other in columns]
+            first = picture.pixels if one == rows[0] else np.full_like(picture.pixels, 255)
+            tiles.append(np.stack([first, *(painted(drawn.maps[at], drawn.signed) for drawn in maps)]))
+            names.append(f"{row}\n{one}")
+            scales.append(("", *(f"{scale_of(drawn.maps[at]):.2g}" for drawn in maps)))
+    return study.Grid(np.stack(tiles), tuple(names), ("image", *(f"{column} {one}" for one in columns)), tuple(scales))
+
+
+def values(option: str) -> tuple[str, list[Any]]:
+    """An option and its values, as a sweep has them: beta=0.1,1 -> "beta", [0.1, 1]."""
+    name, _, listed = option.partition("=")
+    return name, [yaml.safe_load(value) for value in listed.split(",")]
 
 
 def chosen(cells: list[Cell], methods: list[str] | None) -> list[Cell]:
@@ -46,9 +103,10 @@ def chosen(cells: list[Cell], methods: list[str] | None) -> list[Cell]:
     return [cell for method in methods for cell in cells if title(cell) == method]
 
 
-def title(cell: Cell) -> str:
-    """A method's name and overrides, as --methods takes it."""
-    return " ".join(filter(None, (cell.card["method"], cell.card["method_variant"])))
+def title(cell: Cell, without: Sequence[str] = ()) -> str:
+    """A method's name and overrides, as --methods takes it; without those of some parameters."""
+    changed = [part for part in cell.card["method_variant"].split(",") if part.partition("=")[0] not in without]
+    return " ".join(filter(None, (cell.card["method"], ",".join(changed))))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
 from xaibench.metrics.rules.csc import random_baseline
+from xaibench.report.colours import painted
 from xaibench.scores import leaderboard
 
 
@@ -96,3 +99,26 @@ def test_changes_by_questions_and_answers_are_drawn_as_shares_of_pixels(xaibench
     for line, mean, name in zip(steps, means, ("answer", "question")):
         assert sum(line.get_ydata()) == pytest.approx(1)
         assert mean.get_xdata()[0] == pytest.approx(float(board.loc[("gradient", name), "value"]), rel=1e-5)
+
+
+def test_a_grid_has_the_maps_of_each_pair_of_options_and_their_scales(xaibench, here, script):
+    gallery = script("gallery")
+    few = ("method=iba", "dataset.limit=2", "fit.limit=8", "method.steps=2", "metric.steps=2")
+    assert xaibench("run", "-m", *few, "method.layer=bottleneck,bottleneck_late", "method.beta=0.1,100")[0] == 0
+    cells = leaderboard.read_cells(Path("results"))
+    of = ("iba fit.limit=8,steps=2", "layer=bottleneck_late,bottleneck", "beta=0.1,100")
+    found = gallery.grid(cells, Path("cache"), *of, 2)
+    assert found.tiles.shape[:2] == (4, 3) and found.columns == ("image", "beta 0.1", "beta 100")
+    assert found.rows == ("layer\nbottleneck_late", "layer\nbottleneck") * 2
+    for cell in cells:
+        config = cell.card["config"]["method"]
+        (path,) = Path("cache/maps").rglob(f"{cell.card['keys']['map_key']}/shard-*.h5")
+        with h5py.File(path) as file:
+            maps = file["maps"][()].sum(1)  # in the order of the images
+        column = 1 + [0.1, 100].index(config["beta"])
+        for image, values in enumerate(maps):
+            row = 2 * image + ["bottleneck_late", "bottleneck"].index(config["layer"])
+            assert (found.tiles[row, column] == painted(values, signed=False)).all()
+            assert float(found.below[row][column]) == pytest.approx(np.percentile(values, 99), rel=0.06)
+    with pytest.raises(SystemExit, match=r"no run of iba fit.limit=8,steps=2 with layer=bottleneck_late, beta=7"):
+        gallery.grid(cells, Path("cache"), of[0], of[1], "beta=0.1,7", 2)

@@ -18,14 +18,19 @@ def is_signed(maps: np.ndarray) -> bool:
     return bool((maps < 0).any())
 
 
+def scale_of(attribution: np.ndarray) -> float:
+    """What the darkest colour of a map stands for: the 99th percentile of its absolute values, 0 if none is finite."""
+    finite = attribution[np.isfinite(attribution)]
+    return float(np.percentile(np.abs(finite), PERCENTILE)) if finite.size else 0.0
+
+
 def painted(attribution: np.ndarray, signed: bool) -> np.ndarray:
-    """One map [H,W] as RGB uint8 [H,W,3], scaled by its own 99th percentile of absolute values.
+    """One map [H,W] as RGB uint8 [H,W,3], scaled by its own `scale_of`.
 
     signed: 0 is white, positive red and negative blue; otherwise from 0, pale, to dark. Not finite is grey.
     """
     finite = np.isfinite(attribution)
-    scale = np.percentile(np.abs(attribution[finite]), PERCENTILE) if finite.any() else 0.0
-    shares = np.where(finite, attribution, 0.0) / (scale or 1.0)
+    shares = np.where(finite, attribution, 0.0) / (scale_of(attribution) or 1.0)
     colours = matplotlib.colormaps[DIVERGING](shares / 2 + 0.5) if signed else matplotlib.colormaps[SEQUENTIAL](shares)
     colours[~finite, :3] = 0.5
     return (colours[..., :3] * 255).round().astype(np.uint8)

@@ -18,7 +18,7 @@ from ..models.preprocessing import Preprocessing
 from ..scores.leaderboard import Cell
 from ..store.cache import Artefact
 from . import gallery
-from .colours import INK, painted
+from .colours import INK, MUTED, painted
 from .sections import Drawing
 
 METHODS = ("counterfactual", "concept")
@@ -30,11 +30,13 @@ REGION = (255, 210, 0)
 
 @dataclass(frozen=True)
 class Grid:
-    """Pictures, uint8 [R,C,H,W,3], with the words beside each row and above each column ('' for none)."""
+    """Pictures, uint8 [R,C,H,W,3], with the words beside each row and above each column ('' for none), and below each
+    picture where there are any."""
 
     tiles: np.ndarray
     rows: tuple[str, ...]
     columns: tuple[str, ...]
+    below: tuple[tuple[str, ...], ...] = ()
 
 
 def grid(
@@ -135,11 +137,14 @@ def draw(found: Grid, side: int = 80) -> Figure:
     """A grid as a figure; side: of a picture, in pixels at 100 per inch."""
     rows, columns = found.tiles.shape[:2]
     gap, margin = 4, 90 if any(found.rows) else 0
-    sheet = np.full((rows * (side + gap), columns * (side + gap), 3), 255, dtype=np.uint8)
+    step = side + gap + (12 if found.below else 0)
+    # Much enlarged, pixels stay squares.
+    how = Image.Resampling.NEAREST if side >= 2 * found.tiles.shape[2] else Image.Resampling.BICUBIC
+    sheet = np.full((rows * step, columns * (side + gap), 3), 255, dtype=np.uint8)
     for row in range(rows):
         for column in range(columns):
-            tile = np.asarray(Image.fromarray(found.tiles[row, column]).resize((side, side)))
-            top, left = row * (side + gap), column * (side + gap)
+            tile = np.asarray(Image.fromarray(found.tiles[row, column]).resize((side, side), how))
+            top, left = row * step, column * (side + gap)
             sheet[top : top + side, left : left + side] = tile
     above = 6 + 12 * max(words.count("\n") + 1 for words in found.columns) if any(found.columns) else 0
     size = (sheet.shape[1] + margin, sheet.shape[0] + above)
@@ -148,9 +153,12 @@ def draw(found: Grid, side: int = 80) -> Figure:
     axes.imshow(sheet, aspect="auto")
     axes.axis("off")
     for row, words in enumerate(found.rows):
-        axes.text(-6, row * (side + gap) + side / 2, words, fontsize=7, color=INK, ha="right", va="center")
+        axes.text(-6, row * step + side / 2, words, fontsize=7, color=INK, ha="right", va="center")
     for column, words in enumerate(found.columns):
         axes.text(column * (side + gap), -4, words, fontsize=7, color=INK, va="bottom")
+    for row, said in enumerate(found.below):
+        for column, words in enumerate(said):
+            axes.text(column * (side + gap), row * step + side + 2, words, fontsize=6, color=MUTED, va="top")
     return figure
 
 
