@@ -1,10 +1,14 @@
 """Tables through the command line: trained, explained, scored by removal and by retraining on chosen columns."""
 
+import io
 import itertools
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 # Every corner of a cube 500 times: in a split columns are nearly orthogonal, and R squared nearly a sum of squares.
 WEIGHTS = {"a": 1, "b": 3, "c": 2}
@@ -47,6 +51,22 @@ def test_retraining_without_a_column_loses_its_share_of_the_variance(shared, cub
     points = [(0, 1), (0.34, roar["r2_at_0.34"]), (0.67, roar["r2_at_0.67"])]
     area = sum((x2 - x1) * (y1 + y2) / 2 for (x1, y1), (x2, y2) in itertools.pairwise(points))
     assert roar["roar_auc"] == pytest.approx(area, abs=1e-3)
+
+
+def test_agreement_with_exact_shapley_values(cube, xaibench):
+    """Of a linear network these are w x: so is input times gradient; the gradient, w, agrees as far as signs allow."""
+    for method in (["exact_shapley", "method.players=3"], ["input_x_gradient"], ["gradient"]):
+        assert xaibench(*cube, f"method={method[0]}", *method[1:], "metric=sparseness", "dataset.limit=12")[0] == 0
+    code, out, _ = xaibench("rank", "--csv", "maps")
+    rows = pd.read_csv(io.StringIO(out)).set_index(["method", "other"])
+    (path,) = Path("cache/maps").rglob("exact_shapley/*/shard-*.h5")
+    with h5py.File(path) as file:
+        values = file["maps"][()].reshape(12, 3)
+    weights = np.array(list(WEIGHTS.values()))
+    np.testing.assert_allclose(values, weights * np.sign(values), rtol=0.1)
+    expected = np.mean([stats.spearmanr(row, weights).statistic for row in weights * np.sign(values)])
+    assert code == 0 and rows["correlation"]["exact_shapley players=3", "gradient"] == pytest.approx(expected, abs=1e-6)
+    assert rows["correlation"]["exact_shapley players=3", "input_x_gradient"] == pytest.approx(1)
 
 
 def test_quality_is_the_error_of_the_table(cube, xaibench):

@@ -108,6 +108,39 @@ def test_random_games_by_all_orders(players):
         torch.testing.assert_close(maps.flatten(), expected, rtol=0, atol=1e-8)
 
 
+def test_the_value_of_a_group_is_not_the_sum_of_its_members():
+    """Of a product of three features each is worth a third; two of them, shown and hidden together, are worth half."""
+    product = every_coalition(4)[:, :3].all(1).double()
+    network, inputs = game(product)
+    target = torch.zeros(1, dtype=torch.long)
+    alone, pairs = (attribute(ExactShapley(players=n), network, inputs.double(), target).flatten() for n in (4, 2))
+    torch.testing.assert_close(alone, torch.tensor([1 / 3, 1 / 3, 1 / 3, 0]).double(), rtol=0, atol=1e-7)
+    torch.testing.assert_close(pairs.view(2, 2).sum(1), torch.tensor([1 / 2, 1 / 2]).double())
+
+
+def test_groups_of_a_random_game_by_its_dividends():
+    """What a coalition adds to all smaller ones (Harsanyi 1963) is shared equally by its members, or by the groups that
+    it touches: the two differ from three on."""
+    values = torch.randn(64, dtype=torch.float64)
+    network, inputs = game(values)
+    groups, members = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    dividends: dict[tuple[int, ...], float] = {}
+    for size in range(7):
+        for coalition in itertools.combinations(range(6), size):
+            within = itertools.chain.from_iterable(itertools.combinations(coalition, n) for n in range(size))
+            value = values[sum(1 << player for player in coalition)].item()
+            dividend = dividends[coalition] = value - sum(dividends[smaller] for smaller in within)
+            touched = {player // 2 for player in coalition}
+            groups[list(touched)] += dividend / max(len(touched), 1)
+            for player in coalition:
+                members[player // 2] += dividend / size
+    target = torch.zeros(1, dtype=torch.long)
+    pairs, alone = (attribute(ExactShapley(players=n), network, inputs.double(), target).view(3, 2) for n in (3, 6))
+    torch.testing.assert_close(pairs.sum(1), groups)
+    torch.testing.assert_close(alone.sum(1), members)
+    assert (groups - members).abs().max() > 0.1 and groups.sum().item() == pytest.approx(members.sum().item())
+
+
 @pytest.mark.parametrize("segments", ["grid", "slic"])
 def test_kernel_shap_of_all_coalitions_is_exact(segments):
     network = classifier(VGGLike(), batch_size=64)
