@@ -291,7 +291,7 @@ class Trainings:
             seed = rng.seed_of(self.recipe.seed, "repeat", repeat)
             modules = [build_module(self.job.model_spec, seed=seed).to(self.setting.device) for _ in maskings]
             images, held_out, tests = (
-                [self._masked(part, masking, repeat) for masking in maskings] if part in self.maps else []
+                [self.masked(part, masking, repeat) for masking in maskings] if part in self.maps else []
                 for part in (TRAIN, VALIDATION, TEST)
             )
             state = artefacts[0].folder / "state.safetensors"
@@ -317,7 +317,8 @@ class Trainings:
             artefact.tidy()
         interrupt.answer()
 
-    def _masked(self, part: str, masking: Masking | None, repeat: int) -> Images:
+    def masked(self, part: str, masking: Masking | None, repeat: int) -> Images:
+        """The images of a split as a network is trained on them, or tested. Their maps have to be there."""
         if masking is None:
             return self._images[part]
         places_of = self._shared(masking.by, repeat) if self.metric.shared else self._places(part, masking.by)
