@@ -13,7 +13,9 @@ from torch import nn
 
 from tests import crashing
 from tests.metrics.helpers import evaluated
+from xaibench.config import compose_job
 from xaibench.datasets.base import Batch
+from xaibench.engine.runner import prepare
 from xaibench.errors import Refusal
 from xaibench.methods.context import Context
 from xaibench.methods.gradients.gradient import Gradient
@@ -247,6 +249,27 @@ def test_an_accepted_scene_has_the_property_of_its_scenario(scenario, monkeypatc
         assert 0 <= made["holds"][row] <= 1
 
 
+@pytest.mark.parametrize(
+    ("metric", "scenario", "asked"),
+    [(NullFeature, "null", (1, 3)), (FeatureLeak, "single", (1, 1)), (FeatureSwitch, "double", (0, 4)),
+     (FeatureSaturation, "saturation", (0, 4))],
+)  # fmt: skip
+def test_only_what_teaches_a_patch_is_gone_back_through(metric, scenario, asked):
+    """Passes of a step, counted by hand from equations 1 to 7: without a gradient, with one."""
+    network, making = small_network(), dataclasses.replace(MAKING, steps=3, warm_up=1, least=2, tries=1, probability=1)
+    seen = {False: 0, True: 0}  # by whether the patches can be differentiated
+
+    def count(module, inputs):
+        seen[inputs[0].requires_grad] += len(inputs[0])
+
+    network.module.register_forward_pre_hook(count)
+    all_made(network, SCENARIOS[scenario], making, sample_generators(0, "x", range(2)))
+    fresh = 20 * sum(asked)
+    outputs = 1  # a pass that says how many there are
+    assert seen == {False: 2 * (3 * asked[0] + fresh) + outputs, True: 2 * 3 * asked[1]}
+    assert metric(steps=3, warm_up=1, least=2).cost(network) == (3 * sum(asked) + fresh, 3 * asked[1])
+
+
 def test_the_focal_function_and_relative_changes():
     values = torch.tensor([0.1, 0.5, 0.9])
     assert torch.allclose(focal(values, 1), -((1 - values) ** 0.8) * values.log())
@@ -299,6 +322,15 @@ def test_scenes_are_made_once_for_all_methods_and_further_ones_are_added(xaibenc
     assert set(board["method"]) == {"random", "gradient"}
     named = {"null_feature", "null_share_total", "null_share_union", "accepted", "holds_on_fresh", "output_change"}
     assert named <= set(board["statistic"])
+
+
+def test_scenes_are_made_side_by_side_however_long_each_takes(tmp_path):
+    """Blocks are small where samples take long, so that a kill loses little; scenes are kept one by one."""
+    for metric, together in (("feature_leak", 32), ("null_feature", 10), ("feature_switch", 8)):
+        job = compose_job([f"metric={metric}", "metric.steps=1000000", "dataset.limit=40"])
+        scoring = prepare(job, tmp_path)
+        assert len(next(scoring.responses.blocks())) == together, metric
+        assert len(next(scoring.scores.blocks())) == 1
 
 
 def test_a_killed_run_makes_no_scene_again(tmp_path):

@@ -50,7 +50,14 @@ class PerSample:
             responded["fit"] = self.fit.artefact.key
             read.append(self.fit)
         self.responses = setting.stage(
-            "responses", names, responded, setting.samples, self._respond, reads=read, passes=metric.cost
+            "responses",
+            names,
+            responded,
+            setting.samples,
+            self._respond,
+            reads=read,
+            passes=metric.cost,
+            least=metric.at_once,
         )
         scored = {
             "metric": keys.metric(metric, job.metric_spec),

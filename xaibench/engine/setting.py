@@ -407,15 +407,16 @@ class Setting:
         reads: Sequence[Filled | None] = (),
         reads_all: bool = False,
         passes: Callable[[Classifier], tuple[int, int]] | None = None,
+        least: Callable[[Classifier], int] | None = None,
         size: int | None = None,
     ) -> Stage:
         """An artefact with a row per sample of `order`. passes: (forward, backward) that a sample takes, from which
-        follows how many samples make a block; None is next to nothing. size: instead of that, for rows that are no
-        samples."""
+        follows how many samples make a block; None is next to nothing. least: of a block, see `Metric.at_once`. size:
+        instead of that, for rows that are no samples."""
         return Stage(
             artefact=Artefact(self.root, kind, names, spec),
             order=order,
-            size=lambda: size or self._block_size(passes and passes(self.network.trained)),
+            size=lambda: size or self._block_size(passes, least),
             compute=lambda samples: self.within_memory(lambda: compute(samples)),
             device=self.device,
             provenance=self.made_by(),
@@ -446,11 +447,15 @@ class Setting:
         """Versions, sources, commit and device, for the artefacts' spec.json."""
         return provenance.made_by(self.device)
 
-    def _block_size(self, passes: tuple[int, int] | None) -> int:
+    def _block_size(
+        self, passes: Callable[[Classifier], tuple[int, int]] | None, least: Callable[[Classifier], int] | None
+    ) -> int:
         """Samples per block, see `block_size`."""
-        forwards, backwards = passes or (0, 0)
-        flops = self.network.forward_flops * max(1, forwards + 2 * backwards) if passes else 0
-        return block_size(flops, self.network.trained.input_size, self.device)
+        network, flops = self.network.trained, 0.0
+        if passes:
+            forwards, backwards = passes(network)
+            flops = self.network.forward_flops * max(1, forwards + 2 * backwards)
+        return max(block_size(flops, network.input_size, self.device), least(network) if least else 1)
 
 
 def _is_downloaded(arch: str, weights: str) -> bool:

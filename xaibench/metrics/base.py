@@ -216,6 +216,18 @@ class Metric(Measure, ABC):
         """
         return {}
 
+    def at_once(self, classifier: Classifier) -> int:
+        """How many samples `respond` gains from seeing together.
+
+        Args:
+            classifier: The network.
+
+        Returns:
+            The least size of a block of responses, 1 by default. Blocks are otherwise as small as a kill should lose:
+            a metric that wants larger ones hands rows over as they are made, by `context.keep`.
+        """
+        return 1
+
     def responses_spec(self) -> dict[str, Any]:
         """What the key of the responses is made of.
 

@@ -95,11 +95,15 @@ class SceneMetric(Metric):
     def cost(self, classifier: Classifier) -> tuple[int, int]:
         """Of one attempt that takes all its steps, and of the fresh backgrounds: a scene made early takes less."""
         scenario = SCENARIOS[self.scenario]
-        coalitions = 2 if scenario.patches == 1 else 4
-        return coalitions * (self.steps + FRESH), coalitions * self.steps
+        coalitions = len(scenario.seen) + len(scenario.given)
+        return coalitions * (self.steps + FRESH), len(scenario.seen) * self.steps
 
     def explanations(self, classifier: Classifier) -> int:
         return 2
+
+    def at_once(self, classifier: Classifier) -> int:
+        """Scenes whose step is one call of the network."""
+        return max(classifier.batch_size // len(SCENARIOS[self.scenario].seen), 1)
 
     def responses_spec(self) -> dict[str, Any]:
         names = ("generator", "patch", "steps", "warm_up", "least", "tries", "learning_rate", "probability", "change")

@@ -64,6 +64,18 @@ class Scenario:
     one_class: bool = False
     pinned: bool = False
 
+    @property
+    def seen(self) -> list[tuple[Coalition, int]]:
+        """Coalitions with the patch that is changed by what the network answers to them, the other one being given."""
+        alone = [(frozenset({patch}), patch) for patch in range(self.patches)]
+        return list(dict.fromkeys([*alone, *((each.full, each.owner) for each in self.differences)]))
+
+    @property
+    def given(self) -> list[Coalition]:
+        """Coalitions whose outputs are compared with and change no patch, where no `seen` one has the same."""
+        known = {coalition for coalition, _ in self.seen}
+        return list(dict.fromkeys(each.rest for each in self.differences if each.rest not in known))
+
 
 SCENARIOS = {
     "null": Scenario(2, (Difference(1, 0, BOTH), Difference(1, 0, SECOND))),
@@ -105,11 +117,11 @@ def make(
     over all of them; probability [B], the least of the patches' own; change [B], the mean relative change of the
     differences; holds [B], the share of FRESH backgrounds and places on which the scene would be accepted again.
     """
-    left = list(range(len(generators)))
+    outputs, left = classifier.outputs, list(range(len(generators)))
     spent = torch.zeros(len(generators))
     for attempt in range(1, making.tries + 1):
         own = [generators[row] for row in left]
-        classes = torch.stack([_classes(classifier.outputs, scenario.one_class, g) for g in own])
+        classes = torch.stack([_classes(outputs, scenario.one_class, g) for g in own])
         failed: list[int] = []
         for places, made in _Attempt(classifier, scenario, making, classes, own).run():
             rows = torch.tensor(left)[places]
@@ -166,12 +178,7 @@ class _Attempt:
         count = len(self.generators)
         self.activity = like.new_full((count, scenario.patches), START)
         self.changes = like.new_full((count, len(scenario.differences)), START)
-        owned = [(difference.full, difference.owner) for difference in scenario.differences]
-        wanted = [(frozenset({patch}), patch) for patch in range(scenario.patches)]
-        # A coalition's outputs as its owner's patch sees them: other patches are given. Each is computed once.
-        self.seen = list(dict.fromkeys([*wanted, *owned]))
-        rests = [difference.rest for difference in scenario.differences]
-        self.given = [rest for rest in dict.fromkeys(rests) if not any(rest == full for full, _ in self.seen)]
+        self.seen, self.given = scenario.seen, scenario.given
 
     def run(self) -> Iterator[Part]:
         """Scenes as they leave, at the latest with the last step: their rows, and columns as those of `make`."""
@@ -225,9 +232,10 @@ class _Attempt:
     def _logits(
         self, patches: torch.Tensor, backgrounds: torch.Tensor, corners: torch.Tensor
     ) -> tuple[dict[tuple[Coalition, int], torch.Tensor], torch.Tensor]:
-        """Logits [B,K] of coalitions as patches see them, in one call, and the scenes with all patches [B,C,H,W].
+        """Logits [B,K] of coalitions as patches see them, and the scenes with all patches [B,C,H,W].
 
-        The key (coalition, owner) has a gradient for the owner's patch; (coalition, -1) for none.
+        The key (coalition, owner) has a gradient for the owner's patch; (coalition, -1) for none. Those with a gradient
+        in one call, the others in another, which keeps no activations and is not gone back through.
         """
         normalise = self.classifier.preprocessing.normalise
         inside = masks(corners, self.making.size, *self.classifier.input_size[1:])
@@ -241,11 +249,14 @@ class _Attempt:
                     values = torch.where(inside[:, k, None], pixels, values)
                 return normalise(values)
 
-            keys = [*self.seen, *((coalition, -1) for coalition in self.given)]
-            scenes = [scene(*key) for key in keys]
-            answers = self._answers(torch.cat(scenes)).split(len(backgrounds))
+            seen = self._answers(torch.cat([scene(*key) for key in self.seen])).split(len(backgrounds))
+        answers = dict(zip(self.seen, seen))
+        if self.given:
+            with torch.no_grad():
+                given = self._answers(torch.cat([scene(coalition, -1) for coalition in self.given]))
+            answers |= zip([(coalition, -1) for coalition in self.given], given.split(len(backgrounds)))
         everything = frozenset(range(len(patches)))
-        return dict(zip(keys, answers)), scene(everything, -1)
+        return answers, scene(everything, -1)
 
     def _answers(self, inputs: torch.Tensor) -> torch.Tensor:
         return torch.cat([self.classifier.module(inputs[part]) for part in self.classifier.chunks(len(inputs))])
