@@ -51,6 +51,7 @@ def test_what_is_declared_decides_what_a_metric_is_given(convnet):
         **dict.fromkeys(("dim_diff", "masked_pearson"), "pooled"),
         **dict.fromkeys(("roar", "kar"), "retraining"),
     }
+    capacity = ("bottleneck_capacity", "readout_capacity")
     dissecting = ("network_dissection", "semantic_attribution")
     counterfactual = ("counterfactual_agreement", "counterfactual_audit")
     explaining = {"bam_idr", "bam_iir", "grid_pointing_game", "completeness_soundness", "max_sensitivity", "axioms"}
@@ -62,7 +63,7 @@ def test_what_is_declared_decides_what_a_metric_is_given(convnet):
         ("reads_paths", {"path_dead", "path_output", "path_overlap", "path_linearity"}),
         ("reads_other_logits", {"bam_mcs", "label_randomization"}),
         ("own_networks", {"axioms"}),
-        ("fit", {"bottleneck_capacity", "concept_correlation", "factor_audit", *dissecting, *counterfactual}),
+        ("fit", {*capacity, "concept_correlation", "factor_audit", *dissecting, *counterfactual}),
     ):
         assert {name for name, metric in metrics.items() if getattr(metric, attribute)} == names
 

@@ -89,9 +89,11 @@ def require_layer(classifier: Classifier, layer: str, parameter: str = "method.l
         raise
 
 
-def require_maps(classifier: Classifier, layer: str, method: str) -> tuple[int, int, int]:
+def require_maps(
+    classifier: Classifier, layer: str, method: str, parameter: str = "method.layer"
+) -> tuple[int, int, int]:
     """As `require_layer`. Raises Refusal for tokens, too, which `method` cannot serve."""
-    shape = require_layer(classifier, layer)
+    shape = require_layer(classifier, layer, parameter)
     if len(output_shape(classifier, layer)) != 3:
         raise Refusal(
             f"layer '{layer}' of {classifier.name} returns tokens, and {method} has convolutions over places read its "

@@ -33,25 +33,19 @@ READOUT = "readout."
 
 
 @dataclass(kw_only=True, eq=False)
-class IBAReadout(Masking, Fitted):
-    """Readout bottleneck (Schulz et al. 2020, section 3.3): lambda is predicted from several layers of a clean pass.
-
-    The readouts are standardised, resized to the bottleneck's size and stacked; three 1x1 convolutions with ReLU
-    between them (n inputs -> n/2 -> 2c -> c channels) give alpha, which the same noise, smoothing and map as in
-    `IBA` follow. They are trained with IBA's loss on the labels of the fit split, one noisy copy per image, and start
-    at alpha = `initial` everywhere. After that a map is one pass of the network, without any noise.
+class Readout(Masking):
+    """How the readout network is built and trained, for the method and for what measures its bottleneck.
 
     layer: where the bottleneck is. The paper: conv2_3 of ResNet-50 (layer1), conv3_1 of VGG-16 (features.10).
     readouts: what is read, `logits` included. The paper: layer1 to layer4 and fc; features 10, 17, 24, 28 and fc.
     epochs: 10 (the thesis's Table 3; its text says 20).
     learning_rate: 1e-5 is for the 1.3 million images of ImageNet and moves little on small data.
     batch_size: images per step. bound: alpha is kept in [-bound, bound].
-    channels: the map is their `sum` or their `max`.
-    The other parameters as for `IBA`. The readouts are standardised with mean and deviation, as the library does; the
+    The other parameters: see `Masking`. The readouts are standardised with mean and deviation, as the library does; the
         paper's own code divides by the deviation only.
     """
 
-    sign_of_logit = False
+    where = "method.layer"  # what sets the layer, in a refusal
 
     learning_rate: float = 1e-5
     layer: str = LAYER
@@ -59,7 +53,6 @@ class IBAReadout(Masking, Fitted):
     epochs: int = 10
     batch_size: int = 16
     bound: float = 5.0
-    channels: Literal["sum", "max"] = "sum"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,19 +63,20 @@ class IBAReadout(Masking, Fitted):
 
     def check(self, classifier: Classifier) -> None:
         classifier.require_pictures("the readout's convolutions look at pixels around each")
-        require_maps(classifier, self.layer, "iba_readout")
+        require_maps(classifier, self.layer, "iba_readout", self.where)
         for readout in self.readouts:
             if len(shape := output_shape(classifier, readout)) not in (1, 3):
                 raise Refusal(f"readout '{readout}' of {classifier.name} is of shape {shape}: expected [C,H,W] or [C]")
         require_loss(classifier, "cross_entropy")
 
-    def cost(self, classifier: Classifier) -> tuple[int, int]:
-        """One pass per map; training is not counted."""
-        return (1, 0)
-
-    def fit(self, classifier: Classifier, samples: Samples, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """Moments of all layers, and the weights of the trained readout network."""
-        fitted = estimate(classifier, self._layers, samples)
+    def train(
+        self,
+        classifier: Classifier,
+        samples: Samples,
+        generator: torch.Generator,
+        fitted: Mapping[str, torch.Tensor],
+    ) -> dict[str, torch.Tensor]:
+        """Weights of the readout network after training, `readout.<name>`. fitted: the moments of `all_layers`."""
         width = sum(len(fitted[f"{name}.mean"]) for name in self.readouts)
         network = seeded(lambda: readout_network(width, len(fitted[f"{self.layer}.mean"])), generator)
         with torch.no_grad():
@@ -104,23 +98,7 @@ class IBAReadout(Masking, Fitted):
                         len(inputs)
                     ).backward()
                 adam.step()
-        return fitted | {READOUT + name: tensor.cpu() for name, tensor in network.state_dict().items()}
-
-    def attribute(
-        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
-    ) -> torch.Tensor:
-        weights = {name.removeprefix(READOUT): t for name, t in context.fitted.items() if name.startswith(READOUT)}
-        with torch.device("meta"):  # no initial weights: they would draw from the global generator
-            network = readout_network(weights["0.weight"].shape[1], weights["4.weight"].shape[0])
-        network.load_state_dict(weights, assign=True)
-        network.to(classifier.device, classifier.dtype)
-        maps = []
-        with torch.no_grad():
-            for part in classifier.chunks(len(inputs)):
-                seen = activations(classifier, self._layers, inputs[part])
-                bottleneck, noise = self.mask(network, context.fitted, seen)
-                maps.append(bits_per_pixel(bottleneck.information(noise), inputs.shape[2:], self.channels))
-        return torch.cat(maps)
+        return {READOUT + name: tensor.cpu() for name, tensor in network.state_dict().items()}
 
     def mask(
         self, network: nn.Module, fitted: Mapping[str, torch.Tensor], seen: Mapping[str, torch.Tensor]
@@ -149,7 +127,7 @@ class IBAReadout(Masking, Fitted):
         generator: torch.Generator,
     ) -> torch.Tensor:
         """Cross entropy + beta * mean information, summed over the images."""
-        bottleneck, noise = self.mask(network, fitted, activations(classifier, self._layers, inputs))
+        bottleneck, noise = self.mask(network, fitted, activations(classifier, self.all_layers, inputs))
         with torch.no_grad():
             features = cut.before(inputs)
         z = bottleneck.sample(noise, 1, [generator] * len(inputs))
@@ -158,8 +136,57 @@ class IBAReadout(Masking, Fitted):
         return prediction + self.beta * bottleneck.information(noise).flatten(1).mean(1).sum()
 
     @property
-    def _layers(self) -> list[str]:
+    def all_layers(self) -> list[str]:
+        """The bottleneck's layer and those that are read."""
         return list(dict.fromkeys((self.layer, *self.readouts)))
+
+
+@dataclass(kw_only=True, eq=False)
+class IBAReadout(Readout, Fitted):
+    """Readout bottleneck (Schulz et al. 2020, section 3.3): lambda is predicted from several layers of a clean pass.
+
+    The readouts are standardised, resized to the bottleneck's size and stacked; three 1x1 convolutions with ReLU
+    between them (n inputs -> n/2 -> 2c -> c channels) give alpha, which the same noise, smoothing and map as in
+    `IBA` follow. They are trained with IBA's loss on the labels of the fit split, one noisy copy per image, and start
+    at alpha = `initial` everywhere. After that a map is one pass of the network, without any noise.
+
+    channels: the map is their `sum` or their `max`.
+    The other parameters: see `Readout` and `Masking`.
+    """
+
+    sign_of_logit = False
+
+    channels: Literal["sum", "max"] = "sum"
+
+    def cost(self, classifier: Classifier) -> tuple[int, int]:
+        """One pass per map; training is not counted."""
+        return (1, 0)
+
+    def fit(self, classifier: Classifier, samples: Samples, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """Moments of all layers, and the weights of the trained readout network."""
+        fitted = estimate(classifier, self.all_layers, samples)
+        return fitted | self.train(classifier, samples, generator, fitted)
+
+    def attribute(
+        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
+    ) -> torch.Tensor:
+        network = trained_network(classifier, context.fitted)
+        maps = []
+        with torch.no_grad():
+            for part in classifier.chunks(len(inputs)):
+                seen = activations(classifier, self.all_layers, inputs[part])
+                bottleneck, noise = self.mask(network, context.fitted, seen)
+                maps.append(bits_per_pixel(bottleneck.information(noise), inputs.shape[2:], self.channels))
+        return torch.cat(maps)
+
+
+def trained_network(classifier: Classifier, weights: Mapping[str, torch.Tensor]) -> nn.Sequential:
+    """The readout network with the weights of `Readout.train`, ready to be asked for this classifier's masks."""
+    own = {name.removeprefix(READOUT): tensor for name, tensor in weights.items() if name.startswith(READOUT)}
+    with torch.device("meta"):  # no initial weights: they would draw from the global generator
+        network = readout_network(own["0.weight"].shape[1], own["4.weight"].shape[0])
+    network.load_state_dict(own, assign=True)
+    return network.to(classifier.device, classifier.dtype)
 
 
 def readout_network(width: int, features: int) -> nn.Sequential:
