@@ -267,7 +267,8 @@ def test_published_files_with_auxiliary_heads_load(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["mobilenet_v2", "resnet18", "googlenet", "densenet121", "lenet", "resnet8", "resnet20", "resnet56"]
+    "name",
+    ["mobilenet_v2", "resnet18", "googlenet", "densenet121", "lenet", "cifar_cnn", "resnet8", "resnet20", "resnet56"],
 )
 def test_every_model_yaml_builds_and_answers(name):
     classifier = load_classifier(name, spec_of(name, weights=None))
