@@ -83,5 +83,6 @@ def test_the_report_has_the_thesis_beside_and_a_paired_interval(script):
         columns=["table", "method", "fold", "mse", "choice"],
     )
     text = script("dnnr_tables").report(rows)
-    assert "| DNNR unscaled | 4 ± 1 (3 folds) | 4.82 ± 0.74 |" in text
+    assert "| DNNR unscaled | 4 ± 1 (3 folds) | 0 % | 4.82 ± 0.74 |" in text
+    assert "| KNN | 5 ± 1 (3 folds) | 25 % | 4.25 ± 0.96 |" in text
     assert "- airfoil: DNNR unscaled - KNN = -1 (-1 to -1, paired t over 3 folds)" in text
