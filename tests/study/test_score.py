@@ -87,6 +87,26 @@ def test_the_thesis_s_counts(score):
     assert planned["kruskal"] == "yes" and planned["welch_anova"] == planned["anova"] == "no"
 
 
+def test_accuracies_of_strata_by_hand(score):
+    """Novices and experts of two conditions, one of whom took part before and is not counted."""
+    rows = people(SMALL)
+    for row in rows:
+        number = int(row["participant"].removeprefix(row["condition"]))
+        row |= {"stratum": "expert" if number < 2 else "novice", "retake": "yes" if number == 0 else "no"}
+    code, out, said = score(rows)
+    assert code == 0 and "strata" in out, said
+    found = table("strata").set_index(["condition", "stratum"])
+    for (condition, stratum), one in found.iterrows():
+        own = [r for r in rows if condition in ("all", r["condition"]) and r["stratum"] == stratum]
+        kept = [r for r in own if r["retake"] == "no"]
+        assert (one["collected"], one["kept"]) == (len(own) / 5, len(kept) / 5)
+        right = [r["answer"] == KEY[r["question"]] for r in kept]
+        assert one["accuracy"] == pytest.approx(np.mean(right), rel=1e-5) and one["answers"] == len(right)
+    assert set(found.index) == {(c, s) for c in ("base", "inn", "all") for s in ("expert", "novice")}
+    code, _, said = score([row | {"stratum": ""} for row in rows])
+    assert code == 2 and "stratum '': expected a word" in said
+
+
 def test_mcnemar_of_answers_that_are_right_alone(score):
     """16 have legs right alone, nobody color: one-sided 2^-16, by Bonferroni over two pairs 2^-15."""
     rows = people({"base": ((20, 4, 10, 10, 10), 20)})

@@ -51,7 +51,7 @@ def score_text(scored: Scored, responses: Responses) -> str:
         parts.append(f"columns that nobody reads: {', '.join(responses.unread)}")
     applied = [row for row in found["exclusions"] if row["met"] is not None]
     overall = [row for row in found["accuracy"] if row["question"] == OVERALL]
-    shown = {"exclusions": applied, "accuracy": overall, "tests": found["tests"]}
+    shown = {"exclusions": applied, "accuracy": overall, "strata": found.get("strata", []), "tests": found["tests"]}
     return "\n\n".join([*parts, *(_table(name, rows) for name, rows in shown.items() if rows)])
 
 

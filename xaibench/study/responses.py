@@ -64,11 +64,18 @@ def _label(text: str) -> str:
     return text
 
 
+def _word(text: str) -> str:
+    if not text:
+        raise ValueError
+    return text
+
+
 # Column -> how a value is read, and what is expected of it.
 FACTS: dict[str, tuple[Callable[[str], Any], str]] = {
     **dict.fromkeys(("consent", "finished", "retake", "videos", "simulated"), (_yes_no, "yes or no")),
     **dict.fromkeys(("minutes", "comprehension_failures", "screen_pixels"), (_not_negative, "a number from 0 on")),
     **dict.fromkeys(("annotator_1", "annotator_2", "decision"), (_label, f"{', '.join(LABELS)}, or nothing")),
+    "stratum": (_word, "a word, such as novice"),
 }
 
 

@@ -56,7 +56,10 @@ class Tested:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """The share of right answers of a condition (or all) to a question (or overall): right out of n answers."""
+    """The share of right answers of a condition (or all) to a question (or overall): right out of n answers.
+
+    stratum: of those who say that they belong to it alone; '' for everybody.
+    """
 
     condition: str
     question: str
@@ -64,17 +67,20 @@ class Accuracy:
     n: int
     collected: int
     people: int
+    stratum: str = ""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A scored study. kappa: of the annotators, with how many both labelled; None without annotators."""
+    """A scored study. kappa: of the annotators, with how many both labelled; None without annotators. strata: overall
+    accuracies by condition and stratum; none where the responses have no such column."""
 
     accuracies: list[Accuracy]
     tests: list[Tested]
     exclusions: list[Excluded]
     kappa: tuple[float, int] | None
     kept: list[Participant]
+    strata: list[Accuracy]
 
 
 def score(responses: Responses, key: Mapping[str, bool], limits: Limits, plan: Plan) -> Scored:
@@ -94,7 +100,14 @@ def score(responses: Responses, key: Mapping[str, bool], limits: Limits, plan: P
             raise UserError(f"condition '{condition}': the rules leave nobody; see the exclusions with other limits")
     plan = _checked(plan, conditions, list(key))
     tests = [*_pairs(right, list(key), plan), *_between(right, list(key), plan)]
-    return Scored(_accuracies(right, list(key), responses), tests, exclusions, kappa(responses.participants), kept)
+    return Scored(
+        _accuracies(right, list(key), responses),
+        tests,
+        exclusions,
+        kappa(responses.participants),
+        kept,
+        _strata(kept, key, responses),
+    )
 
 
 def kept_of(people: Sequence[Participant], condition: str) -> list[Participant]:
@@ -137,6 +150,24 @@ def _accuracies(right: Mapping[str, np.ndarray], questions: Sequence[str], respo
         for name, (answers, count) in groups.items()
         for question, part in ((OVERALL, answers), *zip(questions, answers.T))
     ]
+
+
+def _strata(kept: Sequence[Participant], key: Mapping[str, bool], responses: Responses) -> list[Accuracy]:
+    """Overall, of each condition (and, of several, of all together) and stratum. No test: nobody is dealt to strata."""
+    if "stratum" not in responses.facts:
+        return []
+    conditions = list(dict.fromkeys(person.condition for person in responses.participants))
+    found = []
+    for condition in (*conditions, *([ALL] if len(conditions) > 1 else [])):
+        for stratum in dict.fromkeys(person.facts["stratum"] for person in responses.participants):
+            collected, people = (
+                [p for p in some if p.facts["stratum"] == stratum and condition in (ALL, p.condition)]
+                for some in (responses.participants, kept)
+            )
+            right = sum(person.answers[question] == key[question] for person in people for question in key)
+            answers = len(people) * len(key)
+            found.append(Accuracy(condition, OVERALL, right, answers, len(collected), len(people), stratum))
+    return found
 
 
 def _pairs(right: Mapping[str, np.ndarray], questions: Sequence[str], plan: Plan) -> list[Tested]:
@@ -213,6 +244,8 @@ def tables(scored: Scored, simulated: bool) -> dict[str, list[dict[str, Any]]]:
         "tests": _test_rows(scored),
         "exclusions": _exclusion_rows(scored.exclusions),
     }
+    if scored.strata:
+        found["strata"] = _stratum_rows(scored.strata)
     return {name: [who | row for row in rows] for name, rows in found.items()}
 
 
@@ -225,8 +258,13 @@ def _accuracy_rows(accuracies: Sequence[Accuracy]) -> Iterator[dict[str, Any]]:
             "question": one.question,
             "right": one.right,
             "answers": one.n,
-            "accuracy": one.right / one.n,
+            "accuracy": one.right / one.n if one.n else math.nan,
         }
+
+
+def _stratum_rows(strata: Sequence[Accuracy]) -> Iterator[dict[str, Any]]:
+    for one, row in zip(strata, _accuracy_rows(strata)):
+        yield {"stratum": one.stratum, **row}
 
 
 def _test_rows(scored: Scored) -> Iterator[dict[str, Any]]:
