@@ -4,8 +4,8 @@
     python scripts/gallery.py --images 6 --out gallery.png
 
 All methods that the score files name are shown, cheap ones first, or those of --methods in that order; colours, scales
-and captions are those of `xaibench report`. With --grid, the maps of one method over two of its options, and below each
-what its darkest colour stands for:
+and captions are those of `xaibench report`. With --grid, maps over options of their methods, the last of them across,
+and below each what its darkest colour stands for:
 
     xaibench run -m method=iba method.layer=bottleneck_early,bottleneck,bottleneck_late method.beta=0.1,1,10,100 \\
         dataset.limit=2
@@ -14,6 +14,7 @@ what its darkest colour stands for:
 """
 
 import argparse
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--cache", type=Path, default=Path("cache"))
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="by name, or 'name parameter=value'")
-    parser.add_argument("--grid", nargs=2, metavar="OPTION=VALUES", help="rows and columns of maps of one method")
+    parser.add_argument("--grid", nargs="+", metavar="OPTION=VALUES", help="the last goes across, others down")
     parser.add_argument("--images", type=int, default=6)
     parser.add_argument("--columns", type=int, default=11, help="most maps side by side")
     parser.add_argument("--side", type=int, default=96, help="of an image in the figure, in pixels")
@@ -44,12 +45,13 @@ def main() -> None:
     options = parser.parse_args()
     cells = leaderboard.read_cells(options.results)
     if options.grid:
-        if not options.methods or len(options.methods) > 1:
-            parser.error("--grid is of one method: --methods NAME")
-        figure = study.draw(grid(cells, options.cache, options.methods[0], *options.grid, options.images), options.side)
+        if not options.methods:
+            parser.error("--grid asks for --methods")
+        found = grid(cells, options.cache, options.methods, options.grid, options.images)
+        figure = study.draw(found, options.side)
     else:
-        found = shown(chosen(cells, options.methods), options.cache, options.images)
-        figure = gallery.draw(found, options.columns, options.side)
+        pictures = shown(chosen(cells, options.methods), options.cache, options.images)
+        figure = gallery.draw(pictures, options.columns, options.side)
     figure.savefig(options.out)
     with Image.open(options.out) as drawn:
         drawn.convert("RGB").quantize(COLOURS).save(options.out, optimize=True)
@@ -63,31 +65,37 @@ def shown(cells: Sequence[Cell], cache: Path, images: int) -> gallery.Gallery:
     return found
 
 
-def grid(cells: Sequence[Cell], cache: Path, method: str, down: str, across: str, images: int) -> study.Grid:
-    """Of every image a row for each value of an option, a column for each of another; first the image.
+def grid(cells: Sequence[Cell], cache: Path, methods: Sequence[str], options: Sequence[str], images: int) -> study.Grid:
+    """Of every image a row for each method and value of the options but the last, a column for each value of that;
+    first the image.
 
-    method: as `title` has it without these options. down, across: OPTION=VALUE,VALUE. The maps of other values, and
-    those with other parameters changed, are left out. Ends the program where a pair has no maps.
+    methods: as `title` has them without these options. options: OPTION=VALUE,VALUE each. The maps of other values, and
+    those with other parameters changed, are left out. Ends the program where some are lacking.
     """
-    (row, rows), (column, columns) = map(values, (down, across))
-    own = [cell for cell in cells if title(cell, (row, column)) == method]
-    of = {tuple(cell.card["config"]["method"].get(name) for name in (row, column)): cell for cell in own}
-    wanted = [(one, other) for one in rows for other in columns]
-    if lacking := [pair for pair in wanted if pair not in of]:
-        raise SystemExit(f"no run of {method} with {row}={lacking[0][0]}, {column}={lacking[0][1]}")
-    found = shown([of[pair] for pair in wanted], cache, images)
+    *down, (column, columns) = map(values, options)
+    names = [*(name for name, _ in down), column]
+    own = [(cell, cell.card["config"]["method"]) for cell in cells if title(cell, names) in methods]
+    of = {(title(cell, names), *(config.get(name) for name in names)): cell for cell, config in own}
+    rows = list(itertools.product(methods, *(listed for _, listed in down)))
+    wanted = [(*row, value) for row in rows for value in columns]
+    for method, *chosen in wanted:
+        if (method, *chosen) not in of:
+            raise SystemExit(f"no run of {method} with {', '.join(f'{n}={v}' for n, v in zip(names, chosen))}")
+    found = shown([of[one] for one in wanted], cache, images)
     if found.missing:
         raise SystemExit("\n".join(found.missing))
-    of_pair = dict(zip(wanted, found.columns))
-    tiles, names, scales = [], [], []
+    drawn = dict(zip(wanted, found.columns))
+    tiles, beside, scales = [], [], []
     for at, picture in enumerate(found.pictures):
-        for one in rows:
-            maps = [of_pair[one, other] for other in columns]
-            first = picture.pixels if one == rows[0] else np.full_like(picture.pixels, 255)
-            tiles.append(np.stack([first, *(painted(drawn.maps[at], drawn.signed) for drawn in maps)]))
-            names.append(f"{row}\n{one}")
-            scales.append(("", *(f"{scale_of(drawn.maps[at]):.2g}" for drawn in maps)))
-    return study.Grid(np.stack(tiles), tuple(names), ("image", *(f"{column} {one}" for one in columns)), tuple(scales))
+        for method, *chosen in rows:
+            maps = [drawn[method, *chosen, value] for value in columns]
+            first = picture.pixels if (method, *chosen) == rows[0] else np.full_like(picture.pixels, 255)
+            tiles.append(np.stack([first, *(painted(one.maps[at], one.signed) for one in maps)]))
+            said = [method] if len(methods) > 1 or not down else []
+            beside.append("\n".join([*said, *(f"{name}\n{value}" for name, value in zip(names, chosen))]))
+            scales.append(("", *(f"{scale_of(one.maps[at]):.2g}" for one in maps)))
+    above = ("image", *(f"{column} {value}" for value in columns))
+    return study.Grid(np.stack(tiles), tuple(beside), above, tuple(scales))
 
 
 def values(option: str) -> tuple[str, list[Any]]:

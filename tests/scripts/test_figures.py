@@ -106,8 +106,8 @@ def test_a_grid_has_the_maps_of_each_pair_of_options_and_their_scales(xaibench, 
     few = ("method=iba", "dataset.limit=2", "fit.limit=8", "method.steps=2", "metric.steps=2")
     assert xaibench("run", "-m", *few, "method.layer=bottleneck,bottleneck_late", "method.beta=0.1,100")[0] == 0
     cells = leaderboard.read_cells(Path("results"))
-    of = ("iba fit.limit=8,steps=2", "layer=bottleneck_late,bottleneck", "beta=0.1,100")
-    found = gallery.grid(cells, Path("cache"), *of, 2)
+    methods, layers = ["iba fit.limit=8,steps=2"], "layer=bottleneck_late,bottleneck"
+    found = gallery.grid(cells, Path("cache"), methods, [layers, "beta=0.1,100"], 2)
     assert found.tiles.shape[:2] == (4, 3) and found.columns == ("image", "beta 0.1", "beta 100")
     assert found.rows == ("layer\nbottleneck_late", "layer\nbottleneck") * 2
     for cell in cells:
@@ -121,4 +121,22 @@ def test_a_grid_has_the_maps_of_each_pair_of_options_and_their_scales(xaibench, 
             assert (found.tiles[row, column] == painted(values, signed=False)).all()
             assert float(found.below[row][column]) == pytest.approx(np.percentile(values, 99), rel=0.06)
     with pytest.raises(SystemExit, match=r"no run of iba fit.limit=8,steps=2 with layer=bottleneck_late, beta=7"):
-        gallery.grid(cells, Path("cache"), of[0], of[1], "beta=0.1,7", 2)
+        gallery.grid(cells, Path("cache"), methods, [layers, "beta=0.1,7"], 2)
+
+
+def test_a_grid_over_one_option_has_a_row_for_each_method(xaibench, here, script):
+    few = ("method=neuron_mct,gradient", "metric=lerf", "dataset.limit=1")
+    assert xaibench("run", "-m", *few)[0] == 0
+    assert xaibench("run", "-m", "method=neuron_mct", "method.sparsity=0.5", *few[1:])[0] == 0
+    cells = leaderboard.read_cells(Path("results"))
+    gallery = script("gallery")
+    found = gallery.grid(cells, Path("cache"), ["neuron_mct"], ["sparsity=0.5,0.9"], 1)
+    assert found.rows == ("neuron_mct",) and found.columns == ("image", "sparsity 0.5", "sparsity 0.9")
+    for column, sparsity in enumerate((0.5, 0.9), start=1):
+        (cell,) = [cell for cell in cells if cell.card["config"]["method"].get("sparsity") == sparsity]
+        (path,) = Path("cache/maps").rglob(f"{cell.card['keys']['map_key']}/shard-*.h5")
+        with h5py.File(path) as file:
+            values = np.abs(file["maps"][()]).max(1)  # as these methods' channels are read
+        assert (found.tiles[0, column] == painted(values[0], signed=False)).all()
+    with pytest.raises(SystemExit, match=r"no run of gradient with sparsity=0.9"):
+        gallery.grid(cells, Path("cache"), ["neuron_mct", "gradient"], ["sparsity=0.9"], 1)
