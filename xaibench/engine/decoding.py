@@ -11,7 +11,7 @@ from ..build import build
 from ..errors import Refusal
 from ..job import Job
 from ..methods.pathways._pathway_neurons import Neurons, observe
-from ..methods.pathways.decode import Decoding, decoded
+from ..methods.pathways.decode import Decoding, decoded, top_units
 from ..methods.pathways.pathway import Pathway
 from ..metrics.pathways.path_output import path_logits
 from ..models.classifier import Classifier
@@ -21,13 +21,16 @@ from .setting import Setting
 
 # Whose network is decoded, in the order of the columns: all neurons, the active ones, those of the method's path.
 NETWORKS = ("network", "active, rest 0", "path, rest 0", "path, rest constant")
+# What the whole network's strongest channel of the path in the last convolutional layer answers to.
+TOP = "top unit of the path"
 
 
 @dataclass(frozen=True)
 class Decoded:
     """An image and what was decoded from its path in one network: pixels [C,H,W] in 0 to 1.
 
-    response: the explained output of that network for what was decoded; before: for the image. correlation, similarity:
+    response: the explained output of that network for what was decoded, or the mean of the top unit's channel; before:
+    for the image. correlation, similarity:
     of the pixels of both, Pearson's and SSIM.
     """
 
@@ -81,11 +84,18 @@ def _of_batch(
     every = [torch.ones_like(layer, dtype=torch.bool) for layer in constants]
     active = [layer > 0 for layer in constants]
     networks = dict(zip(NETWORKS, ((every, nothing), (active, nothing), (path, nothing), (path, constants))))
+    units = top_units(classifier, inputs, targets, path)
+    if units is not None:
+        networks[TOP] = (every, nothing)
     images, found = classifier.preprocessing.denormalise(inputs), []
     for name, (on, others) in networks.items():
-        pixels = decoded(classifier, targets, on, others, rng.sample_generators(seed, "decode", samples), how)
+        aim = units if name == TOP else None
+        pixels = decoded(classifier, targets, on, others, rng.sample_generators(seed, "decode", samples), how, aim)
         after, before = (
-            _responses(classifier, x, targets, on, others) for x in (classifier.preprocessing.normalise(pixels), inputs)
+            _responses(classifier, x, targets, on, others)
+            if aim is None
+            else aim.answers(observe(classifier, x)[1][aim.call])
+            for x in (classifier.preprocessing.normalise(pixels), inputs)
         )
         found += [
             Decoded(sample, name, own.cpu(), float(a), float(b), *_alike(own, image))
