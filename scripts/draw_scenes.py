@@ -10,7 +10,6 @@ further overrides are those of `xaibench run`.
 """
 
 import argparse
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from xaibench.metrics.ranking import collapse
 from xaibench.metrics.scenes._scenes import masks
 from xaibench.report.colours import painted
 from xaibench.report.gallery import pixels
-from xaibench.report.study import Grid, draw, outlined
+from xaibench.report.study import Grid, draw, lines, outlined
 
 # In the file, which a palette makes a third as large: noise hardly compresses.
 COLOURS = 64
@@ -109,8 +108,7 @@ def panels(found: Scenes) -> Grid:
             shown = [painted(maps[at, k], bool((maps[at] < 0).any())) for maps in found.maps.values()]
             tiles.append(np.stack([outlined(picture, found.patches[at, k]), *shown]))
             rows.append(f"explained:\n{name}")
-    words = [method.replace("method.", "").replace("_", " ").replace("=", "= ") for method in found.maps]
-    columns = ["\n".join(textwrap.wrap(said, 13)) for said in words]
+    columns = [lines(method.replace("method.", "")) for method in found.maps]
     return Grid(np.stack(tiles), tuple(rows), ("scene", *columns))
 
 

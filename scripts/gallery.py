@@ -92,9 +92,9 @@ def grid(cells: Sequence[Cell], cache: Path, methods: Sequence[str], options: Se
             first = picture.pixels if (method, *chosen) == rows[0] else np.full_like(picture.pixels, 255)
             tiles.append(np.stack([first, *(painted(one.maps[at], one.signed) for one in maps)]))
             said = [method] if len(methods) > 1 or not down else []
-            beside.append("\n".join([*said, *(f"{name}\n{value}" for name, value in zip(names, chosen))]))
+            beside.append("\n".join(map(study.lines, [*said, *(f"{n} {value}" for n, value in zip(names, chosen))])))
             scales.append(("", *(f"{scale_of(one.maps[at]):.2g}" for one in maps)))
-    above = ("image", *(f"{column} {value}" for value in columns))
+    above = ("image", *(study.lines(f"{column} {value}") for value in columns))
     return study.Grid(np.stack(tiles), tuple(beside), above, tuple(scales))
 
 

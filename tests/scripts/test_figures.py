@@ -109,7 +109,7 @@ def test_a_grid_has_the_maps_of_each_pair_of_options_and_their_scales(xaibench, 
     methods, layers = ["iba fit.limit=8,steps=2"], "layer=bottleneck_late,bottleneck"
     found = gallery.grid(cells, Path("cache"), methods, [layers, "beta=0.1,100"], 2)
     assert found.tiles.shape[:2] == (4, 3) and found.columns == ("image", "beta 0.1", "beta 100")
-    assert found.rows == ("layer\nbottleneck_late", "layer\nbottleneck") * 2
+    assert found.rows == ("layer\nbottleneck\nlate", "layer\nbottleneck") * 2
     for cell in cells:
         config = cell.card["config"]["method"]
         (path,) = Path("cache/maps").rglob(f"{cell.card['keys']['map_key']}/shard-*.h5")
@@ -131,7 +131,7 @@ def test_a_grid_over_one_option_has_a_row_for_each_method(xaibench, here, script
     cells = leaderboard.read_cells(Path("results"))
     gallery = script("gallery")
     found = gallery.grid(cells, Path("cache"), ["neuron_mct"], ["sparsity=0.5,0.9"], 1)
-    assert found.rows == ("neuron_mct",) and found.columns == ("image", "sparsity 0.5", "sparsity 0.9")
+    assert found.rows == ("neuron mct",) and found.columns == ("image", "sparsity 0.5", "sparsity 0.9")
     for column, sparsity in enumerate((0.5, 0.9), start=1):
         (cell,) = [cell for cell in cells if cell.card["config"]["method"].get("sparsity") == sparsity]
         (path,) = Path("cache/maps").rglob(f"{cell.card['keys']['map_key']}/shard-*.h5")

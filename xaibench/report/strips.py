@@ -4,7 +4,6 @@ As in the figures of Adebayo et al. 2018, Nuzzo 2020 and Loreth 2023 (figure 4.1
 `parameter_randomization` leaves the maps of every random network in the cache.
 """
 
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from ..store.cache import Artefact
 from . import gallery, sections
 from .colours import is_signed, painted
 from .sections import Drawing
-from .study import Grid, draw
+from .study import Grid, draw, lines
 from .tables import Board, named
 
 # What is random at a step, by the mode of the randomisation.
@@ -69,14 +68,17 @@ def _of_setting(cells: Sequence[Cell], cache: Path) -> Iterator[Drawing]:
     cell, (trained, *_) = found[0]
     sample = next(sample for sample in trained.samples() if sample in shared)
     (picture,) = gallery.pictured(cell, trained, [sample], trained.read([sample]).arrays)
-    maps = {_label(cell): np.concatenate([_map(artefact, sample, cell) for artefact in kept]) for cell, kept in found}
+    maps = {
+        lines(Contestant.of(cell.card)): np.concatenate([_map(artefact, sample, cell) for artefact in kept])
+        for cell, kept in found
+    }
     states = [state for state, _ in _steps(cell)]
     name = named(cell.card["metric"], cell.card["metric_variant"])
     caption = (
         f"{name}, image {sample}, explained: {picture.explained}. From left to right {SAID[states[0].mode]} "
         f"(seed {states[0].seed}). Each map has a scale of its own"
     )
-    steps = ["\n".join(textwrap.wrap(state.block.replace(TO, " to "), 15)) for state in states]
+    steps = [lines(state.block.replace(TO, " to ")) for state in states]
     title = f"Maps of random networks under {name}"
     drawn = draw(strip(picture.pixels, maps, steps))
     yield Drawing("strips", f"strips-{name}", title, f"{caption}.", drawn)
@@ -98,8 +100,3 @@ def _map(artefact: Artefact, sample: int, cell: Cell) -> np.ndarray:
     """The map [1,H,W] of a sample as the metric read it but for the sign: those of random networks are kept so."""
     maps = torch.from_numpy(artefact.read([sample]).arrays["maps"])
     return (collapse(maps, cell.card["collapse"]) if maps.shape[1] > 1 else maps[:, 0]).numpy()
-
-
-def _label(cell: Cell) -> str:
-    """Method and variant, in lines that have room beside a row."""
-    return "\n".join(textwrap.wrap(str(Contestant.of(cell.card)).replace("_", " "), 13)[:4])

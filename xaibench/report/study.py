@@ -4,6 +4,7 @@ Ten rows of five pictures each there, made by one function from pictures and wha
 those that the cache has the maps of: a run with method counterfactual, or concept.
 """
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,6 +132,11 @@ def _words(method: str, cell: Cell) -> str:
 def _upper(values: np.ndarray) -> np.ndarray:
     """Where a map is in the upper half of its range."""
     return values >= (values.max() + values.min()) / 2
+
+
+def lines(words: object) -> str:
+    """Words in lines that have room beside a row of a grid, or above a column."""
+    return "\n".join(textwrap.wrap(str(words).replace("_", " ").replace("=", " = "), 14)[:4])
 
 
 def draw(found: Grid, side: int = 80) -> Figure:
