@@ -51,8 +51,8 @@ ELSEWHERE = {"label_randomization", "mask_correlation_within", "counterfactual_a
 # On the CPU a convolution is laid out otherwise, so that float32 differs in its last digits: by this share of the
 # largest value of a column, or of 1.
 TOLERANCE = 1e-4
-# Of randomised networks more, see the last test; ROAD's imputer solves its equations to 1e-4 of an image's range.
-TOLERANCES = {"parameter_randomization": 0.05, "road": 1e-3}
+# Of randomised networks more, see the last test. Of road up to 1.2e-4 was seen, with systems solved in float64 too.
+TOLERANCES = {"parameter_randomization": 0.05, "road": 5e-4}
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,8 @@ def test_in_float64_the_numbers_are_the_cpus_to_1e_9(name, convnet, batch_for, f
         torch.testing.assert_close(found[column].cpu(), values, rtol=1e-9, atol=1e-9, equal_nan=True)
     (copies, waits), more = counts
     assert copies <= 16 and waits <= 24, counts  # the imputer looks at each of its steps whether it has converged
-    assert more[0] <= copies and more[1] <= waits, counts
+    # Among more images there may be one for which the imputer takes another step.
+    assert more[0] <= copies and more[1] <= waits + (name == "road"), counts
 
 
 def test_what_randomised_networks_differ_by_is_float32(tmp_path, fakegpu):
