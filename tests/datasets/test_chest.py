@@ -51,7 +51,7 @@ def test_one_copy_is_in_either_lung_and_redundancy_says_how_many():
 
 def test_prevalence_samples_and_what_a_training_sees():
     train, test = Chest("train"), Chest("test")
-    present = torch.stack([train[index].labels for index in range(400)])
+    present = torch.stack([train[index].labels for index in range(200)])
     # Four standard errors of a share of 400.
     for share, expected in zip(present.mean(0).tolist(), PREVALENCE):
         assert share == pytest.approx(expected, abs=4 * (expected * (1 - expected) / 400) ** 0.5)
@@ -62,6 +62,24 @@ def test_prevalence_samples_and_what_a_training_sees():
     assert len(Chest("test", samples="images")) == 2000
     batch = Samples(test, Preprocessing(), range(4)).load([2, 0])
     assert batch.vectors.tolist() == [test[2].labels.tolist(), test[0].labels.tolist()]
+
+
+@pytest.mark.parametrize("redundancy", ["none", "and"])
+def test_a_weak_label_says_whether_any_finding_is_there(redundancy):
+    """The same pictures as of `findings`; what is not enough for a finding makes nobody unhealthy."""
+    weak = Chest(task="healthy", redundancy=redundancy)
+    full = Chest(redundancy=redundancy, samples="images")
+    assert weak.class_names == ("healthy", "unhealthy") and len(weak) == 2000 and not weak.multi_label
+    for index in range(10):
+        one, other, drawn = weak[index], full[index], weak.draw(index)
+        assert torch.equal(one.image, other.image) and one.label == int(other.labels.any())
+        union = np.zeros((64, 64), dtype=bool)
+        for k in np.flatnonzero(other.labels):
+            union |= np.any(drawn.copies[int(k)], axis=0)
+        assert np.array_equal(one.mask, union) and not (union & ~weak.boxes(index).mask(64, 64).numpy()).any()
+    # Nothing is there with the probability that none of eight is.
+    healthy = np.mean([not weak.draw(index).present.any() for index in range(200)])
+    assert healthy == pytest.approx(np.prod([1 - share for share in PREVALENCE]), abs=0.07)
 
 
 def test_zones_of_two_lungs_by_hand():

@@ -21,6 +21,7 @@ VERSION = 1  # raised when any pixel of any image changes
 SIDE = 64
 SPLITS = {"train": range(0, 4_000), "validation": range(50_000, 51_000), "test": range(52_000, 54_000)}
 REDUNDANCIES = ("none", "or", "and")
+WEAK = "healthy"
 OPAQUE = 0.2  # how much brighter than air the worst zone is, in pixel values
 # One over the finding's expected number of images, of the findings in their order: half to a twentieth, so that rare
 # ones are rare enough for a loss to pass over them.
@@ -39,7 +40,9 @@ class Chest(Dataset):
     split: train (4000 images), validation (1000) or test (2000). In `train` every image is one sample, whatever is in
         it, since trainings read the vector of all its labels; elsewhere a sample is an image and a label of it that is
         present. Ids count them.
-    task: `findings`: eight outputs, the findings; a sample's mask is its finding, all copies. `global`, `zones`,
+    task: `findings`: eight outputs, the findings; a sample's mask is its finding, all copies. `healthy`: two classes,
+        by a weak label, whether any of them is there; every image is one sample, its mask is all that makes it
+        unhealthy. `global`, `zones`,
         `detector`, `detector:<level>`: of the zones' severities, see `zones.Task`; there are no findings then.
     prevalence: of each finding, alone and independent of the others; null is `PREVALENCE`, 0.3 down to 0.05.
     redundancy: `none`: a finding that is present lies in one of the lungs. `or`: one copy is enough. In `test` there
@@ -63,7 +66,7 @@ class Chest(Dataset):
     ) -> None:
         for name, value, known in (
             ("split", split, SPLITS),
-            ("task", task, ("findings", *TASKS)),
+            ("task", task, ("findings", WEAK, *TASKS)),
             ("redundancy", redundancy, REDUNDANCIES),
             ("samples", samples, ("labels", "images")),
         ):
@@ -76,11 +79,13 @@ class Chest(Dataset):
                 f"{', '.join(FINDINGS)}"
             )
         self.split, self.redundancy, self.generator_seed = split, redundancy, generator_seed
-        self.task = None if task == "findings" else Task(task)
-        self.class_names = tuple(FINDINGS) if self.task is None else self.task.class_names
+        self.weak = task == WEAK
+        self.task = None if self.weak or task == "findings" else Task(task)
+        names = ("healthy", "unhealthy") if self.weak else tuple(FINDINGS)
+        self.class_names = names if self.task is None else self.task.class_names
         self.graded_masks = self.task is not None and self.task.graded
-        self.multi_label = self.task is None or self.task.multi_label
-        whole = split == "train" or samples == "images"
+        self.multi_label = not self.weak and (self.task is None or self.task.multi_label)
+        whole = self.weak or split == "train" or samples == "images"
         self._samples = [
             (index, part)
             for index, position in enumerate(SPLITS[split])
@@ -95,6 +100,9 @@ class Chest(Dataset):
     def __getitem__(self, index: int) -> Example:
         image, part = self._samples[index]
         drawn = self.draw(image)
+        if self.weak:
+            mask = torch.from_numpy(drawn.findings[drawn.present].any(0))
+            return Example(drawn.image, int(drawn.present.any()), mask)
         if self.task is None:
             present = torch.from_numpy(drawn.present).float()
             return Example(drawn.image, part, torch.from_numpy(drawn.findings[part]), present)
@@ -107,9 +115,11 @@ class Chest(Dataset):
         return self._samples[index][0]
 
     def boxes(self, index: int) -> Boxes:
-        """The smallest box around each copy of a sample's finding."""
+        """The smallest box around each copy of a sample's finding, or by `healthy` of all findings that are there."""
         image, part = self._samples[index]
-        return Boxes(tuple(_box(mask) for mask in self.draw(image).copies[part]))
+        drawn = self.draw(image)
+        parts = np.flatnonzero(drawn.present).tolist() if self.weak else [part]
+        return Boxes(tuple(_box(mask) for part in parts for mask in drawn.copies[part]))
 
     def regions(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
         """The lungs and the zones of these samples' images by name, bool [N,64,64] each."""
