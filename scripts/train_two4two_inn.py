@@ -5,8 +5,11 @@
 The recipe alone leaves it right on 99.0 % of the 20000 training images and on 94.0 % of the test images: it knows its
 images by heart. Stages on images of other sequences (generator_seed) follow, at a lower rate. After the first two of
 them the head is short: classes lie so far apart in the latent that a step from one to the other leaves the images
-(|w| = 0.37, a step of 28 in a latent of norm 35). The others therefore start with a longer head, smooth the labels as
-the study does, which bounds the logits, and give the flow more weight beside the cross-entropy.
+(|w| = 0.37, a step of 28 in a latent of norm 35). The next five therefore lengthen the head, smooth the labels as the
+study does, which bounds the logits, and mostly give the flow more weight beside the cross-entropy. The last six are
+on images that no other has seen: four raise the share of validation images (the first 2000) that are right from 93.7
+to 95.4 %, at the price of flips that leave the range of pixels; two give the flow more weight again, which takes most
+of that back and leaves 95.2 %.
 
 It uses one thread, so that the numbers do not depend on the cores there are. An interrupted training is taken up after
 its last epoch or stage. Beside the accuracy it says the bits per dimension of the test images, what a Gaussian of every
@@ -65,6 +68,12 @@ STAGES = (
     Stage(1, 20_000, 2.0, None, 0.1, 0.0005),
     Stage(2, 6_400, 0.5, 40.0, 0.1, 0.0003),
     Stage(1, 6_400, 1.0, 80.0, 0.1, 0.0002),
+    Stage(3, 20_000, 2.0, None, 0.1, 0.001),
+    Stage(4, 20_000, 2.0, None, 0.1, 0.0005),
+    Stage(5, 20_000, 2.0, None, 0.1, 0.0003),
+    Stage(6, 20_000, 2.0, None, 0.1, 0.0002),
+    Stage(7, 8_000, 0.5, None, 0.1, 0.0003),
+    Stage(8, 8_000, 1.0, None, 0.1, 0.0002),
 )
 
 
