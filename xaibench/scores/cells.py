@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import functools
 import io
 import json
 import math
@@ -222,18 +223,18 @@ def _columns_and_curves(data: bytes, card: Mapping[str, Any]) -> tuple[pd.DataFr
     """
     rows = _fields(data)
     values = [float(text) if status == "ok" else math.nan for status, text in zip(rows["status"], rows["value"])]
-    if any(status == "ok" and value != value for status, value in zip(rows["status"], values)):
+    if np.isnan(values).sum() > len(values) - rows["status"].count("ok"):
         raise ValueError("a row is ok and has no number")
-    scalars: dict[str, dict[int, float]] = {}
-    curves: dict[str, list[tuple[float, float]]] = {}
-    ids, count = [int(sample) for sample in rows["sample"]], 0
+    scalars: dict[str, dict[int, float]] = defaultdict(dict)
+    curves: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    ids, count = list(map(int, rows["sample"])), 0
     # Rows of samples, or of the repeats of a metric over the whole data set; the others are means of curves.
     for name, x, sample, repeat, value in zip(rows["statistic"], rows["x"], ids, rows["repeat"], values):
         if sample >= 0 or repeat:
-            scalars.setdefault(name, {})[sample if sample >= 0 else int(repeat)] = value
+            scalars[name][sample if sample >= 0 else int(repeat)] = value
             count += 1
         else:
-            curves.setdefault(name, []).append((float(x), value))
+            curves[name].append((float(x), value))
     samples = sorted(set().union(*scalars.values()))
     if samples and count != card["n"] * len(scalars):
         raise ValueError(f"{count} rows of {len(scalars)} columns: expected {card['n']} of each")
@@ -241,10 +242,22 @@ def _columns_and_curves(data: bytes, card: Mapping[str, Any]) -> tuple[pd.DataFr
         raise ValueError("a row is missing or there twice")
     names = sorted(scalars)
     # One array for all: a column at a time, pandas takes several times as long.
-    columns = np.array([[scalars[name][sample] for sample in samples] for name in names], dtype=float)
-    index = pd.Index(np.array(samples, dtype=np.int64), name="sample" if max(ids, default=-1) >= 0 else "repeat")
-    table = pd.DataFrame(columns.reshape(len(names), len(samples)).T, index=index, columns=names, copy=False)
+    columns = np.array([list(map(scalars[name].__getitem__, samples)) for name in names], dtype=float)
+    index = _row_index(tuple(samples), "sample" if max(ids, default=-1) >= 0 else "repeat")
+    values_of = columns.reshape(len(names), len(samples)).T
+    table = pd.DataFrame(values_of, index=index, columns=_column_index(tuple(names)), copy=False)
     return table, _curves(curves)
+
+
+# Files of one metric have the same rows and columns: to make an index takes as long as to read a file.
+@functools.lru_cache(maxsize=16)
+def _row_index(ids: tuple[int, ...], name: str) -> pd.Index:
+    return pd.Index(np.array(ids, dtype=np.int64), name=name)
+
+
+@functools.lru_cache(maxsize=16)
+def _column_index(names: tuple[str, ...]) -> pd.Index:
+    return pd.Index(names)
 
 
 def _fields(data: bytes) -> dict[str, Sequence[str]]:
@@ -255,8 +268,8 @@ def _fields(data: bytes) -> dict[str, Sequence[str]]:
         raise ValueError(str(error)) from error
     if lacking := [name for name in score_files.COLUMNS if name not in head]:
         raise ValueError(f"no column {', '.join(lacking)}")
-    if cut := [row for row in rows if len(row) != len(head)]:
-        raise ValueError(f"a row has {len(cut[0])} fields: expected {len(head)}")
+    if other := set(map(len, rows)) - {len(head)}:
+        raise ValueError(f"a row has {min(other)} fields: expected {len(head)}")
     return dict(zip(head, zip(*rows))) if rows else dict.fromkeys(head, ())
 
 

@@ -33,12 +33,12 @@ def summarised(cells: Sequence[Cell | Summary]) -> list[Summary]:
 def summary(cell: Cell) -> Summary:
     """The summary of one cell, by itself."""
     card = {name: cell.card[name] for name in SHOWN if name in cell.card} | {"statistics": cell.card["statistics"]}
-    estimates, undefined, columns = {}, {}, _columns(cell)
+    estimates, undefined, columns, ids = {}, {}, _columns(cell), cell.columns.index.to_numpy()
     kept = {s["name"]: _finite(columns, s, len(cell.columns)) for s in cell.card["statistics"]}
     estimated = _estimated(columns, [(s, kept[s["name"]]) for s in cell.card["statistics"]])
     for name, rows in kept.items():
         estimates[name] = estimated[name]
-        undefined[name] = cell.columns.index[~rows].tolist() if rows.any() else None
+        undefined[name] = ids[~rows].tolist() if rows.any() else None
     return Summary(card, estimates, undefined, cell.path)
 
 
