@@ -223,8 +223,8 @@ class Metric(Measure, ABC):
             classifier: The network.
 
         Returns:
-            The least size of a block of responses, 1 by default. Blocks are otherwise as small as a kill should lose:
-            a metric that wants larger ones hands rows over as they are made, by `context.keep`.
+            The least size of a block of responses, 1 by default. Blocks are otherwise as small as a kill should lose; a
+            metric that wants larger ones hands rows over as they are made, by `context.keep`.
         """
         return 1
 
