@@ -16,6 +16,7 @@ c = 10 than the scene that it covers (one less BAM's input dependence rate; a sq
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +81,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     networks = {common: trained(common, options.train) for common in range(1, CLASSES + 1)}
-    table = pd.concat([rows(method, networks, options.images) for method in options.methods])
+    marked, empty = cases(networks, options.images)
+    table = pd.concat([rows(method, marked, empty, options.images) for method in options.methods])
     print(table.to_string(index=False, float_format="%.3f"))
     table.to_csv(options.out, index=False, float_format="%.4g", lineterminator="\n")
 
@@ -112,25 +114,48 @@ def recognised(network: xb.Classifier, pixels: torch.Tensor, labels: torch.Tenso
     return (torch.cat(found) == labels).numpy()
 
 
-def contents(
-    method: str, network: xb.Classifier, pixels: torch.Tensor, labels: torch.Tensor, squares: torch.Tensor
-) -> np.ndarray:
-    """g [N] of a method's maps of the labels; NaN where the scene is not recognised or the map has no range."""
-    maps = xb.explain(network, pixels, method, targets=labels).sum(1).clamp(min=0)
-    found = BAMIDR().attribution(maps, squares).numpy()
-    return np.where(recognised(network, pixels, labels), found, np.nan)
+@dataclass(frozen=True)
+class Case:
+    """What a network is asked about: test images by index, their pixels, labels and squares as `shown` has them, and
+    whether it recognises each scene, bool [N]."""
+
+    network: xb.Classifier
+    indices: Sequence[int]
+    pixels: torch.Tensor
+    labels: torch.Tensor
+    squares: torch.Tensor
+    right: np.ndarray
+
+    @classmethod
+    def of(cls, network: xb.Classifier, dataset: Marked, indices: Sequence[int], empty: bool = False) -> "Case":
+        """empty: the same scenes without the square, whose place is still known."""
+        pixels, labels, squares = shown(dataset, indices)
+        if empty:
+            pixels = torch.stack([dataset.background(index) for index in indices])
+        return cls(network, indices, pixels, labels, squares, recognised(network, pixels, labels))
+
+    def contents(self, method: str) -> np.ndarray:
+        """g [N] of a method's maps of the labels; NaN where the scene is not recognised or the map has no range."""
+        maps = xb.explain(self.network, self.pixels, method, targets=self.labels).sum(1).clamp(min=0)
+        return np.where(self.right, BAMIDR().attribution(maps, self.squares).numpy(), np.nan)
 
 
-def rows(method: str, networks: Mapping[int, xb.Classifier], images: int) -> pd.DataFrame:
-    """What FILE.csv has of a method, see above."""
+def cases(networks: Mapping[int, xb.Classifier], images: int) -> tuple[dict[int, Case], Case]:
+    """By c the first images of those that have the square; and all of them without it, for the network under c = 10."""
+    datasets = {common: Marked(common) for common in networks}
+    marked = {
+        common: Case.of(network, data, [index for index in range(images) if data.scene_label(index) < common])
+        for (common, network), data in zip(networks.items(), datasets.values())
+    }
+    return marked, Case.of(networks[CLASSES], datasets[CLASSES], range(images), empty=True)
+
+
+def rows(method: str, marked: Mapping[int, Case], empty: Case, images: int) -> pd.DataFrame:
+    """What FILE.csv has of a method, see above. marked, empty: of `cases`."""
     g = np.full((images, CLASSES), np.nan)
-    for common, network in networks.items():
-        dataset = Marked(common)
-        having = [index for index in range(images) if dataset.scene_label(index) < common]
-        g[having, common - 1] = contents(method, network, *shown(dataset, having))
-    pixels = torch.stack([Marked(CLASSES).background(index) for index in range(images)])
-    _, labels, squares = shown(Marked(CLASSES), range(images))
-    without = contents(method, networks[CLASSES], pixels, labels, squares)
+    for common, case in marked.items():
+        g[case.indices, common - 1] = case.contents(method)
+    without = empty.contents(method)
     found = []
     for common in range(1, CLASSES + 1):
         own = g[:, common - 1]

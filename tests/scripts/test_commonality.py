@@ -52,7 +52,9 @@ def test_the_first_classes_have_the_square_and_nothing_else_is_on_the_scenes(com
 def test_g_falls_where_the_maps_do(commonality):
     slopes = {common: 12.0 - common for common in range(1, 11)}
     networks = {c: xb.Classifier(Knows(slope), [MEAN] * 3, [STD] * 3) for c, slope in slopes.items()}
-    table = commonality.rows("gradient", networks, IMAGES).set_index(["statistic", "common"])
+    table = commonality.rows("gradient", *commonality.cases(networks, IMAGES), IMAGES).set_index(
+        ["statistic", "common"]
+    )
     dataset = commonality.Marked(10)
     first = [index for index in range(IMAGES) if dataset.scene_label(index) == 0]
     expected, empty = {c: [] for c in slopes}, []
