@@ -10,17 +10,21 @@ from xaibench.cli import main
 from xaibench.report import terminal
 
 
-@pytest.fixture(scope="session")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `results` and `cache` of three methods under two metrics on five images."""
-    folder = tmp_path_factory.mktemp("ran")
+def run_in(folder: Path, *arguments: str) -> None:
+    """`xaibench run -m` with a folder as the working directory, for fixtures that many tests share."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         # rich keeps the stream it was made with, which may be another test's.
         patch.setattr(terminal.stdout, "file", sys.stdout)
         patch.setattr(terminal.stderr, "file", sys.stderr)
-        sweep = ("method=gradient,gradcam,random", "metric=pointing_game,degradation", "dataset.limit=5")
-        assert main(["run", "-m", *sweep]) == 0
+        assert main(["run", "-m", *arguments]) == 0
+
+
+@pytest.fixture(scope="session")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `results` and `cache` of three methods under two metrics on five images."""
+    folder = tmp_path_factory.mktemp("ran")
+    run_in(folder, "method=gradient,gradcam,random", "metric=pointing_game,degradation", "dataset.limit=5")
     return folder
 
 

@@ -3,19 +3,19 @@
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
-from xaibench.cli import main
-from xaibench.report import strips, terminal
+from xaibench.report import strips
 from xaibench.report.colours import painted
 from xaibench.report.figures import curves
 from xaibench.report.tables import boards
 from xaibench.scores import leaderboard, rank
+
+from .conftest import run_in
 
 BLOCKS = ["classifier.3", "features.0 to classifier.1"]
 
@@ -24,13 +24,8 @@ BLOCKS = ["classifier.3", "features.0 to classifier.1"]
 def run(tmp_path_factory) -> Path:
     """Results and cache of two methods by two random networks of either seed, on two images."""
     folder = tmp_path_factory.mktemp("strips")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        # rich keeps the stream it was made with, which may be another test's.
-        patch.setattr(terminal.stdout, "file", sys.stdout)
-        patch.setattr(terminal.stderr, "file", sys.stderr)
-        few = ("dataset.limit=2", "metric.blocks=2", "metric.seeds=2")
-        assert main(["run", "-m", "method=gradient,gradcam", "metric=parameter_randomization", *few]) == 0
+    few = ("dataset.limit=2", "metric.blocks=2", "metric.seeds=2")
+    run_in(folder, "method=gradient,gradcam", "metric=parameter_randomization", *few)
     return folder
 
 

@@ -42,8 +42,8 @@ class Chest(Dataset):
         present. Ids count them.
     task: `findings`: eight outputs, the findings; a sample's mask is its finding, all copies. `healthy`: two classes,
         by a weak label, whether any of them is there; every image is one sample, its mask is all that makes it
-        unhealthy. `global`, `zones`,
-        `detector`, `detector:<level>`: of the zones' severities, see `zones.Task`; there are no findings then.
+        unhealthy. `global`, `zones`, `detector`, `detector:<level>`: of the zones' severities, see `zones.Task`; there
+        are no findings then.
     prevalence: of each finding, alone and independent of the others; null is `PREVALENCE`, 0.3 down to 0.05.
     redundancy: `none`: a finding that is present lies in one of the lungs. `or`: one copy is enough. In `test` there
         is one in each lung; in the other splits as often only one, so that a network learns that it suffices. `and`:

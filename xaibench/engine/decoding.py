@@ -30,8 +30,7 @@ class Decoded:
     """An image and what was decoded from its path in one network: pixels [C,H,W] in 0 to 1.
 
     response: the explained output of that network for what was decoded, or the mean of the top unit's channel; before:
-    for the image. correlation, similarity:
-    of the pixels of both, Pearson's and SSIM.
+    for the image. correlation, similarity: of the pixels of both, Pearson's and SSIM.
     """
 
     sample: int

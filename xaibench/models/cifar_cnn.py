@@ -1,10 +1,9 @@
 """A network of four convolutions and two dense layers for CIFAR-10, on which rules were first seen to converge."""
 
-import torch
 from torch import nn
 
 
-class CifarCNN(nn.Module):
+class CifarCNN(nn.Sequential):
     """Inputs [B,3,32,32] -> logits [B,num_classes] (Sixt 2022, chapter 4, a listing in Keras; Sixt et al. 2020).
 
     Convolutions of 3x3 with 32, 64, 128 and 128 channels that keep the size, a max pooling after the second and the
@@ -27,8 +26,3 @@ class CifarCNN(nn.Module):
                 nn.init.xavier_uniform_(layer.weight)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        for layer in self.children():
-            inputs = layer(inputs)
-        return inputs
