@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 
-class VGGSmall(nn.Module):
+class VGGSmall(nn.Sequential):
     """Ten 3x3 convolutions (2, 2, 3, 3) with four max poolings, three linear layers (Nuzzo 2020, table 7.1).
 
     Inputs [B,3,side,side] -> logits [B,num_classes]. Batch normalisation lies before every ReLU, in the linear layers
@@ -64,8 +63,3 @@ class VGGSmall(nn.Module):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        for layer in self.children():
-            inputs = layer(inputs)
-        return inputs
