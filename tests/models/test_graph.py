@@ -745,8 +745,10 @@ def test_what_computes_with_sizes_or_has_functions_of_its_own_is_traced(name):
 
 
 @pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile], ids=["DataParallel", "compile"])
-def test_wrappers_are_looked_into(wrap):
+def test_wrappers_are_looked_into(wrap, monkeypatch):
     """Around a network and around a part of it."""
+    # DataParallel moves what it wraps to the first device it finds, the tests' own fakegpu among them.
+    monkeypatch.setitem(nn.DataParallel.__init__.__globals__, "_get_available_device_type", lambda: None)
     plain, inputs, targets = VGGLike().double(), seeded(2), torch.tensor([0, 3])
     expected = LRP(Gamma()).attribute(classifier(plain), inputs, targets, Context())
     parts = copy.deepcopy(plain)
