@@ -66,6 +66,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[FAKEGPU] = _fakegpu()
     # The nets are small: a second thread waits more than it works, above all beside other processes.
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -122,7 +123,7 @@ def xaibench(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest
 
 @pytest.fixture
 def spawn(here: Path) -> Iterator[Callable[..., subprocess.Popen]]:
-    """Start a real Python process in the empty directory, on one thread, with its output kept in log.txt there."""
+    """Start a real Python process in the empty directory, with its output kept in log.txt there."""
     started = []
 
     def start(code: str, *arguments: str, **environment: str) -> subprocess.Popen:
@@ -130,7 +131,7 @@ def spawn(here: Path) -> Iterator[Callable[..., subprocess.Popen]]:
             started.append(
                 subprocess.Popen(
                     [sys.executable, "-c", code, *arguments],
-                    env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+                    env={**os.environ, **environment},
                     stdout=log,
                     stderr=log,
                 )

@@ -89,7 +89,7 @@ def follow(xaibench, here, photos, monkeypatch):
                     words = ["python", "-m", *words, *options]
                     monkeypatch.syspath_prepend(str(here / "site"))
                 words[0] = sys.executable if words[0] == "python" else words[0]
-                environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+                environment = {**os.environ, "PYTHONPATH": str(ROOT)}
                 done = subprocess.run(words, cwd=here, env=environment, capture_output=True, text=True)
                 assert done.returncode == 0, f"{line}\n{done.stderr}"
                 printed.append(done.stdout)

@@ -41,7 +41,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = shared / "site"
     with FileLock(shared / "site.lock"):
         if not (out / "log.txt").is_file():
-            environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+            environment = {**os.environ, "PYTHONPATH": str(ROOT)}
             command = [sys.executable, "-c", OFFLINE, str(DOCS / "build.py"), str(out)]
             done = subprocess.run(command, capture_output=True, text=True, env=environment)
             out.mkdir(exist_ok=True)

@@ -74,7 +74,7 @@ def test_a_terminal_has_a_bar_of_the_sweep_and_of_each_stage(slow, here):
     inside, outside = pty.openpty()
     command = [sys.executable, "-m", "xaibench", *slow, "method.k=0,1,2", "method.seconds=0.5"]
     root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "TERM": "xterm", "COLUMNS": "120"}
+    environment = {**os.environ, "PYTHONPATH": str(root), "TERM": "xterm", "COLUMNS": "120"}
     process = subprocess.Popen(command, cwd=here, env=environment, stdout=subprocess.DEVNULL, stderr=outside)
     os.close(outside)
     seen = b""
