@@ -165,6 +165,18 @@ def test_values_of_hydra_are_those_of_the_cell(xaibench, here):
     assert (here / "it's 0" / "leaderboard.csv").exists()
 
 
+def test_a_value_of_what_a_preset_chooses_for_its_cells(xaibench, here):
+    """method=input, which is tried first where nobody chooses, has none."""
+    preset = ("experiment=xray_iba_losses", "runner.plan=true")
+    code, said, told = xaibench("run", *preset, "method.steps=3")
+    assert code == 0 and "9 of 9 cells done" in told, told
+    maps = re.findall(r"maps[ │]+after training[ │\d]+24 │ +([\d,]+)", said + told)
+    # Three steps, there and back, of ten copies of each image after one pass; the deviation asks once more.
+    assert {int(number.replace(",", "")) for number in maps} == {24 * 61, 24 * 62}
+    code, _, told = xaibench("run", *preset, "method.stepz=3")
+    assert code == 2 and "'method.stepz': method has no 'stepz': did you mean 'steps'" in told, told
+
+
 def test_a_name_beyond_those_that_are_composed_first_is_refused_before_any_work(xaibench, here, monkeypatch):
     monkeypatch.setattr(running, "LOOKED_AT", 1)
     code, _, said = xaibench("run", "-m", "method=gradient,gradcm", *QUICK)

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -152,7 +152,8 @@ def _by_hydra(arguments: list[str], debug: bool) -> int:
         ended = Path(folder, "sweep.json")
         options = [f"hydra.callbacks.xaibench.{key}={value}" for key, value in (("ended", ended), ("detach", detach))]
         options += search(plugin_folders(), outside)
-        sys.argv = ["xaibench", *_as_sweep(left), *options]
+        chosen = _chosen_by_preset(left, outside)
+        sys.argv = ["xaibench", *_as_sweep(left, set(chosen)), *options]
         entry = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)
         try:
             entry()
@@ -161,7 +162,7 @@ def _by_hydra(arguments: list[str], debug: bool) -> int:
         except NOT_COMPOSED as error:
             if debug:
                 traceback.print_exc()
-            raise explain(error, arguments) from error
+            raise explain(error, [*(f"{group}={names}" for group, names in chosen.items()), *arguments]) from error
         finally:
             sys.argv = given
         if raised:
@@ -169,17 +170,32 @@ def _by_hydra(arguments: list[str], debug: bool) -> int:
         return 1 if ended.exists() and json.loads(ended.read_text())["failed"] else 0
 
 
-def _as_sweep(arguments: list[str]) -> list[str]:
-    """`method.x=1` as a sweep of one value where `method` is swept: Hydra would try it on the default method first."""
-    if not {"-m", "--multirun"}.intersection(arguments):
-        return arguments
-    swept = {group for group in GROUPS if any(re.match(rf"{group}=.*[,(]", argument) for argument in arguments)}
+def _as_sweep(arguments: list[str], swept: Set[str]) -> list[str]:
+    """`method.x=1` as a sweep of one value where `method` is swept: Hydra would try it on the default method first.
+
+    swept: the groups of which that is known; beside them are those that the arguments sweep.
+    """
+    if {"-m", "--multirun"}.intersection(arguments):
+        swept |= {group for group in GROUPS if any(re.match(rf"{group}=.*[,(]", argument) for argument in arguments)}
 
     def one(argument: str) -> str:
         match = re.fullmatch(r"(\w+)\.([\w.]+)=([^,()]+|\[.*\])", argument)
         return f"{match[1]}.{match[2]}=choice({match[3]})" if match and match[1] in swept else argument
 
     return [one(argument) for argument in arguments]
+
+
+def _chosen_by_preset(arguments: Iterable[str], outside: Iterable[Path]) -> dict[str, str]:
+    """What the sweep of the preset among the arguments chooses: group -> names. outside: the folders of
+    `--config-dir`."""
+    names = [argument.partition("=")[2] for argument in arguments if argument.startswith("experiment=")]
+    paths = (Path(folder, "experiment", f"{name}.yaml") for name in names for folder in (*outside, CONF))
+    try:
+        preset = next((OmegaConf.load(path) for path in paths if path.is_file()), OmegaConf.create())
+    except NOT_COMPOSED:  # Hydra says what is wrong with it
+        return {}
+    params = OmegaConf.select(preset, "hydra.sweeper.params") or {}
+    return {group: str(params[group]) for group in GROUPS if group in params}
 
 
 def run_job(job: Job) -> None:

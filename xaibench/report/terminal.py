@@ -182,7 +182,7 @@ def _lines(title: str, pace: Pace) -> Iterator[None]:
 
 def sweep_begins(cells: int, values: Mapping[str, int]) -> None:
     """What a sweep is about to do: how many cells, of how many values of what."""
-    of = " x ".join(f"{count} {name}" for name, count in values.items())
+    of = " x ".join(f"{count} {name}" for name, count in values.items() if count > 1)
     of = f" ({of})" if of else ""
     more = "" if stderr.is_terminal else f"; where it is follows every {SECONDS_BETWEEN_LINES} s"
     _spoke.at = time.monotonic()
