@@ -22,6 +22,7 @@ from xaibench.methods.counterfactual.counterfactual import Counterfactual
 from xaibench.methods.gradients.dnnr_relevance import DNNRRelevance
 from xaibench.methods.gradients.semantic_attribution import SemanticAttribution
 from xaibench.methods.pathways.pathway import Pathway
+from xaibench.methods.removal.dasp import DASP
 from xaibench.methods.removal.extremal_perturbation import ExtremalPerturbation
 from xaibench.methods.removal.lime_text import LimeText
 from xaibench.methods.removal.meaningful_perturbation import MeaningfulPerturbation
@@ -47,10 +48,12 @@ DIRECT = [name for name in NAMES if not any(issubclass(one, Fitted | LimeText) f
 # Pathways are chosen before their gradient is taken, a product has two factors, and feature maps are there before each
 # is tried out: passes that cannot share a call; Captum makes batches of its own; each step of an optimisation needs the
 # one before it. Their own tests count them.
-# Modified backpropagation, full DTD and transformer attribution run the steps of a network, not its module,
+# DASP, modified backpropagation, full DTD and transformer attribution run the steps of a network, not its module,
 # counterfactuals its two directions, and the relevance of DNNR asks for its neighbours alone.
 STAGES = Pathway | GuidedGradCAM | ScoreCAM | AblationCAM | Captum | ExtremalPerturbation | MeaningfulPerturbation
-STAGES |= ModifiedBackprop | FullDTD | Counterfactual | SemanticAttribution | DNNRRelevance | TransformerAttribution
+STAGES |= (
+    DASP | ModifiedBackprop | FullDTD | Counterfactual | SemanticAttribution | DNNRRelevance | TransformerAttribution
+)
 STAGED = [name for name in DIRECT if any(issubclass(one, STAGES) for one in classes(name))]
 
 
