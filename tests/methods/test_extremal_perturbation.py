@@ -170,6 +170,62 @@ def test_the_mask_finds_the_evidence_and_has_its_area(variant):
     assert mask.sum().item() == pytest.approx(0.15 * 21**2, rel=0.25)
 
 
+class Halves(nn.Module):
+    """Of images of ones, in this order: a neuron of the right half, which answers; one that is silent until the right
+    half is hidden, and then answers fifteen times as much; one of the left half that answers a little."""
+
+    def __init__(self, neurons: int) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.tensor([[0.0, 1.0], [0.0, -15.0], [0.2, 0.0]])[:neurons])
+        self.bias = nn.Parameter(torch.tensor([0.0, 14.9, 0.0])[:neurons])
+        self.relu = nn.ReLU()
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        halves = torch.stack([half.mean((1, 2, 3)) for half in inputs.chunk(2, dim=3)], dim=1)
+        return 100 * self.relu(halves @ self.weights.T + self.bias).sum(1, keepdim=True)
+
+
+def of_halves(neurons: int, within: str | None, flip: bool = False, **settings) -> torch.Tensor:
+    """Masks [2,H,W] of an image of ones and of one that varies a little, for Halves of so many neurons."""
+    inputs = torch.ones(2, *SIZE, dtype=torch.float64)
+    inputs[1] += 0.02 * seeded(1)[0].abs().clamp(max=1)
+    method = ExtremalPerturbation(
+        [0.2], "preserve", "zero", width=1.5, steps=60, learning_rate=0.05, flip=flip, within=within, **settings
+    )
+    network = classifier(Halves(neurons), batch_size=1)
+    method.check(network)
+    return method.attribute(network, inputs, torch.zeros(2, dtype=torch.long), Context())[:, 0]
+
+
+def test_within_the_active_part_a_mask_wakes_no_silent_neuron():
+    """The whole network is fooled: its mask shows the left half. Within the active part the mask is that of a network
+    without the silent neuron, and shows the right half."""
+    fooled, active, alone = of_halves(2, None), of_halves(2, "pathway_active"), of_halves(1, None)
+    assert torch.equal(active, alone)
+    left, right = slice(0, 6), slice(10, 16)
+    assert (fooled[:, :, right].mean((1, 2)) < 0.05).all() and (fooled[:, :, left].mean((1, 2)) > 0.3).all()
+    assert (active[:, :, left].mean((1, 2)) < 0.05).all() and (active[:, :, right].mean((1, 2)) > 0.3).all()
+    mirrored = [of_halves(neurons, "pathway_active", flip=True) for neurons in (2, 1)]
+    assert torch.equal(*mirrored) and not torch.equal(mirrored[0], active)
+
+
+def test_within_a_path_the_other_neurons_stay_as_they_are():
+    """Of two active neurons the path has the one that contributes more: the mask is that of a network of it alone."""
+    assert torch.equal(of_halves(3, "neuron_mct", sparsity=0.66), of_halves(1, None))
+    both = of_halves(3, "pathway_active")
+    assert not torch.equal(both, of_halves(1, None))
+
+
+def test_cost_within_a_part():
+    """The path is looked for in each area's images, mirrored ones too."""
+    network, calls = classifier(VGGLike(), batch_size=4), []
+    method = ExtremalPerturbation([0.1, 0.2], steps=3, within="neuron_mct")
+    network.module.register_forward_pre_hook(lambda module, arguments: calls.append(len(arguments[0])))
+    method.attribute(network, seeded(3), torch.zeros(3, dtype=torch.long), Context())
+    assert method.cost(network) == (3 * 2 + 4 * 2, 3 * 2 + 4)
+    assert sum(calls) == 3 * method.cost(network)[0] and max(calls) <= 4
+
+
 def test_cost():
     network = classifier(VGGLike())
     assert ExtremalPerturbation().cost(network) == (800, 800)
@@ -204,6 +260,8 @@ def test_each_step_calls_the_network_as_rarely_as_it_can(samples, batch_size, va
         ("learning_rate", 0, "learning_rate=0.0"),
         ("area_growth", 0, "area_growth=0.0"),
         ("area_weight", -1, "area_weight=-1.0"),
+        ("within", "pathway_random", "within=pathway_random: .*pathway"),
+        ("within", "active", "within=active: .*pathway_active"),
     ],
 )
 def test_bad_parameters_are_named(parameter, value, message, make):

@@ -22,7 +22,7 @@ from xaibench.methods.gradients.gradient import Gradient
 from xaibench.methods.gradients.integrated_gradients import points
 from xaibench.methods.pathways._pathway_neurons import altered, contributions, integrated_contributions, observe
 from xaibench.methods.pathways.path_pgd import PathPGD, norms
-from xaibench.methods.pathways.pathway import path_gradient
+from xaibench.methods.pathways.pathway import path_alone, path_gradient
 from xaibench.methods.pathways.selectors import ActivePath, GreedyPath, NeuronIntGrad, NeuronMCT, RandomPath, RoutedPath
 from xaibench.methods.rules.guided_backprop import GuidedBackprop
 from xaibench.metrics.pathways.path_dead import PathDead
@@ -357,7 +357,9 @@ def test_path_pgd_goes_straight_down_where_the_path_network_is_linear(selector):
 def test_path_pgd_stays_in_its_ball_and_lowers_the_path_networks_answer():
     network, method = mlp(3), PathPGD(sparsity=0.6, epsilon=0.5, steps=60)
     path, constants = NeuronMCT(0.6).path(network, BATCH, TARGETS, []), observe(network, BATCH)[1]
-    way = method._moved(network, BATCH, TARGETS, path, constants)
+    with path_alone(network, BATCH, path)():
+        way = method._moved(network, BATCH, TARGETS)
+    assert torch.equal(method.attribute(network, BATCH, TARGETS, Context()), way.abs())
     assert (norms(way) <= 0.5 * norms(BATCH) * (1 + 1e-12)).all() and (norms(way) > 0).all()
     with altered(network.module, lambda k, output: torch.where(path[k], output, constants[k])):
         assert (network.scores(BATCH + way, TARGETS) < network.scores(BATCH, TARGETS)).all()

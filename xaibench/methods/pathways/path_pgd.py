@@ -8,8 +8,8 @@ from ...errors import one_of
 from ...models.classifier import Classifier
 from ..context import Context
 from . import selectors
-from ._pathway_neurons import Neurons, altered, observe
-from .pathway import OffPath, Pathway
+from ._pathway_neurons import Neurons
+from .pathway import OffPath, Pathway, path_alone
 
 
 class PathPGD(Pathway):
@@ -71,21 +71,16 @@ class PathPGD(Pathway):
         for part in classifier.chunks(len(inputs)):
             x, classes = inputs[part], targets[part]
             path = self.path(classifier, x, classes, context.generators[part])
-            others = observe(classifier, x)[1]
-            if self.off_path == "zero":
-                others = [torch.zeros_like(layer) for layer in others]
-            maps.append(self._moved(classifier, x, classes, path, others).abs())
+            with path_alone(classifier, x, path, self.off_path)():
+                maps.append(self._moved(classifier, x, classes).abs())
         return torch.cat(maps)
 
-    def _moved(
-        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, path: Neurons, others: Neurons
-    ) -> torch.Tensor:
-        """x' - x [B,C,H,W] of at most `batch_size` inputs, where neurons off the path have the values of `others`."""
+    def _moved(self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """x' - x [B,C,H,W] of at most `batch_size` inputs of the network as it is."""
         radius, way = self.epsilon * norms(inputs), torch.zeros_like(inputs)
-        with altered(classifier.module, lambda call, output: torch.where(path[call], output, others[call])):
-            for _ in range(self.steps):
-                gradient = classifier.gradient(inputs + way, targets)
-                way = within(way - self.step * radius * gradient / norms(gradient).clamp(min=1e-30), radius)
+        for _ in range(self.steps):
+            gradient = classifier.gradient(inputs + way, targets)
+            way = within(way - self.step * radius * gradient / norms(gradient).clamp(min=1e-30), radius)
         return way
 
 

@@ -2,7 +2,8 @@
 
 import logging
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Literal, get_args
 
 import torch
@@ -12,7 +13,7 @@ from ...errors import one_of
 from ...models.classifier import Classifier
 from ..base import Method
 from ..context import Context
-from ._pathway_neurons import Neurons, altered, require_neurons
+from ._pathway_neurons import Neurons, altered, observe, require_neurons
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,17 @@ def path_gradient(
 
     with altered(classifier.module, restrict):
         return classifier.gradient(inputs, targets)
+
+
+def path_alone(
+    classifier: Classifier, inputs: torch.Tensor, path: Neurons, off_path: OffPath = "constant"
+) -> Callable[[], AbstractContextManager[None]]:
+    """A context, to be entered as often as wanted, in which the path's neurons alone move, whatever the network sees:
+    the others keep the values that they have for `inputs`, at most `batch_size`, or are 0."""
+    others = observe(classifier, inputs)[1]
+    if off_path == "zero":
+        others = [torch.zeros_like(layer) for layer in others]
+    return lambda: altered(classifier.module, lambda call, output: torch.where(path[call], output, others[call]))
 
 
 def strongest(scores: Neurons, sparsity: float, strict: bool = False) -> Neurons:

@@ -1,9 +1,10 @@
 """Extremal perturbations: the smooth mask of a given area that keeps, or takes, the most of the explained output."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch.nn import functional
@@ -13,8 +14,13 @@ from ...models.classifier import Classifier
 from ...perturb.fills import FILLS, Fill, blurred, filled
 from ..base import Method
 from ..context import Context
+from ..pathways.pathway import path_alone
+from ..pathways.selectors import SELECTORS, selector
 
 Variant = Literal["preserve", "delete", "dual"]
+
+# Selectors that draw nothing: each area's mask is within the same path.
+WITHIN = tuple(name for name in SELECTORS if name != "pathway_random")
 
 # 1 / T of the smooth maximum.
 COLDNESS = 20.0
@@ -49,9 +55,14 @@ class ExtremalPerturbation(Method):
     steps, learning_rate, momentum: of SGD; each step is one pass forwards and backwards.
     area_weight, area_growth: the weight above at the first step, and the factor from one step to the next.
     flip: every second step shows the image mirrored.
+    within: which part of the network a mask may use (Khakzar 2022, chapter 4), one of WITHIN; null is all of it. Masks
+        that are optimised find inputs to which neurons answer that were silent for the image. `pathway_active` keeps
+        those at 0; another selector of paths (`selectors`) keeps every neuron that is not on the path at the value that
+        it has for the image, or for the mirrored one. It needs ReLU modules. sparsity: of the path.
     Raises ValueError for values that make no sense.
     """
 
+    added: ClassVar[Mapping[str, Any]] = {"within": None, "sparsity": 0.9}
     sign_of_logit = False
 
     def __init__(
@@ -69,6 +80,8 @@ class ExtremalPerturbation(Method):
         area_weight: float = 300.0,
         area_growth: float = 1.0035,
         flip: bool = True,
+        within: str | None = None,
+        sparsity: float = 0.9,
     ) -> None:
         if not areas or not all(0 < area < 1 for area in areas):
             raise ValueError(f"areas={list(areas)}: expected one or more shares between 0 and 1")
@@ -88,11 +101,14 @@ class ExtremalPerturbation(Method):
             raise ValueError(f"momentum={momentum}: expected 0 or more and less than 1")
         if area_weight < 0:
             raise ValueError(f"area_weight={area_weight}: expected 0 or more")
+        self.selector = None if within is None else selector(one_of("within", within, WITHIN), sparsity)
         self.areas, self.variant, self.fill, self.sigma, self.levels = tuple(areas), variant, fill, sigma, levels
         self.spacing, self.width, self.steps, self.learning_rate = spacing, width, steps, learning_rate
         self.momentum, self.area_weight, self.area_growth, self.flip = momentum, area_weight, area_growth, flip
 
     def check(self, classifier: Classifier) -> None:
+        if self.selector is not None:
+            self.selector.check(classifier)
         classifier.require_pictures("extremal_perturbation blurs masks and pictures")
         _, height, width = classifier.input_size
         reach = self.width * _spacing(self.spacing, (height, width))
@@ -102,7 +118,12 @@ class ExtremalPerturbation(Method):
 
     def cost(self, classifier: Classifier) -> tuple[int, int]:
         passes = self.steps * len(self.areas) * (2 if self.variant == "dual" else 1)
-        return (passes, passes)
+        if self.selector is None:
+            return (passes, passes)
+        # What the path takes (the selector's map less its gradient), and a look at the other neurons.
+        forwards, backwards = self.selector.cost(classifier)
+        looks = len(self.areas) * (2 if self.flip else 1)
+        return (passes + looks * forwards, passes + looks * (backwards - 1))
 
     def attribute(
         self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
@@ -127,6 +148,7 @@ class ExtremalPerturbation(Method):
     ) -> torch.Tensor:
         """The mask of each of R inputs at the area of each: [R,H,W]."""
         pyramid = self._pyramid(classifier, inputs)
+        part = [self._part(classifier, inputs.flip(3) if way else inputs, targets) for way in range(1 + self.flip)]
         values = torch.ones(len(inputs), *smooth.grid, dtype=inputs.dtype, device=inputs.device)
         speed, weight = None, self.area_weight
         for step in range(self.steps):
@@ -134,17 +156,26 @@ class ExtremalPerturbation(Method):
             mirrored = self.flip and step % 2 == 0
             inside = smooth.crop(mask)
             slope = torch.zeros_like(mask)
-            if self.variant != "delete":
-                smooth.crop(slope).add_(_reward(classifier, pyramid, inside, targets, mirrored))
-            if self.variant != "preserve":
-                # Less of the reward for hiding: a change of the mask changes what is left the other way.
-                smooth.crop(slope).add_(_reward(classifier, pyramid, 1 - inside, targets, mirrored))
+            with part[mirrored]():
+                if self.variant != "delete":
+                    smooth.crop(slope).add_(_reward(classifier, pyramid, inside, targets, mirrored))
+                if self.variant != "preserve":
+                    # Less of the reward for hiding: a change of the mask changes what is left the other way.
+                    smooth.crop(slope).add_(_reward(classifier, pyramid, 1 - inside, targets, mirrored))
             descent = weight * area_gradient(mask, areas) - slope
             gradient = smooth.backward(mask, weights, descent)
             speed = gradient if speed is None else self.momentum * speed + (1 - self.momentum) * gradient
             values = (values - self.learning_rate * speed).clamp(0, 1)
             weight *= self.area_growth
         return inside
+
+    def _part(
+        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor
+    ) -> Callable[[], AbstractContextManager[None]]:
+        """The context in which the network is the part that `within` says, for these inputs."""
+        if self.selector is None:
+            return nullcontext
+        return path_alone(classifier, inputs, self.selector.path(classifier, inputs, targets, []))
 
     def _pyramid(self, classifier: Classifier, inputs: torch.Tensor) -> torch.Tensor:
         """Versions of inputs [R,C,H,W] from nothing left to the input itself, as `_reward` reads them: each pixel of
