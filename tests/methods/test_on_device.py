@@ -24,8 +24,9 @@ OVERRIDES = {
 # The critic of the first is an LSTM, for which torch calls a kernel of GPUs that CPUs do not have; its class is that of
 # input_iba. The second smooths maps of input_iba, as gradient_smoothed those of the gradient.
 ELSEWHERE = {"input_iba_text", "input_iba_smoothed"}
-# Whose samples come one after the other: a network is trained for each, each is taken apart, or Captum has its own way.
-ONE_BY_ONE = {"captum", "dtd_full", "input_iba", "input_iba_released"}
+# Whose samples come one after the other: a network is trained for each, each is taken apart, has players of its own, or
+# Captum has its own way.
+ONE_BY_ONE = {"captum", "dasp", "dtd_full", "input_iba", "input_iba_released"}
 LINES = ("a b c a k", "b b a c k", "c a b k b", "k a a b c")
 
 
