@@ -1,8 +1,8 @@
 """Readout information bottleneck attribution: a network that predicts the mask in one pass."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal, Protocol, cast
 
 import torch
 from torch import nn
@@ -83,21 +83,14 @@ class Readout(Masking):
             last = cast(nn.Conv2d, network[-1])
             last.weight.mul_(1e-3)
             cast(torch.Tensor, last.bias).fill_(self.initial)
-        network.to(classifier.device, classifier.dtype)
-        adam = torch.optim.Adam(network.parameters(), lr=self.learning_rate)
         cut = None
-        for _ in range(self.epochs):
-            order = torch.randperm(len(samples.ids), generator=generator).tolist()
-            for start in range(0, len(order), self.batch_size):
-                batch = samples.load([samples.ids[i] for i in order[start : start + self.batch_size]])
-                inputs, targets = batch.inputs.to(classifier.dtype), batch.targets
-                cut = cut or Cut(classifier, self.layer, inputs[:1])
-                adam.zero_grad()
-                for part in classifier.chunks(len(inputs)):
-                    self._loss(classifier, cut, network, fitted, inputs[part], targets[part], generator).div(
-                        len(inputs)
-                    ).backward()
-                adam.step()
+
+        def loss(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            nonlocal cut
+            cut = cut or Cut(classifier, self.layer, inputs[:1])
+            return self._loss(classifier, cut, network, fitted, inputs, targets, generator)
+
+        trained(network, classifier, samples, generator, self, loss)
         return {READOUT + name: tensor.cpu() for name, tensor in network.state_dict().items()}
 
     def mask(
@@ -105,14 +98,8 @@ class Readout(Masking):
     ) -> tuple[Bottleneck, torch.Tensor]:
         """The bottleneck of a few images and the share of noise that the readout network gives it."""
         features = seen[self.layer]
-        stack = []
-        for name in self.readouts:
-            mean, std = (fitted[f"{name}.{moment}"].to(features) for moment in ("mean", "std"))
-            values = (seen[name] - mean) / std.clamp_min(self.min_std)
-            if values.dim() == 2:
-                values = values[..., None, None]
-            stack.append(F.interpolate(values, size=features.shape[2:], mode="bilinear", align_corners=False))
-        alpha = network(torch.cat(stack, dim=1)).clamp(-self.bound, self.bound)
+        read = standardised(fitted, seen, self.readouts, self.min_std)
+        alpha = network(stacked(read, features.shape[2:])).clamp(-self.bound, self.bound)
         noise = noise_share(alpha, self.smoothing)
         return layer_noise(Bottleneck, features, fitted, self.layer, self.min_std, self.min_active), noise
 
@@ -178,6 +165,58 @@ class IBAReadout(Readout, Fitted):
                 bottleneck, noise = self.mask(network, context.fitted, seen)
                 maps.append(bits_per_pixel(bottleneck.information(noise), inputs.shape[2:], self.channels))
         return torch.cat(maps)
+
+
+def standardised(
+    fitted: Mapping[str, torch.Tensor], seen: Mapping[str, torch.Tensor], layers: Sequence[str], min_std: float
+) -> list[torch.Tensor]:
+    """What a few images show at the layers, [B,C,h,w] each ([B,C,1,1] where there are no places), less their means and
+    over their deviations, both of `estimate`."""
+    found = []
+    for name in layers:
+        mean, std = (fitted[f"{name}.{moment}"].to(seen[name]) for moment in ("mean", "std"))
+        values = (seen[name] - mean) / std.clamp_min(min_std)
+        found.append(values[..., None, None] if values.dim() == 2 else values)
+    return found
+
+
+def stacked(readouts: Sequence[torch.Tensor], size: Sequence[int]) -> torch.Tensor:
+    """Readouts [B,C,h,w] enlarged to one size, their channels one after the other."""
+    enlarged = [F.interpolate(values, size=tuple(size), mode="bilinear", align_corners=False) for values in readouts]
+    return torch.cat(enlarged, dim=1)
+
+
+class Training(Protocol):
+    """How a readout network is trained. batch_size: images per step of Adam."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+
+
+def trained(
+    network: nn.Module,
+    classifier: Classifier,
+    samples: Samples,
+    generator: torch.Generator,
+    training: Training,
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> None:
+    """Train a network that reads a classifier, in place, by Adam on the samples and their labels.
+
+    loss: of at most `classifier.batch_size` inputs and labels, summed over them. generator: of the order.
+    """
+    network.to(classifier.device, classifier.dtype)
+    adam = torch.optim.Adam(network.parameters(), lr=training.learning_rate)
+    for _ in range(training.epochs):
+        order = torch.randperm(len(samples.ids), generator=generator).tolist()
+        for start in range(0, len(order), training.batch_size):
+            batch = samples.load([samples.ids[i] for i in order[start : start + training.batch_size]])
+            inputs, targets = batch.inputs.to(classifier.dtype), batch.targets
+            adam.zero_grad()
+            for part in classifier.chunks(len(inputs)):
+                loss(inputs[part], targets[part]).div(len(inputs)).backward()
+            adam.step()
 
 
 def trained_network(classifier: Classifier, weights: Mapping[str, torch.Tensor]) -> nn.Sequential:
