@@ -63,6 +63,16 @@ def transformer() -> nn.Module:
     return SmallViT(num_classes=5, width=16, depth=2, heads=2, side=SIZE[1], patch=4)
 
 
+def unbiased() -> nn.Module:
+    """VGGLike whose prediction follows what it sees: weights large, biases 0."""
+    module = VGGLike()
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    return module
+
+
 class FullyConnected(nn.Module):
     """Two hidden layers of a few ReLUs."""
 

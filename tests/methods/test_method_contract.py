@@ -8,7 +8,17 @@ import torch
 
 from tests.methods.helpers import YAMLS, settings
 from tests.methods.helpers import samples as images
-from tests.methods.nets import SIZE, FullyConnected, Pooled, VGGLike, classifier, photographs, seeded, transformer
+from tests.methods.nets import (
+    SIZE,
+    FullyConnected,
+    Pooled,
+    VGGLike,
+    classifier,
+    photographs,
+    seeded,
+    transformer,
+    unbiased,
+)
 from xaibench.build import build, locate
 from xaibench.datasets.base import Dataset, Example, Samples
 from xaibench.methods.attention.attention import OfAttention
@@ -22,6 +32,7 @@ from xaibench.methods.counterfactual.counterfactual import Counterfactual
 from xaibench.methods.gradients.dnnr_relevance import DNNRRelevance
 from xaibench.methods.gradients.semantic_attribution import SemanticAttribution
 from xaibench.methods.pathways.pathway import Pathway
+from xaibench.methods.removal.anchors import Anchors
 from xaibench.methods.removal.dasp import DASP
 from xaibench.methods.removal.extremal_perturbation import ExtremalPerturbation
 from xaibench.methods.removal.lime_text import LimeText
@@ -45,15 +56,14 @@ def classes(name):
 # Methods that fit something take hundreds of passes for a map; their own tests ask the same of them at a size that
 # they can afford. `lime_text` has players of words alone (test_sentences.py).
 DIRECT = [name for name in NAMES if not any(issubclass(one, Fitted | LimeText) for one in classes(name))]
-# Pathways are chosen before their gradient is taken, a product has two factors, and feature maps are there before each
-# is tried out: passes that cannot share a call; Captum makes batches of its own; each step of an optimisation needs the
-# one before it. Their own tests count them.
+# Pathways are chosen before their gradient is taken, a product has two factors, feature maps are there before each is
+# tried out, and an anchor holds a prediction that is known first: passes that cannot share a call; Captum makes batches
+# of its own; each step of an optimisation needs the one before it. Their own tests count them.
 # DASP, modified backpropagation, full DTD and transformer attribution run the steps of a network, not its module,
 # counterfactuals its two directions, and the relevance of DNNR asks for its neighbours alone.
 STAGES = Pathway | GuidedGradCAM | ScoreCAM | AblationCAM | Captum | ExtremalPerturbation | MeaningfulPerturbation
-STAGES |= (
-    DASP | ModifiedBackprop | FullDTD | Counterfactual | SemanticAttribution | DNNRRelevance | TransformerAttribution
-)
+STAGES |= ModifiedBackprop | FullDTD | Counterfactual | SemanticAttribution | DNNRRelevance | TransformerAttribution
+STAGES |= DASP | Anchors
 STAGED = [name for name in DIRECT if any(issubclass(one, STAGES) for one in classes(name))]
 
 
@@ -105,7 +115,7 @@ def neighbours():
 def net_for(name):
     """A network that the method can serve."""
     special = {"cam": Pooled, "dtd_full": FullyConnected, "dtd_train_free": FullyConnected, "counterfactual": flow}
-    special["dnnr_relevance"] = neighbours
+    special |= {"dnnr_relevance": neighbours, "anchors": unbiased}
     if issubclass(locate(settings(name)["_target_"], "method"), OfAttention):
         return transformer()
     return special.get(name, VGGLike)()

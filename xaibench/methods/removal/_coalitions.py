@@ -77,8 +77,10 @@ class Coalitions(Absent):
         labels: torch.Tensor,
         coalitions: torch.Tensor,
         context: Context,
+        output: str | None = None,
     ) -> torch.Tensor:
-        """v of each coalition, float64 [B,X] on the CPU. coalitions bool [B,X,M], or [1,X,M] for all: who is in."""
+        """v of each coalition, float64 [B,X] on the CPU. coalitions bool [B,X,M], or [1,X,M] for all: who is in.
+        output: in the place of the explained one, as for `Classifier.select`."""
         absent = (~coalitions).to(inputs.device).expand(len(inputs), -1, -1)
 
         def mask(sample: int, part: slice, out: torch.Tensor) -> None:
@@ -86,7 +88,9 @@ class Coalitions(Absent):
 
         fills = self.fills(classifier, inputs, context)
         count = coalitions.shape[1]
-        found = [masked(classifier, inputs, replacing(inputs, one), mask, count, targets).double() for one in fills]
+        found = [
+            masked(classifier, inputs, replacing(inputs, one), mask, count, targets, output).double() for one in fills
+        ]
         return torch.stack(found).mean(0).cpu()
 
 
