@@ -35,6 +35,7 @@ OVERRIDES = {
     **dict.fromkeys(("counterfactual_agreement", "factor_audit"), FLOW),
     **dict.fromkeys(("path_dead", "path_output", "path_overlap"), "method=neuron_mct"),
     **dict.fromkeys(("null_feature", "feature_switch", "feature_leak", "feature_saturation"), SCENE),
+    "ice": "model=mlp model.weights=random dataset=friedman1 output=raw",
     "ig_decomposition": "method=integrated_gradients method.steps=3",
     **dict.fromkeys(
         ("roar", "kar"), "metric.train_limit=16 metric.fractions=[0.5] metric.repeats=1 model.recipe.epochs=1"

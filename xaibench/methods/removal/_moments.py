@@ -128,15 +128,13 @@ def _largest(step: Pooling, mean: torch.Tensor, variance: torch.Tensor) -> tuple
         for x in (mean, variance)
     )
     while (count := means.shape[2]) > 1:
-        half = count // 2
-        one, other, rest = ([x[:, :, p] for x in (means, variances)] for p in _thirds(half, count))
-        pair = larger(*one, *other)
-        means, variances = (torch.cat(both, 2) for both in zip(pair, rest))
+        halves = [count // 2, count // 2, count % 2]
+        (mean, other_mean, rest), (variance, other_variance, its_variance) = (
+            x.split(halves, dim=2) for x in (means, variances)
+        )
+        mean, variance = larger(mean, variance, other_mean, other_variance)
+        means, variances = torch.cat([mean, rest], 2), torch.cat([variance, its_variance], 2)
     return means.view(shape), variances.view(shape)
-
-
-def _thirds(half: int, count: int) -> tuple[slice, slice, slice]:
-    return slice(half), slice(half, 2 * half), slice(2 * half, count)
 
 
 def _weight_of_places(step: Average, like: torch.Tensor) -> torch.Tensor:

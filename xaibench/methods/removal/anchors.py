@@ -19,9 +19,8 @@ class Anchors(Coalitions):
     each as likely as another, to which the network gives the class that it gives the image. The anchor is the smallest
     set whose precision is at least `precision`; of several of one size the most precise one, and of these the first.
     Few players make few coalitions: all are asked, so that precisions are exact and no search is needed, where the
-    authors sample coalitions and search greedily among many superpixels. What a coalition is shown as is described in
-    `Coalitions`; by `background` a precision is a mean over the samples, in which the authors replace superpixels by
-    another image's too.
+    authors sample coalitions and search greedily among many superpixels. How a coalition is shown is described in
+    `Coalitions`; by `background` a precision is a mean over the samples, too.
 
     It is the predicted class that is held, whatever class is explained: the two are the same by target=predicted. An
     empty anchor, a map of 0, says that the network predicts the class of most coalitions anyway.

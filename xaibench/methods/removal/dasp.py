@@ -30,7 +30,7 @@ class DASP(Coalitions):
     values become a map are described in `Coalitions`; by `background` expectations are averaged over the samples. In
     units of the explained output per pixel.
 
-    sizes: how many of the M sizes are taken, evenly spaced, as the authors' library spaces them; null is all.
+    sizes: how many of the M sizes are taken, evenly spaced; null is all.
     Raises ValueError for no sizes.
     """
 
