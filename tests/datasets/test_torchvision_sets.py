@@ -17,8 +17,11 @@ from PIL import Image
 from torchvision import datasets
 
 from xaibench.build import build
-from xaibench.datasets.torchvision_sets import CIFAR10, MNIST, FashionMNIST, Food101, ImageNet
+from xaibench.datasets.base import Samples
+from xaibench.datasets.images import Images
+from xaibench.datasets.torchvision_sets import CIFAR10, MNIST, CelebA, FashionMNIST, Food101, ImageNet
 from xaibench.errors import UserError
+from xaibench.models.preprocessing import Preprocessing
 
 CONF = Path(__file__).parents[2] / "conf" / "dataset"
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 28, 28), dtype=np.uint8)
@@ -93,7 +96,7 @@ def test_the_fingerprint_depends_on_split_and_files_but_not_on_the_place(source,
         assert make(str(tmp_path / "elsewhere")).fingerprint not in prints
 
 
-@pytest.mark.parametrize("make", [MNIST, FashionMNIST, CIFAR10, Food101])
+@pytest.mark.parametrize("make", [MNIST, FashionMNIST, CIFAR10, Food101, CelebA])
 def test_missing_files(make, tmp_path, monkeypatch, capsys):
     def offline(*_, **__):
         raise urllib.error.URLError("Name or service not known")
@@ -155,8 +158,55 @@ def test_food_101_from_its_folders(tmp_path):
         Food101(str(tmp_path), classes=4)
 
 
+ATTRIBUTES = ("Bald", "Eyeglasses", "Pale_Skin", "Smiling")
+# Of each photograph: its split (0, 1, 2: train, validation, test) and whether it has each attribute.
+FACES = [(0, "1001"), (0, "0000"), (0, "0110"), (1, "1111"), (1, "0000"), (2, "0101"), (2, "0010")]
+
+
+def write_celeba(folder: Path, monkeypatch) -> None:
+    """The files of CelebA's format, and torchvision told their checksums."""
+    (folder / "img_align_celeba").mkdir(parents=True)
+    names = [f"{number:06d}.jpg" for number in range(1, len(FACES) + 1)]
+    for number, name in enumerate(names):
+        Image.new("RGB", (9, 11), (30 * number,) * 3).save(folder / "img_align_celeba" / name)
+    values = [" ".join(" 1" if one == "1" else "-1" for one in has) for _, has in FACES]
+    tables = {
+        "list_eval_partition": [str(split) for split, _ in FACES],
+        "identity_CelebA": ["7"] * len(FACES),
+        "list_attr_celeba": [len(FACES), " ".join(ATTRIBUTES) + " ", *values],
+        "list_bbox_celeba": [len(FACES), "image_id x_1 y_1 width height", *["1 2 3 4"] * len(FACES)],
+        "list_landmarks_align_celeba": [len(FACES), "lefteye_x lefteye_y", *["1 2"] * len(FACES)],
+    }
+    for name, lines in tables.items():
+        head, rows = lines[: -len(FACES)], lines[-len(FACES) :]
+        rows = [f"{file} {row}" for file, row in zip(names, rows)]
+        (folder / f"{name}.txt").write_text("\n".join(map(str, [*head, *rows])) + "\n")
+    sums = [(None, hashlib.md5(path.read_bytes()).hexdigest(), path.name) for path in folder.glob("*.txt")]
+    monkeypatch.setattr(datasets.CelebA, "file_list", sums)
+
+
+def test_celeba_from_its_files(tmp_path, monkeypatch):
+    write_celeba(tmp_path / "celeba", monkeypatch)
+    train, validation, test, whole = (
+        CelebA(str(tmp_path), *options) for options in (["train"], ["validation"], ["test"], ["test", "images"])
+    )
+    assert train.class_names == ("Bald", "Eyeglasses", "Pale Skin", "Smiling") and train.multi_label
+    for ours, half in ((train, "train"), (whole, "test")):
+        theirs = datasets.CelebA(str(tmp_path), half)
+        for example, (image, attributes) in zip(ours, theirs, strict=True):
+            assert example.image.tobytes() == image.tobytes() and example.mask is None
+            assert example.labels.tolist() == attributes.tolist()
+    assert [example.label for example in train] == [0, 0, 1] and [example.label for example in whole] == [1, 2]
+    assert [example.label for example in validation] == [0, 1, 2, 3]
+    shown = [(example.image.getpixel((0, 0))[0] // 29, example.label) for example in test]
+    assert shown == [(5, 1), (5, 3), (6, 2)], "a sample for each attribute that there is"
+    kept = Images(Samples(train, Preprocessing(mean=(0.0,) * 3, std=(1.0,) * 3), range(3)), vectors=True)
+    assert kept.labels.tolist() == [[1, 0, 0, 1], [0, 0, 0, 0], [0, 1, 1, 0]]
+    assert len({one.fingerprint for one in (train, validation, test, whole)}) == 4
+
+
 @pytest.mark.parametrize(
-    "name", ["mnist", "fashion_mnist", "cifar10", "food101", "tiny_imagenet", "imagenet", "imagefolder"]
+    "name", ["mnist", "fashion_mnist", "cifar10", "food101", "celeba", "tiny_imagenet", "imagenet", "imagefolder"]
 )
 def test_yamls_fit_their_classes(name, tmp_path):
     spec = yaml.safe_load((CONF / f"{name}.yaml").read_text())

@@ -1,4 +1,4 @@
-"""MNIST, Fashion-MNIST, CIFAR-10, Food-101 and ImageNet through torchvision's own classes and downloads."""
+"""MNIST, Fashion-MNIST, CIFAR-10, Food-101, CelebA and ImageNet through torchvision's own classes and downloads."""
 
 import contextlib
 import sys
@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torchvision import datasets
 from torchvision.datasets import imagenet
 
-from ..errors import UserError, first_line, nearest
+from ..errors import UserError, first_line, nearest, one_of
 from ..store.files import existing, fingerprint
 from ..store.memo import contents
 from . import pictures
@@ -116,6 +116,56 @@ class Food101(PictureFolder):
         self.class_names = tuple(name.replace("_", " ") for name in found.classes[:count])
         super().__init__(Path(root).expanduser() / "food-101" / "images", samples, {})
         self.fingerprint = fingerprint(self._digests, "food101", pictures.VERSION, split, count)
+
+
+class CelebA(Dataset):
+    """Faces with forty attributes, each there or not (Liu et al. 2015): 162 770 train, 19 867 validation, 19 962 test.
+
+    Photographs are aligned, of 178x218 pixels.
+
+    root: the folder that torchvision looks in. download: fetch the files (1.4 GB, by the package gdown) if they are not
+        there.
+    split: the official ones.
+    samples: `labels`: a sample is a photograph and an attribute that it has, so that each is explained; but in `train`
+        every photograph is one sample, since trainings read the vector of all its attributes. `images`: it is in every
+        split, for `target=fixed:<k>`. The label of such a sample is the first attribute that it has, or 0.
+    Raises UserError if the files are neither there nor to be had.
+    """
+
+    multi_label = True
+
+    def __init__(
+        self,
+        root: str = "data",
+        split: Split = "test",
+        samples: Literal["labels", "images"] = "labels",
+        download: bool = True,
+    ) -> None:
+        one_of("samples", samples, ("labels", "images"))
+        found = _opened(
+            datasets.CelebA, str(Path(root).expanduser()), download, split="valid" if split == "validation" else split
+        )
+        folder = Path(root).expanduser() / found.base_folder
+        self.class_names = tuple(name.replace("_", " ") for name in found.attr_names if name)
+        self._attributes = found.attr.float()
+        self._paths = [folder / "img_align_celeba" / name for name in found.filename]
+        whole = split == "train" or samples == "images"
+        present = [row.nonzero()[:, 0].tolist() for row in found.attr]
+        self._samples = [
+            (image, label) for image, own in enumerate(present) for label in (own[:1] or [0] if whole else own)
+        ]
+        tables = [folder / name for name in ("list_attr_celeba.txt", "list_eval_partition.txt")]
+        digests = contents(folder, [*self._paths, *tables])
+        self._digests = list(digests.values())
+        self.fingerprint = fingerprint(digests, "celeba", pictures.VERSION, split, whole)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> Example:
+        image, label = self._samples[index]
+        picture = pictures.read(self._paths[image], self._digests[image])
+        return Example(picture.image, label, labels=self._attributes[image])
 
 
 class ImageNet(PictureFolder):
