@@ -140,6 +140,26 @@ def test_kappa_by_hand_and_beside_statsmodels():
     assert math.isnan(statistics.cohens_kappa(["include"] * 3, ["include"] * 3))
 
 
+def test_alpha_of_krippendorffs_own_example():
+    """Four observers of twelve units, some missing: .743 (Krippendorff 2011, Computing Krippendorff's alpha)."""
+    observers = ["123321412...", "1233224125.3", ".3332342251.", "12332441251."]
+    units = [[labels[unit] for labels in observers if labels[unit] != "."] for unit in range(12)]
+    assert statistics.krippendorffs_alpha(units) == pytest.approx(0.743, abs=5e-4)
+
+
+def test_alpha_of_two_coders_is_scotts_pi_of_a_small_sample():
+    """1 - alpha = (1 - pi) (2n - 1) / 2n, where both have coded all n units."""
+    generator = np.random.default_rng(1)
+    one, other = generator.integers(0, 3, (2, 15))
+    other[:9] = one[:9]
+    shares = np.bincount([*one, *other]) / 30
+    pi = ((one == other).mean() - (shares**2).sum()) / (1 - (shares**2).sum())
+    found = statistics.krippendorffs_alpha([[str(a), str(b)] for a, b in zip(one, other)])
+    assert 1 - found == pytest.approx((1 - pi) * 29 / 30, rel=1e-12)
+    assert statistics.krippendorffs_alpha([["a", "a"], ["b", "b"], ["a"]]) == 1
+    assert math.isnan(statistics.krippendorffs_alpha([["a", "a"], ["b"]]))
+
+
 def test_corrections_beside_statsmodels_with_a_gap_counted():
     multitest = pytest.importorskip("statsmodels.stats.multitest")
     p = [0.0022, 0.9, 0.0039, 0.04, 0.0032]

@@ -138,6 +138,24 @@ def _study_score(arguments: list[str]) -> int:
     return 0
 
 
+def _study_codes(arguments: list[str]) -> int:
+    """How often each code of free texts occurs, and how far coders agree."""
+    parser = parser_of("study codes", "how often each code of free texts occurs, and how far coders agree")
+    parser.add_argument("codes", metavar="FILE", help="a CSV file with participant, text, coder, code; docs/study.md")
+    parser.add_argument("--out", default="study", metavar="DIR", help="for the tables (default: study)")
+    options = parser.parse_args(arguments)
+    from ..study import codes, output
+
+    coded, out = codes.read(Path(options.codes)), Path(options.out)
+    counted, agreed = list(codes.counts(coded)), list(codes.agreement(coded))
+    output.write_rows(out / "codes.csv", counted)
+    if agreed:
+        output.write_rows(out / "agreement.csv", agreed)
+    print(output.codes_text(coded, counted, agreed))
+    print(out)
+    return 0
+
+
 def _study_power(arguments: list[str]) -> int:
     """The power of the tests over the number of participants, as a table and a picture."""
     parser = parser_of("study power", "the power of the tests over the number of participants")
@@ -218,4 +236,10 @@ def numbers(option: str, text: str, kind: Callable[[str], Number]) -> list[Numbe
         raise UserError(f"{option} {text}: expected numbers") from None
 
 
-STUDY = {"stimuli": _study_stimuli, "key": _study_key, "score": _study_score, "power": _study_power}
+STUDY = {
+    "stimuli": _study_stimuli,
+    "key": _study_key,
+    "score": _study_score,
+    "codes": _study_codes,
+    "power": _study_power,
+}

@@ -8,6 +8,7 @@ import pandas as pd
 
 from ..scores.leaderboard import to_csv
 from ..store.files import write_atomically
+from .codes import Coded
 from .key import Answer
 from .power import DRAWS, Point
 from .responses import Responses
@@ -62,6 +63,13 @@ def power_text(points: Sequence[Point]) -> str:
     return "\n".join(lines)
 
 
+def codes_text(coded: Coded, counted: Sequence[Mapping[str, Any]], agreed: Sequence[Mapping[str, Any]]) -> str:
+    """How often each code was given, and how far coders agree."""
+    head = f"{len(coded.texts)} texts, {len(coded.coders)} coders, {len(coded.codes)} codes"
+    alone = "" if agreed else "no text has two coders: there is no agreement to measure"
+    return "\n\n".join(filter(None, [head, _table("codes", counted), _table("agreement", agreed) if agreed else alone]))
+
+
 def _table(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    frame = pd.DataFrame(list(rows)).drop(columns="participants")
+    frame = pd.DataFrame(list(rows)).drop(columns="participants", errors="ignore")
     return f"{name}\n{frame.to_string(index=False, na_rep='', float_format=lambda value: f'{value:.4g}')}"

@@ -5,16 +5,14 @@ the answer took. The columns of FACTS are optional, are about the participant, a
 exclusions read them.
 """
 
-import csv
-import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError, first_line, nearest
-from ..store.files import existing
+from ..errors import UserError
+from .table import read_rows
 
 REQUIRED = ("participant", "condition", "question", "answer", "seconds")
 ANSWERS = {"relevant": True, "irrelevant": False}
@@ -81,9 +79,9 @@ FACTS: dict[str, tuple[Callable[[str], Any], str]] = {
 
 def read(path: Path) -> Responses:
     """The responses of a CSV file. Raises UserError with the line, the value and what was expected."""
-    rows, columns = _rows(existing(path, "responses"))
+    rows, columns = read_rows(path, "responses", REQUIRED, tuple(FACTS))
     facts = tuple(name for name in FACTS if name in columns)
-    of_participant: dict[str, list[tuple[int, dict[str, str]]]] = {}
+    of_participant: dict[str, list[tuple[int, Mapping[str, str]]]] = {}
     for line, row in rows:
         if not row["participant"]:
             raise UserError(f"{path} line {line}: the participant is missing")
@@ -97,41 +95,8 @@ def read(path: Path) -> Responses:
     return Responses(people, facts, unread, simulated.pop())
 
 
-def _rows(path: Path) -> tuple[list[tuple[int, dict[str, str]]], Sequence[str]]:
-    """(line, row) of each row, and the columns."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True, restval="", restkey="")
-            columns = list(reader.fieldnames or ())
-            rows = [(reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: expected a CSV file in UTF-8: {first_line(error)}") from error
-    _check_columns(path, columns)
-    for line, row in rows:
-        if "" in row:
-            raise UserError(f"{path} line {line}: more values than the {len(columns)} columns")
-    if not rows:
-        raise UserError(f"{path}: there are no responses, the file has no rows")
-    return [(line, {name: (value or "").strip() for name, value in row.items()}) for line, row in rows], columns
-
-
-def _check_columns(path: Path, columns: Sequence[str]) -> None:
-    known = (*REQUIRED, *FACTS)
-    for name in REQUIRED:
-        if name not in columns:
-            others = [column for column in columns if column not in known]
-            raise UserError(f"{path}: there is no column '{name}'; {nearest(name, others) or 'each row needs it'}")
-    for name in columns:
-        if columns.count(name) > 1:
-            raise UserError(f"{path}: there are two columns '{name}'")
-        # A renamed column would switch off the rule that reads it.
-        close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.75)
-        if name not in known and close:
-            raise UserError(f"{path}: nobody reads the column '{name}': did you mean '{close[0]}'?")
-
-
 def _participant(
-    path: Path, name: str, rows: Sequence[tuple[int, dict[str, str]]], columns: Sequence[str]
+    path: Path, name: str, rows: Sequence[tuple[int, Mapping[str, str]]], columns: Sequence[str]
 ) -> Participant:
     at, first = rows[0]
     first_of: dict[str, int] = {}

@@ -6,6 +6,7 @@ p = NaN, never a verdict.
 
 import math
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -110,6 +111,24 @@ def cohens_kappa(one: Sequence[str], other: Sequence[str]) -> float:
     agreed = (first & second).any(axis=1).mean()
     by_chance = float(first.mean(axis=0) @ second.mean(axis=0))
     return float((agreed - by_chance) / (1 - by_chance)) if by_chance < 1 else math.nan
+
+
+def krippendorffs_alpha(units: Sequence[Sequence[str]]) -> float:
+    """Krippendorff's alpha (2004) of nominal labels: 1 where coders agree on all units, 0 as by chance.
+
+    units: the labels that each unit was given, by as many coders as there were; those of one coder alone count nothing.
+    NaN where there is one label only, or no unit with two.
+    """
+    counted = [Counter(labels) for labels in units if len(labels) > 1]
+    total = sum(counted, Counter())
+    size = total.total()
+    by_chance = size**2 - sum(count**2 for count in total.values())
+    if not by_chance:
+        return math.nan
+    differ = sum(
+        (labels.total() ** 2 - sum(count**2 for count in labels.values())) / (labels.total() - 1) for labels in counted
+    )
+    return 1 - (size - 1) * differ / by_chance
 
 
 def bonferroni(p: Sequence[float]) -> list[float]:
