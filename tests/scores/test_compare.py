@@ -109,6 +109,18 @@ def test_verdicts_are_words_and_orders(xaibench, here):
     assert compare.read("sanity_rules").words == {0.0: "passes", 1.0: "fails"} and not compare.read("xor").words
 
 
+def test_table_4_has_both_bottlenecks_beside_ours(xaibench):
+    """As results/reference/README.md has them at beta 10, whose table was made apart from this code."""
+    board = ["--leaderboard", str(REFERENCE / "iba_capacity.csv")]
+    code, out, said = xaibench("compare", "iba_beta_sweep", "--csv", *board)
+    assert code == 0, said
+    frame = pd.read_csv(io.StringIO(out)).set_index(["metric", "statistic"])
+    assert len(frame) == 10 and frame["as_read"].all()
+    assert frame.loc[("readout_capacity", "information"), ["published", "value"]].round(3).tolist() == [0.079, 0.108]
+    assert frame.loc[("readout_capacity", "bottleneck_top1"), ["published", "value"]].round(3).tolist() == [0.66, 0.831]
+    assert frame.loc[("bottleneck_capacity", "information"), ["published", "value"]].round(3).tolist() == [0.098, 0.05]
+
+
 def test_compare_on_the_command_line(xaibench, here):
     code, out, _ = xaibench("compare", "iba_table1", "--leaderboard", str(REFERENCE / "iba_table1.csv"))
     assert code == 0
