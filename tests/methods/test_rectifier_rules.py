@@ -77,6 +77,20 @@ def test_equals_the_rule_written_out(name, method, rule, q):
     assert not torch.allclose(expected, network.gradient(inputs, targets))
 
 
+def test_the_inputs_step_keeps_what_is_positive_of_input_times_gradient():
+    """Of a network with one ReLU, by hand: f = 2 relu(a.x) - relu(b.x) - 3 relu(c.x), of which q = 0 cuts the least."""
+    first = nn.Linear(4, 3, bias=False)
+    module = nn.Sequential(nn.Flatten(), first, nn.ReLU(), nn.Linear(3, 1, bias=False)).double()
+    rows = torch.tensor([[1.0, -1, 2, 0], [0, 1, 1, 1], [1, 1, 1, 1]]).double()
+    first.weight.data, module[3].weight.data = rows, torch.tensor([[2.0, -1, -3]]).double()
+    x = torch.tensor([2.0, -1, 1, 3]).double()  # a.x = 5, b.x = 3, c.x = 5: effects 10, -3, -15
+    arrived = 2 * rows[0] - rows[1]  # 2, -3, 3, -1
+    network, targets = classifier(module, (1, 2, 2)), torch.tensor([0])
+    maps = [RectGrad(0, last).attribute(network, x.view(1, 1, 2, 2), targets, Context()) for last in (False, True)]
+    assert maps[0].flatten().tolist() == arrived.tolist()
+    assert maps[1].flatten().tolist() == [4, 3, 3, 0]
+
+
 def test_an_impossible_percentile_is_named():
     for q in (-1, 100):
         with pytest.raises(ValueError, match=f"q={q}: expected a percentage"):

@@ -1,6 +1,8 @@
 """Gradients with another rule at the ReLUs: guided backpropagation, DeconvNet, RectGrad."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -70,13 +72,22 @@ class RectGrad(_RectifierRule):
     y R over all units of the layer, for each sample by itself: of n values in order, number 1 + q / 100 (n - 1), cut
     to a whole number, so that the largest one passes even in a small layer.
 
-    q: percent that are cut, 0 to below 100. Raises ValueError otherwise.
+    q: percent that are cut, 0 to below 100. input: whether the input x takes the last step, in which R becomes
+        (x R > 0) x R (Nuzzo 2020, eq. 4.10). Raises ValueError for another percentage.
     """
 
-    def __init__(self, q: float = 98.0) -> None:
+    added: Mapping[str, Any] = {"input": False}
+
+    def __init__(self, q: float = 98.0, input: bool = False) -> None:
         if not 0 <= q < 100:
             raise ValueError(f"q={q}: expected a percentage from 0 to below 100")
-        self.q = q
+        self.q, self.input = q, input
+
+    def maps(
+        self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
+    ) -> torch.Tensor:
+        arrived = super().maps(classifier, inputs, targets, context)
+        return (inputs * arrived).clamp(min=0) if self.input else arrived
 
     def rectifier(self, step: Step, inputs: Tensors, output: torch.Tensor, signal: torch.Tensor) -> Signals:
         effect = (output * signal).flatten(1)
