@@ -7,11 +7,15 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class FitSelection:
-    """Which samples a method estimates from: `split`, at most `limit` of them (None: all), chosen by `seed`."""
+    """Which samples a method estimates from: `split`, at most `limit` of them (None: all), chosen by `seed`.
+
+    refit: whether it estimates anew where a metric makes weights random; if not, what was fitted to the trained ones.
+    """
 
     split: str = "train"
     limit: int | None = 1000
     seed: int = 0
+    refit: bool = True
 
 
 @dataclass(frozen=True)

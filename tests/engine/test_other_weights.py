@@ -20,6 +20,7 @@ from xaibench.datasets.shapes import Shapes
 from xaibench.engine.runner import run
 from xaibench.engine.training import PermutedLabels
 from xaibench.errors import Refusal
+from xaibench.methods.context import Context
 from xaibench.metrics.ranking import collapse
 from xaibench.models.randomise import Randomisation, randomised
 from xaibench.models.smallcnn import SmallCNN
@@ -161,6 +162,24 @@ def test_what_is_fitted_is_fitted_to_each_network(here):
     changed = [any(not np.array_equal(first[name], other[name]) for name in first) for other in others]
     # The layer lies below the topmost block and inside the last of the three.
     assert changed == [False, False, True]
+
+
+def test_what_was_fitted_to_the_trained_network_may_be_kept(here):
+    """The patterns of the trained network under all weights at random: the maps are those made with them by hand."""
+    overrides = [*RANDOM, "metric.seeds=1", "method=pattern_attribution", "dataset.limit=2", "fit.limit=8"]
+    kept, anew = (prepared(here, *overrides, *options) for options in (["fit.refit=false"], []))
+    scores = [rows_of(cell) for cell in (kept, anew)]
+    fits = [cell.maps.fit.artefact.key for cell in (kept, anew)]
+    name = list(kept.others)[-1]
+    assert fits[0] == fits[1] == kept.others[name].fit.artefact.key
+    assert anew.others[name].fit.artefact.key != fits[0] and not np.array_equal(scores[0]["ssim"], scores[1]["ssim"])
+    trained, batch = kept.setting.network.trained, kept.setting.load(kept.setting.samples)
+    context = Context(fitted={key: torch.from_numpy(value) for key, value in kept.maps.fit.arrays().items()})
+    expected = kept.maps.method.attribute(
+        randomised(trained, Randomisation.parse(name)), batch.inputs, batch.targets, context
+    )
+    found = kept.others[name].collapsed(kept.setting.samples, kept.how, "signed")[0]
+    torch.testing.assert_close(found, collapse(expected, kept.how))
 
 
 def test_ten_networks_share_the_data_and_are_in_memory_one_at_a_time(here, monkeypatch):

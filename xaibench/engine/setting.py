@@ -335,10 +335,14 @@ class Setting:
     # ---- what is fitted once -------------------------------------------------------------------------------------
 
     def fit_of(self, estimator: Method | Metric, name: str, spec: dict[str, Any]) -> Fit | None:
-        """What a method or metric fits to this network; None if it fits nothing."""
+        """What a method or metric fits to this network, or, of one made random with `fit.refit=false`, to the trained
+        one; None if it fits nothing."""
         estimate = estimator.fit
         if estimate is None:
             return None
+        state = self.job.weights_state
+        if not self.job.fit.refit and is_randomised(state):
+            state = TRAINED
         samples = self._fit_samples(name)
         data = keys.data(samples.dataset, {**self.job.dataset_spec, "split": self.job.fit.split})
         fitted = keys.fit(estimator, spec, self.job, data, list(samples.ids))
@@ -348,7 +352,9 @@ class Setting:
 
             def of(part: Samples, questions: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
                 return self.within_memory(
-                    lambda: estimate(self.classifier.asked(questions), part, rng.generator(self.job.fit.seed, "fit"))
+                    lambda: estimate(
+                        self.network.at(state).asked(questions), part, rng.generator(self.job.fit.seed, "fit")
+                    )
                 )
 
             dataset = samples.dataset
@@ -361,7 +367,8 @@ class Setting:
                 for key, tensor in of(samples.asking(place), question[None]).items()
             }
 
-        artefact = Artefact(self.root, "fits", (*self.names, name), {"model": self.base["model"], **fitted})
+        model = keys.model(self.network.trained, state)
+        artefact = Artefact(self.root, "fits", (*self.names, name), {"model": model, **fitted})
         return Fit(artefact, make, self.made_by(), self.only_cache)
 
     def fitted(self, fit: Fit | None, questions: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
