@@ -24,8 +24,9 @@ ROOT = Path(__file__).parent.parent
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LINKED = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "results" / "reference" / "README.md"]
-# Composed and not run: what cannot be had offline (downloads of data and weights, a cluster), and long presets.
-ELSEWHERE = re.compile(r"(model|dataset|hydra/launcher|experiment)=")
+# Composed and not run: what cannot be had offline (downloads of data and weights, a cluster), long presets, and what
+# takes no limit.
+ELSEWHERE = re.compile(r"(model|dataset|hydra/launcher|experiment)=|metric=effective_rank")
 # Left out of a command for the reader to fill in.
 ELLIPSIS = re.compile(r"\.\.\.|\(the same\)|\(weights and data")
 COMMANDS = ("xaibench ", "pip ", "python ", "cp ")

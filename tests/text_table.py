@@ -37,6 +37,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "layercam", "scorecam", "xgradcam", "guided_gradcam", "guided_gradcam_pp",
     )},
     "insertion_deletion": {"insertion_fill": "zero"},
+    "linear_probe": {"layers": ["rnn_4"]},
     "region_perturbation": {"fill": "zero", "tile": 1},
     "degradation": {"tile": 1},
     "sensitivity_n": {"sizes": "percent"},

@@ -48,7 +48,7 @@ def test_what_is_declared_decides_what_a_metric_is_given(convnet):
     metrics = {name: build(spec, "metric") for name, spec in SPECS.items()}
     per_sample = {name: metric for name, metric in metrics.items() if metric.kind == "per_sample"}
     assert {name: m.kind for name, m in metrics.items() if name not in per_sample} == {
-        **dict.fromkeys(("dim_diff", "masked_pearson"), "pooled"),
+        **dict.fromkeys(("dim_diff", "effective_rank", "masked_pearson"), "pooled"),
         **dict.fromkeys(("roar", "kar"), "retraining"),
     }
     capacity = ("bottleneck_capacity", "readout_capacity")
@@ -63,7 +63,7 @@ def test_what_is_declared_decides_what_a_metric_is_given(convnet):
         ("reads_paths", {"path_dead", "path_output", "path_overlap", "path_linearity"}),
         ("reads_other_logits", {"bam_mcs", "label_randomization"}),
         ("own_networks", {"axioms"}),
-        ("fit", {*capacity, "concept_correlation", "ice", "factor_audit", *dissecting, *counterfactual}),
+        ("fit", {*capacity, "concept_correlation", "ice", "factor_audit", "linear_probe", *dissecting, *counterfactual}),
     ):
         assert {name for name, metric in metrics.items() if getattr(metric, attribute)} == names
 

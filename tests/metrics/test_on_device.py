@@ -28,12 +28,14 @@ SMALL = {
     "images": 40,
     "epochs": 1,
 }
+PLANE = "model=xor_net model.weights=random dataset=xor dataset.split=grid:9 output=raw dataset.limit=null"
 FLOW = "model=two4two_inn dataset=two4two output=raw method=counterfactual fit.limit=8"
 SCENE = "metric.warm_up=1 metric.least=1 metric.tries=1 metric.probability=0.1 metric.change=0.9"
 OVERRIDES = {
     **dict.fromkeys(("bam_idr", "bam_iir"), "dataset.task=scene"),
     **dict.fromkeys(("counterfactual_agreement", "factor_audit"), FLOW),
     **dict.fromkeys(("path_dead", "path_output", "path_overlap"), "method=neuron_mct"),
+    "effective_rank": PLANE,
     **dict.fromkeys(("null_feature", "feature_switch", "feature_leak", "feature_saturation"), SCENE),
     "ice": "model=mlp model.weights=random dataset=friedman1 output=raw",
     "ig_decomposition": "method=integrated_gradients method.steps=3",
