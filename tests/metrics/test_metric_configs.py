@@ -63,7 +63,10 @@ def test_what_is_declared_decides_what_a_metric_is_given(convnet):
         ("reads_paths", {"path_dead", "path_output", "path_overlap", "path_linearity"}),
         ("reads_other_logits", {"bam_mcs", "label_randomization"}),
         ("own_networks", {"axioms"}),
-        ("fit", {*capacity, "concept_correlation", "ice", "factor_audit", "linear_probe", *dissecting, *counterfactual}),
+        (
+            "fit",
+            {*capacity, "concept_correlation", "ice", "factor_audit", "linear_probe", *dissecting, *counterfactual},
+        ),
     ):
         assert {name for name, metric in metrics.items() if getattr(metric, attribute)} == names
 
