@@ -3,8 +3,9 @@
     python scripts/pattern_ratios.py model=vgg_small dataset=imagefolder dataset.root=DATA --out pattern_ratios.csv
 
 One row for each convolution and linear layer: sigma_1 / sigma_2 of the weights W, the patterns A of pattern_net and
-their elementwise product; and `between`, the same for the layer together with the next one. Overrides are those of
-`xaibench run`; the patterns are estimated once and kept in the cache.
+their elementwise product; and `between`, the same for the layer together with the next one. `distance` is of random
+vectors handed down the chain of the weights, as rank_one.py does with random ones. Overrides are those of `xaibench
+run`; the patterns are estimated once and kept in the cache.
 """
 
 import argparse
@@ -18,6 +19,8 @@ from xaibench.config import compose_job
 from xaibench.engine.runner import prepare
 from xaibench.models.tracing.graph import Graph
 from xaibench.models.tracing.steps import Convolution, Dense
+
+VECTORS = 32
 
 
 def main() -> None:
@@ -42,12 +45,15 @@ def table(layers: list[Convolution | Dense], patterns: dict[str, torch.Tensor]) 
         "pattern": [patterns[layer.name] for layer in layers],
         "product": [layer.weight * patterns[layer.name] for layer in layers],
     }
+    chains = {
+        kind: [matrix(weight, below) for weight, below in zip(weights, [None, *weights])]
+        for kind, weights in kinds.items()
+    }
     rows = {"layer": [layer.name for layer in layers]}
-    for kind, weights in kinds.items():
-        matrices = [matrix(weight, below) for weight, below in zip(weights, [None, *weights])]
+    for kind, matrices in chains.items():
         rows[kind] = [ratio(torch.linalg.svdvals(one)) for one in matrices]
         rows[f"{kind}_between"] = [*(between(low, high) for low, high in pairwise(matrices)), torch.nan]
-    return pd.DataFrame(rows)
+    return pd.DataFrame({**rows, "distance": handed_down(chains["weight"])})
 
 
 def matrix(weight: torch.Tensor, below: torch.Tensor | None) -> torch.Tensor:
@@ -73,6 +79,21 @@ def between(low: torch.Tensor, high: torch.Tensor) -> float:
     (_, sigma_high, right_high), (left_low, sigma_low, _) = (torch.linalg.svd(one, False) for one in (high, low))
     turned = sigma_high.sqrt()[:, None] * (right_high @ left_low) * sigma_low.sqrt()
     return ratio(torch.linalg.svdvals(turned))
+
+
+def handed_down(matrices: list[torch.Tensor]) -> list[float]:
+    """The median of 1 - |cosine| over pairs of vectors that matrices [K,C], the last of which is the first, hand down
+    from random ones, each product followed by a ReLU: after each of them; NaN below a matrix that does not fit."""
+    vectors = torch.randn(VECTORS, len(matrices[-1]), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = [torch.nan] * len(matrices)
+    first, second = torch.triu_indices(VECTORS, VECTORS, 1)
+    for place in reversed(range(len(matrices))):
+        if len(matrices[place]) != vectors.shape[1]:
+            break
+        vectors = (vectors @ matrices[place]).clamp(min=0)
+        units = vectors / vectors.norm(dim=1, keepdim=True)  # NaN where nothing is left
+        found[place] = float((1 - (units @ units.T)[first, second]).nanmedian())
+    return found
 
 
 if __name__ == "__main__":

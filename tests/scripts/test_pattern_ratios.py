@@ -42,3 +42,13 @@ def test_between_layers_directions_count(pattern_ratios):
     assert pattern_ratios.between(low, same) == pytest.approx(6.0)
     assert pattern_ratios.between(low, crossed) == pytest.approx(1.5)
     assert math.isnan(pattern_ratios.between(low, torch.randn(2, 3).double()))
+
+
+def test_vectors_that_are_handed_down_by_permutations_are_cut_off_once(pattern_ratios):
+    """Of two normal variables cut off at 0 the cosine is E[x+]^2 / E[x+^2] = 1 / pi, and another order leaves it; one
+    matrix of rank 1 makes all vectors the same, and below one of another shape nothing is known."""
+    shuffled = [torch.eye(3000).double()[torch.randperm(3000)] for _ in range(2)]
+    one = torch.ones(3000, 3000).double()
+    found = pattern_ratios.handed_down([torch.eye(5).double(), one, *shuffled])
+    assert found[3] == pytest.approx(1 - 1 / math.pi, abs=0.01) and found[2] == pytest.approx(found[3])
+    assert found[1] == pytest.approx(0, abs=1e-12) and math.isnan(found[0])
