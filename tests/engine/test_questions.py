@@ -115,7 +115,7 @@ def test_it_is_trained_on_images_with_their_questions(here, monkeypatch):
     monkeypatch.setattr("xaibench.datasets.sort_of_clevr.SPLITS", {"train": range(72), "test": range(72, 108)})
     job = compose_job(["model=relation_network", "model.weights=recipe", "dataset=sort_of_clevr", *recipe])
     path, name, share = train_and_test(job, torch.device("cpu"))
-    assert path.exists() and name == "accuracy" and 0 <= share <= 1
+    assert path.exists() and name == "test accuracy" and 0 <= share <= 1
     cell = prepared(here, "model=relation_network", f"model.weights={path}", "dataset=sort_of_clevr", "method=gradient")
     logits, labels = rows_of(cell, cell.setting.logits)["logits"], cell.setting.load(cell.setting.samples).labels
     assert share == pytest.approx((logits.argmax(1) == labels.numpy()).mean())

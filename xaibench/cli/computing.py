@@ -71,7 +71,7 @@ def train(arguments: list[str]) -> int:
     from ..engine.training import train_and_test
 
     path, name, value = train_and_test(job, find_device(job.runner.device))
-    print(f"{path}\ntest {name} {value:.4f}; used by model.weights=recipe")
+    print(f"{path}\n{name} {value:.4f}; used by model.weights=recipe")
     if kept := sorted(path.parent.glob("epoch-*.safetensors")):
         print(f"kept for model.weights=FILE: {', '.join(map(str, kept))}")
     return 0

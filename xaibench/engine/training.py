@@ -172,11 +172,12 @@ class PermutedLabels(Images):
 
 
 def train_and_test(job: Job, device: torch.device) -> tuple[Path, str, float]:
-    """`xaibench train`: the checkpoint, and by name and value how right it answers the data set's test split: its
-    accuracy, see `losses.right`, or R squared where labels are real."""
+    """`xaibench train`: the checkpoint, and by name and value how right it answers the data set's split, or `test`
+    where that is the one it was trained on: its accuracy, see `losses.right`, or R squared where labels are real."""
     path = trained_weights(job, job.cache, device)
     classifier = load_classifier(job.model, {**job.model_spec, "weights": str(path)}, device=device)
-    samples = split_samples(job.dataset_spec, "test", None, 0, classifier.preprocessing, device)
+    split = job.dataset_spec["split"] if job.dataset_spec.get("split") not in (None, SPLIT) else "test"
+    samples = split_samples(job.dataset_spec, split, None, 0, classifier.preprocessing, device)
     recipe: Recipe | Fitting = build(job.model_spec["recipe"], "model.recipe")
     real = not recipe.reads_vectors and samples.load(samples.ids[:1]).labels.is_floating_point()
-    return path, "R squared" if real else "accuracy", accuracy(classifier, samples, recipe.loss)
+    return path, f"{split} {'R squared' if real else 'accuracy'}", accuracy(classifier, samples, recipe.loss)
