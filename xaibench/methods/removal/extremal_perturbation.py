@@ -24,8 +24,9 @@ WITHIN = tuple(name for name in SELECTORS if name != "pathway_random")
 
 # 1 / T of the smooth maximum.
 COLDNESS = 20.0
-# Of the parameters of masks at each distance: k p, e^20kp, and of each pixel the sum of those.
-Weights = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+# Of R masks, with a = k p: 20a e^20a and e^20a of each parameter at each distance [L,h*w,2R], and of each pixel the sum
+# of the latter.
+Weights = tuple[torch.Tensor, torch.Tensor]
 
 # Values of a mask that differ by less are level.
 TIE = 1e-4
@@ -264,12 +265,14 @@ class SmoothMask:
         there = _pairs(torch.logical_and, *((v >= 0) & (v < side) for v, side in zip(blocks, self.grid)))
         place = _pairs(torch.add, (pixels[0] % spacing * spacing)[:, None], (pixels[1] % spacing)[:, None])[:, 0]
         seen = level.int()[place] * math.prod(self.grid) + _pairs(torch.add, blocks[0] * self.grid[1], blocks[1])
-        pixel = torch.arange(len(seen), dtype=torch.int32)[:, None].expand_as(seen)
-        self.kernel = values.to(like).view(-1, 1, 1)
+        inside = there.flatten().nonzero()[:, 0]
+        pixel, seen = inside.div(there.shape[1], rounding_mode="floor").int(), seen.flatten()[inside]
+        self.kernel = (COLDNESS * values).to(like).view(-1, 1, 1)
         self.outside = (~there).sum(1, keepdim=True).to(like)
         # What each pixel sees, and by which pixels each parameter is seen at each distance.
-        self.seen = Sums.of(pixel[there], seen[there], len(seen), like.device)
-        self.seen_by = Sums.of(seen[there], pixel[there], len(values) * math.prod(self.grid), like.device)
+        self.seen = Sums.of(pixel, seen, len(there), like.device)
+        by = seen.argsort(stable=True)
+        self.seen_by = Sums.of(seen[by], pixel[by], len(values) * math.prod(self.grid), like.device)
 
     def crop(self, mask: torch.Tensor) -> torch.Tensor:
         """The part of a mask [R,*outer] that lies on the image: a view [R,H,W]."""
@@ -278,23 +281,27 @@ class SmoothMask:
 
     def forward(self, values: torch.Tensor) -> tuple[torch.Tensor, Weights]:
         """Masks of parameters [R,h,w], and what `backward` wants back."""
-        product = self.kernel * values.flatten(1).T.contiguous()
-        table = product.new_empty(*product.shape[:2], 2, len(values))
-        weight = torch.exp(COLDNESS * product, out=table[:, :, 1])
-        torch.mul(weight, product, out=table[:, :, 0])
-        weighted, total = self.seen(table.view(-1, 2 * len(values))).chunk(2, dim=1)
+        own = values.flatten(1).T
+        # 20 k p and 1: of each parameter what its weight is multiplied with, for both of the sums.
+        product = torch.addcmul(
+            torch.cat([torch.zeros_like(own), torch.ones_like(own)], 1),
+            self.kernel,
+            torch.cat([own, torch.zeros_like(own)], 1),
+        )
+        table = (self.kernel * own.repeat(1, 2)).exp_().mul_(product)
+        weighted, total = self.seen(table.flatten(0, 1)).chunk(2, dim=1)
         total = total + self.outside  # of parameters that are 0 the weight is 1
-        return (weighted / total).T.reshape(len(values), *self.outer), (product, weight, total)
+        mask = weighted / (COLDNESS * total)
+        return mask.T.reshape(len(values), *self.outer), (table, total)
 
     def backward(self, mask: torch.Tensor, weights: Weights, slope: torch.Tensor) -> torch.Tensor:
         """The gradient [R,h,w] with respect to the parameters of what has the gradient `slope` at their masks."""
         # The derivative of the maximum m = sum(a e^20a) / sum(e^20a) is e^20a / sum(e^20a) * (1 + 20 (a - m)).
-        product, weight, total = weights
-        share = slope.flatten(1).T / total
-        shares = self.seen_by(torch.cat([share * (1 - COLDNESS * mask.flatten(1).T), COLDNESS * share], 1))
-        by_mask, plain = shares.view(len(self.kernel), -1, 2, len(mask)).unbind(2)
-        rise = torch.addcmul(by_mask, product, plain).mul_(weight)
-        return torch.tensordot(self.kernel.flatten(), rise, 1).T.reshape(-1, *self.grid)
+        table, total = weights
+        share = slope.flatten(1).T / (COLDNESS * total)
+        shares = self.seen_by(torch.cat([share, share * (1 - COLDNESS * mask.flatten(1).T)], 1))
+        rise = torch.tensordot(self.kernel.flatten(), shares.view_as(table).mul_(table), 1)
+        return rise.unflatten(1, (2, -1)).sum(1).T.reshape(-1, *self.grid)
 
 
 @dataclass(frozen=True)
@@ -309,10 +316,9 @@ class Sums:
 
     @classmethod
     def of(cls, sums: torch.Tensor, rows: torch.Tensor, count: int, device: torch.device) -> "Sums":
-        """To the sum with each number of `sums` [n], below `count`, goes the row with that of `rows` [n]."""
+        """To the sum with each number of `sums` [n], rising and below `count`, goes the row with that of `rows` [n]."""
         members = torch.bincount(sums, minlength=count)
-        order = sums.argsort(stable=True)
-        return cls(rows[order].to(device), (members.cumsum(0) - members).to(rows.dtype).to(device))
+        return cls(rows.to(device), (members.cumsum(0) - members).to(rows.dtype).to(device))
 
     def __call__(self, table: torch.Tensor) -> torch.Tensor:
         """Rows [m,c] -> sums [count,c]."""
