@@ -123,7 +123,7 @@ LUNG_METRICS = ("quality", "mask_correlation", "mask_correlation_within")
 ALLOCATORS = {"as it is": {}, "returning": {"MALLOC_MMAP_THRESHOLD_": str(2**18)}}
 
 # Parts of a metric's time, by the functions that spend it.
-PARTS = {"ranking": ("ranking.py", "places"), "fills": ("fills.py", "filled"), "imputation": ("imputer.py", "impute")}
+PARTS = {"ranking": ("ranking.py", "places"), "fills": ("fills.py", "filled"), "imputation": ("imputer.py", "__call__")}
 
 
 def main() -> None:

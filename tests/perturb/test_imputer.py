@@ -106,6 +106,17 @@ def test_a_large_batch_in_parts_is_the_same(monkeypatch):
         torch.testing.assert_close(impute(images, masks), expected, rtol=0, atol=1e-9)
 
 
+def test_the_last_part_overlaps_and_memory_is_used_again(monkeypatch):
+    """Eleven images in parts of four, then others of the same shape and of another, by one imputer: as one by one."""
+    monkeypatch.setattr(imputer, "PART", 4 * 2 * 900)
+    again = imputer.Imputer()
+    for count, size in ((11, (30, 30)), (11, (30, 30)), (3, (30, 30)), (5, (20, 45))):
+        images = torch.randn(count, 2, *size)
+        masks = torch.cat([first(orders(size), share) for share in (0.02, 0.9, 0.5, 0.3)])[:count].float()
+        alone = torch.cat([impute(image[None], mask[None]) for image, mask in zip(images, masks)])
+        assert torch.equal(again(images, masks), alone)
+
+
 def test_the_result_follows_scale_and_shift():
     images, masks = torch.randn(3, 2, 30, 30, dtype=torch.float64), first(orders((30, 30)), 0.9)
     expected = impute(images, masks)

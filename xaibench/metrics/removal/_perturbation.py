@@ -12,7 +12,7 @@ from ...models.classifier import Classifier
 from ...models.preprocessing import Preprocessing
 from ...perturb.background import BACKGROUND, REFERENCES, check_background, draw_references
 from ...perturb.fills import check_fill, filled
-from ...perturb.imputer import impute
+from ...perturb.imputer import Imputer
 from ...perturb.perturbed import Remove, Run, masked, replacing
 from ...rng import draw_seeds, from_seeds
 from ..base import Metric
@@ -73,6 +73,7 @@ def imputing(inputs: torch.Tensor, noises: torch.Tensor) -> Remove:
 
     noises [B,C,H,W]: one field for each image, whatever is removed from it.
     """
+    impute = Imputer()
 
     def remove(runs: Sequence[Run], masks: torch.Tensor, out: torch.Tensor) -> None:
         for sample, _, into in runs:
