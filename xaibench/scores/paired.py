@@ -206,8 +206,10 @@ def _exchanged_medians(members: np.ndarray, values: np.ndarray) -> np.ndarray:
     """
     n, order, kind = len(values) // 2, np.argsort(values, kind="stable"), members.dtype
     halves = np.array([(n + 1) // 2, n // 2 + 1], dtype=kind)[:, None, None]
-    # No median lies among the first values, which are fewer than half of a method's.
-    first = (n - 1) // 2
+    # No median lies among the first values, which are of fewer samples than half.
+    fresh = np.zeros(2 * n, dtype=bool)
+    fresh[np.unique(order % n, return_index=True)[1]] = True
+    first = int(np.searchsorted(np.cumsum(fresh), (n + 1) // 2))
     reached = np.empty((2, members.shape[1]), dtype=kind)
     reached[0] = members[order[:first]].sum(axis=0)
     places = np.full((2, *reached.shape), first, dtype=kind)
