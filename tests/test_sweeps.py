@@ -177,6 +177,17 @@ def test_a_value_of_what_a_preset_chooses_for_its_cells(xaibench, here):
     assert code == 2 and "'method.stepz': method has no 'stepz': did you mean 'steps'" in told, told
 
 
+@pytest.mark.parametrize("value", ["1", "2.5", "true", "null", "NULL", "a/b", "[1,2]", "[]", "'a b'", "${seed}"])
+def test_a_value_as_a_sweep_of_one_is_that_value(value):
+    (swept,) = running._as_sweep([f"method.x={value}"], {"method"})
+    parser = OverridesParser.create()
+    plain, found = (parser.parse_override(text) for text in (f"method.x={value}", swept))
+    texts = list(found.sweep_string_iterator()) if found.is_sweep_override() else [found.get_value_element_as_str()]
+    values = [parser.parse_override(f"method.x={text}").value() for text in texts]
+    assert values == [plain.value()]
+    assert found.is_sweep_override() or "$" in value
+
+
 def test_a_name_beyond_those_that_are_composed_first_is_refused_before_any_work(xaibench, here, monkeypatch):
     monkeypatch.setattr(running, "LOOKED_AT", 1)
     code, _, said = xaibench("run", "-m", "method=gradient,gradcm", *QUICK)

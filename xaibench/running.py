@@ -179,8 +179,14 @@ def _as_sweep(arguments: list[str], swept: Set[str]) -> list[str]:
         swept |= {group for group in GROUPS if any(re.match(rf"{group}=.*[,(]", argument) for argument in arguments)}
 
     def one(argument: str) -> str:
-        match = re.fullmatch(r"(\w+)\.([\w.]+)=([^,()]+|\[.*\])", argument)
-        return f"{match[1]}.{match[2]}=choice({match[3]})" if match and match[1] in swept else argument
+        # Not an interpolation, of which a sweep makes a text.
+        match = re.fullmatch(r"(\w+)\.([\w.]+)=([^,()$]+|\[[^$]*\])", argument)
+        if not match or match[1] not in swept:
+            return argument
+        value = (
+            "'null'" if match[3].lower() == "null" else match[3]
+        )  # choice() takes no null, and says it without quotes
+        return f"{match[1]}.{match[2]}=choice({value})"
 
     return [one(argument) for argument in arguments]
 
