@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -170,22 +170,22 @@ def _by_hydra(arguments: list[str], debug: bool) -> int:
         return 1 if ended.exists() and json.loads(ended.read_text())["failed"] else 0
 
 
-def _as_sweep(arguments: list[str], swept: Set[str]) -> list[str]:
+def _as_sweep(arguments: list[str], swept: set[str]) -> list[str]:
     """`method.x=1` as a sweep of one value where `method` is swept: Hydra would try it on the default method first.
 
     swept: the groups of which that is known; beside them are those that the arguments sweep.
     """
     if {"-m", "--multirun"}.intersection(arguments):
-        swept |= {group for group in GROUPS if any(re.match(rf"{group}=.*[,(]", argument) for argument in arguments)}
+        by_command = (group for group in GROUPS if any(re.match(rf"{group}=.*[,(]", word) for word in arguments))
+        swept = swept.union(by_command)
 
     def one(argument: str) -> str:
         # Not an interpolation, of which a sweep makes a text.
         match = re.fullmatch(r"(\w+)\.([\w.]+)=([^,()$]+|\[[^$]*\])", argument)
         if not match or match[1] not in swept:
             return argument
-        value = (
-            "'null'" if match[3].lower() == "null" else match[3]
-        )  # choice() takes no null, and says it without quotes
+        # choice() takes no null, and a text is one again in a cell.
+        value = "'null'" if match[3].lower() == "null" else match[3]
         return f"{match[1]}.{match[2]}=choice({value})"
 
     return [one(argument) for argument in arguments]

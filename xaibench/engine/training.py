@@ -176,7 +176,8 @@ def train_and_test(job: Job, device: torch.device) -> tuple[Path, str, float]:
     where that is the one it was trained on: its accuracy, see `losses.right`, or R squared where labels are real."""
     path = trained_weights(job, job.cache, device)
     classifier = load_classifier(job.model, {**job.model_spec, "weights": str(path)}, device=device)
-    split = job.dataset_spec["split"] if job.dataset_spec.get("split") not in (None, SPLIT) else "test"
+    split = job.dataset_spec.get("split", SPLIT)
+    split = "test" if split == SPLIT else split
     samples = split_samples(job.dataset_spec, split, None, 0, classifier.preprocessing, device)
     recipe: Recipe | Fitting = build(job.model_spec["recipe"], "model.recipe")
     real = not recipe.reads_vectors and samples.load(samples.ids[:1]).labels.is_floating_point()

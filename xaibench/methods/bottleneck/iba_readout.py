@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, cast
+from typing import Literal, Protocol, TypeVar, cast
 
 import torch
 from torch import nn
@@ -30,6 +30,7 @@ from ._bottleneck import (
 )
 
 READOUT = "readout."
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -221,9 +222,25 @@ def trained(
 
 def trained_network(classifier: Classifier, weights: Mapping[str, torch.Tensor]) -> nn.Sequential:
     """The readout network with the weights of `Readout.train`, ready to be asked for this classifier's masks."""
-    own = {name.removeprefix(READOUT): tensor for name, tensor in weights.items() if name.startswith(READOUT)}
+    return restored(
+        classifier,
+        weights,
+        READOUT,
+        lambda own: readout_network(own["0.weight"].shape[1], own["4.weight"].shape[0]),
+    )
+
+
+def restored(
+    classifier: Classifier,
+    weights: Mapping[str, torch.Tensor],
+    prefix: str,
+    make: Callable[[Mapping[str, torch.Tensor]], Network],
+) -> Network:
+    """The network that `make` builds for its weights, those whose names begin with `prefix`, on the classifier's
+    device and with them in it."""
+    own = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
     with torch.device("meta"):  # no initial weights: they would draw from the global generator
-        network = readout_network(own["0.weight"].shape[1], own["4.weight"].shape[0])
+        network = make(own)
     network.load_state_dict(own, assign=True)
     return network.to(classifier.device, classifier.dtype)
 

@@ -23,7 +23,7 @@ from ..bottleneck._bottleneck import (
     require_positive,
     seeded,
 )
-from ..bottleneck.iba_readout import stacked, standardised, trained
+from ..bottleneck.iba_readout import restored, stacked, standardised, trained
 from ..context import Context
 
 MASKER = "masker."
@@ -119,12 +119,13 @@ class RealTimeSaliency(Fitted):
     def attribute(
         self, classifier: Classifier, inputs: torch.Tensor, targets: torch.Tensor, context: Context
     ) -> torch.Tensor:
-        own = {k.removeprefix(MASKER): v for k, v in context.fitted.items() if k.startswith(MASKER)}
         widths = [len(context.fitted[f"{layer}.mean"]) for layer in self.readouts]
-        with torch.device("meta"):  # no initial weights: they would draw from the global generator
-            masker = Masker(widths, self.width, len(own["classes.weight"]))
-        masker.load_state_dict(own, assign=True)
-        masker.to(classifier.device, classifier.dtype)
+        masker = restored(
+            classifier,
+            context.fitted,
+            MASKER,
+            lambda own: Masker(widths, self.width, len(own["classes.weight"])),
+        )
         with torch.no_grad():
             masks = [
                 self._masks(classifier, masker, context.fitted, inputs[part], targets[part])
